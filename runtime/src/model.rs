@@ -1,0 +1,26 @@
+//! The vocabulary: plain values that the border parses protobuf into, the domain keeps, and the
+//! mechanisms are given. No behaviour, no I/O (docs/adr/0001).
+
+mod container;
+mod error;
+mod image;
+mod pod;
+mod resources;
+mod security;
+
+pub use container::{
+    ContainerExit, ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState,
+    ContainerStatus, ContainerUser, DeviceRequest, ExecOutput, ExecRequest, ExitReason,
+    MountPropagation, MountRequest, UserRequest,
+};
+pub use error::{Kind, Kinded};
+pub use image::{
+    ChainId, Digest, FsUsage, Image, ImageConfig, ImageId, ImageUser, NotADigest, RegistryAuth,
+    ResolvedImage,
+};
+pub use pod::{
+    DnsConfig, NamespaceMode, NamespaceModes, PodFilter, PodMetadata, PodSpec, PodState, PodStatus,
+    PortMapping, Protocol, ReadyPod,
+};
+pub use resources::{HugepageLimit, Resources};
+pub use security::{CapabilityRequest, GroupsPolicy, SeccompProfile, SignalName};
