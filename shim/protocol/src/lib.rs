@@ -14,6 +14,7 @@
 
 pub mod frame;
 pub mod monitor;
+pub mod record;
 pub mod worker;
 
 /// The protocol version this build speaks.
@@ -62,4 +63,6 @@ pub enum Fd {
     PauseExe = 13,
     /// The directory that holds the container's log file; the log is opened relative to it.
     LogDir = 14,
+    /// A pidfd of the monitor itself (out, with the answer to a hello).
+    MonitorPidfd = 15,
 }

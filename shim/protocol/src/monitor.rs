@@ -160,6 +160,8 @@ pub enum FailureKind {
     Version = 3,
     /// What was asked for cannot be had on this machine or is malformed.
     Invalid = 4,
+    /// Time was up before it was done; what had been begun was killed.
+    Timeout = 5,
 }
 
 /// Make the container. Descriptors: `WorkerExe`, `Listener`, `StateDir`, `Rootfs`, `Seccomp` where a filter
