@@ -17,6 +17,9 @@ pub mod monitor;
 pub mod record;
 pub mod worker;
 
+/// Encoding and decoding of every message.
+pub use prost::Message;
+
 /// The protocol version this build speaks.
 pub const VERSION: u32 = 1;
 

@@ -16,6 +16,10 @@ pub struct Request {
 
 /// The operations.
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time exists, for one step"
+)]
 pub enum Call {
     /// First message of every connection; answered by [`Outcome::Hello`].
     #[prost(message, tag = "2")]
