@@ -69,7 +69,7 @@ pub(super) async fn over(inner: &Arc<Inner>, container: &Arc<Container>, exit: C
 }
 
 /// The monitor is gone without a word: whatever is left of the container is killed first.
-async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
+pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
     let (dir, leaves) = (inner.state_dir(&container.id), container.now().leaves.clone());
     let record = crate::blocking::run("clean up after a lost monitor", move || {
         let leaves: Vec<PathBuf> = leaves.iter().map(PathBuf::from).collect();

@@ -14,7 +14,7 @@ const DEATH: Duration = Duration::from_secs(20);
 
 /// Stops by signal. Calls may overlap: the signal is sent once, each waits its own time.
 pub(super) async fn stop(inner: &Arc<Inner>, container: &Arc<Container>, grace: Duration) -> Result<(), Error> {
-    if container.now().state != ContainerState::Running {
+    if matches!(container.now().state, ContainerState::Created | ContainerState::Exited) {
         return Ok(());
     }
     if !grace.is_zero() {
@@ -40,6 +40,10 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
         ContainerState::Running | ContainerState::Unknown => {
             signal_init(container, rustix::process::Signal::KILL.as_raw())?;
         }
+    }
+    if container.monitor().is_none() {
+        super::exit::lost(inner, container).await;
+        return Ok(());
     }
     let mut changes = container.state.subscribe();
     let exited = changes.wait_for(|s| *s == ContainerState::Exited);
