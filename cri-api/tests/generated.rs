@@ -1,5 +1,7 @@
 //! The committed Rust code is what `proto/api.proto` gives.
 
+#![allow(clippy::expect_used)] // A failed expectation is how a test fails.
+
 use std::path::Path;
 
 /// Generates the code into `directory` and returns it.

@@ -4,6 +4,8 @@
 //! The published file comes from the Go module `k8s.io/cri-api` at the version and checksum that
 //! `hack/cri-api` pins. It is read where Go keeps it; nothing of it is part of this repository.
 
+#![allow(clippy::expect_used)] // A failed expectation is how a test fails.
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
