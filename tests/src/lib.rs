@@ -2,6 +2,7 @@
 //! a CRI client, a throw-away daemon (Berth or containerd), and a check that nothing is left behind.
 
 pub mod cri;
+pub mod critest;
 pub mod images;
 pub mod leak;
 pub mod oci;

@@ -168,6 +168,7 @@ impl Instance {
             .arg("--config")
             .arg(self.config_file())
             .env("BERTH_TEST_INSTANCE", &self.name)
+            .kill_on_drop(true)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -214,7 +215,11 @@ impl Instance {
             return true;
         }
         let Ok(answer) = cri.status(false).await else { return false };
-        answer.status.is_some_and(|status| status.conditions.iter().all(|one| one.status))
+        // containerd adds a third condition about deprecated settings.
+        let conditions = answer.status.unwrap_or_default().conditions;
+        ["RuntimeReady", "NetworkReady"]
+            .iter()
+            .all(|name| conditions.iter().any(|one| one.r#type == *name && one.status))
     }
 
     /// The last lines of the daemon's log.
