@@ -70,13 +70,19 @@ pub fn detached_overlay(
         return by_option_string(layers, scratch);
     }
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_set_string(&context, "source", "berth")?;
+    configure(&context, method, layers).map_err(|error| explain(&context, error))?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    Ok(rustix::mount::fsmount(&context, flags, MountAttrFlags::empty())?)
+}
+
+fn configure(context: &OwnedFd, method: Method, layers: &OverlayLayers<'_>) -> io::Result<()> {
+    rustix::mount::fsconfig_set_string(context, "source", "berth")?;
     for (key, value) in OPTIONS {
-        rustix::mount::fsconfig_set_string(&context, key, value)?;
+        rustix::mount::fsconfig_set_string(context, key, value)?;
     }
     let set = |key: &str, dir: BorrowedFd<'_>| match method {
-        Method::Descriptors => rustix::mount::fsconfig_set_fd(&context, key, dir),
-        _ => rustix::mount::fsconfig_set_string(&context, key, descriptor_path(dir).as_str()),
+        Method::Descriptors => rustix::mount::fsconfig_set_fd(context, key, dir),
+        _ => rustix::mount::fsconfig_set_string(context, key, descriptor_path(dir).as_str()),
     };
     for dir in layers.lower {
         set("lowerdir+", *dir)?;
@@ -85,18 +91,36 @@ pub fn detached_overlay(
         set("upperdir", upper)?;
         set("workdir", work)?;
     }
-    rustix::mount::fsconfig_create(&context)?;
-    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    Ok(rustix::mount::fsmount(&context, flags, MountAttrFlags::empty())?)
+    Ok(rustix::mount::fsconfig_create(context)?)
+}
+
+/// Adds what the kernel wrote into the context's log: `EINVAL` alone helps nobody.
+fn explain(context: &OwnedFd, error: io::Error) -> io::Error {
+    let mut message = [0; 1024];
+    let mut log = String::new();
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut message) {
+        let line = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
+        let line = line.trim_start_matches("e ").trim_end().to_owned();
+        let _ = write!(log, "{}{line}", if log.is_empty() { "" } else { "; " });
+    }
+    if log.is_empty() {
+        return error;
+    }
+    io::Error::new(error.kind(), format!("{error}: {log}"))
 }
 
 fn descriptor_path(dir: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", dir.as_raw_fd())
 }
 
+fn real_path(dir: BorrowedFd<'_>) -> io::Result<std::path::PathBuf> {
+    std::fs::read_link(descriptor_path(dir))
+}
+
 /// mount(2) has to attach, so it does in a mount namespace that a thread makes, and that is gone with
 /// the thread once a detached copy has been taken. 500 layers fit into the page of options because the
-/// thread's working directory holds links with names of one to three bytes.
+/// thread's working directory holds links with names of one to three bytes. The links lead to paths, not
+/// to descriptors: those belong to the mounts of the namespace that was left, which overlay refuses.
 fn by_option_string(layers: &OverlayLayers<'_>, scratch: &Path) -> io::Result<OwnedFd> {
     let links = scratch.join(crate::sys::fs::unique_name("overlay-"));
     std::fs::create_dir(&links)?;
@@ -129,12 +153,12 @@ fn mount_in_own_namespace(layers: &OverlayLayers<'_>, links: &Path) -> io::Resul
     }
     options.push_str("lowerdir=");
     for (number, dir) in layers.lower.iter().enumerate() {
-        symlink(descriptor_path(*dir), links.join(format!("{number:x}")))?;
+        symlink(real_path(*dir)?, links.join(format!("{number:x}")))?;
         let _ = write!(options, "{}{number:x}", if number == 0 { "" } else { ":" });
     }
     if let Some((upper, work)) = layers.upper {
-        symlink(descriptor_path(upper), links.join("u"))?;
-        symlink(descriptor_path(work), links.join("w"))?;
+        symlink(real_path(upper)?, links.join("u"))?;
+        symlink(real_path(work)?, links.join("w"))?;
         options.push_str(",upperdir=u,workdir=w");
     }
     std::fs::create_dir(links.join("m"))?;
