@@ -139,3 +139,6 @@ impl Kinded for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,7 +138,7 @@ pub fn choose(index: &ImageIndex) -> Result<&Descriptor, String> {
 
 fn platform_name(platform: &Platform) -> String {
     let mut name = format!("{}/{}", platform.os(), platform.architecture());
-    if let Some(variant) = platform.variant() {
+    if let Some(variant) = platform.variant().as_deref().filter(|v| !v.is_empty()) {
         name = format!("{name}/{variant}");
     }
     name.chars().take(40).collect()
