@@ -1,1 +1,242 @@
-//! TBD.
+//! The composition root: what there is, made in the order in which it is read here.
+
+mod lock;
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{CgroupDriver, Config, LogFormat};
+use crate::container::ContainerManager;
+use crate::events::Events;
+use crate::host::HostFacts;
+use crate::image::ImageManager;
+use crate::metrics::Metrics;
+use crate::model::chain;
+use crate::network::Network;
+use crate::pod::PodManager;
+use crate::shim::Launcher;
+use crate::storage::Storage;
+use crate::store::Programs;
+use crate::{admin, cgroup, container, cri, network, pod, recover, shim, spec, sys, telemetry};
+
+/// How long RPCs under way may take to end after a request to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Where the helpers are when they are not beside the executable.
+const LIBEXEC: &str = "/usr/libexec/berth";
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// In words, for the terminal: why it could not start, or why it ended.
+pub fn main(config: Config) -> Result<(), String> {
+    let json = config.log_format == LogFormat::Json;
+    let log = telemetry::init(&config.log_level, json).map_err(|e| chain(&e))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_secs(5))
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start the async runtime: {e}"))?;
+    let outcome = runtime.block_on(serve(Arc::new(config), log));
+    // Blocking calls that hang on a dead disk must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn serve(config: Arc<Config>, log: telemetry::Handle) -> Result<(), String> {
+    make_dir(&config.root)?;
+    make_dir(&config.state)?;
+    let _root = lock::take(&config.root)?;
+    let _state = lock::take(&config.state)?;
+    let parts = Parts::build(&config).await?;
+    let listener = listen(&config.listen)?;
+    let admin_listener = listen(&config.admin)?;
+
+    let (stop, stopping) = watch::channel(false);
+    let ready = Arc::new(cri::Ready::default());
+    let services = cri::Services {
+        pods: parts.pods.clone(),
+        containers: parts.containers.clone(),
+        images: parts.images.clone(),
+        info: Arc::new(Info { config: config.clone(), facts: parts.facts.clone(), network: parts.network.clone() }),
+        ready: ready.clone(),
+        metrics: parts.metrics.clone(),
+    };
+    let cri_server = tokio::spawn(cri::serve(listener, services, stopping.clone()));
+    let admin_deps = admin::Deps {
+        images: parts.images.clone(),
+        metrics: parts.metrics.clone(),
+        log,
+        config: config.show(),
+        ready: ready.clone(),
+    };
+    let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
+
+    recover::all(&parts.containers, &parts.pods, &parts.images).await?;
+    ready.set();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %config.listen.display(), "serving the CRI");
+
+    wait_for_stop().await?;
+    tracing::info!("stopping; containers go on");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stop.send_replace(true);
+    let _ = tokio::time::timeout(DRAIN, async { tokio::join!(cri_server, admin_server) }).await;
+    parts.close(&config).await;
+    for socket in [&config.listen, &config.admin] {
+        // Another daemon cannot have made it: the locks are still ours.
+        let _ = std::fs::remove_file(socket);
+    }
+    Ok(())
+}
+
+/// Everything that the daemon is made of.
+struct Parts {
+    facts: Arc<HostFacts>,
+    metrics: Arc<Metrics>,
+    network: Arc<Network>,
+    pods: Arc<PodManager>,
+    containers: Arc<ContainerManager>,
+    images: Arc<ImageManager>,
+    shims: Vec<PathBuf>,
+}
+
+impl Parts {
+    async fn build(config: &Arc<Config>) -> Result<Self, String> {
+        let facts = Arc::new(HostFacts::probe().map_err(|e| chain(&e))?);
+        if config.cgroup_driver == CgroupDriver::Systemd {
+            return Err("cgroup.driver = \"systemd\": this Berth has the cgroupfs driver only".to_owned());
+        }
+        let metrics = Arc::new(Metrics::new());
+        let events = Events::default();
+        let storage = Arc::new(Storage::open(&config.root).map_err(|e| chain(&e))?);
+        let programs = Programs::open(config.state.join("seccomp")).map_err(|e| chain(&e))?;
+        let programs = Arc::new(programs);
+        let seccomp = Arc::new(spec::seccomp::Compiler::default());
+        let network = Network::open(network::NetworkConfig {
+            cni_conf_dir: config.cni_conf_dir.clone(),
+            cni_bin_dirs: config.cni_bin_dirs.clone(),
+            cache_dir: config.root.join("network"),
+            builtin: config.builtin_network.clone(),
+            instance: config.instance.clone(),
+        });
+        let network = Arc::new(network.await.map_err(|e| chain(&e))?);
+        let stage = config.state.join("stage");
+        make_dir(&stage.join("rootfs"))?;
+        sys::mount::make_private_mount(&stage).map_err(|e| format!("cannot make {} a private mount: {e}", stage.display()))?;
+        make_dir(&stage.join("rootfs"))?;
+        let shims = cgroup::ensure_shims(&facts, &config.shims_cgroup).map_err(|e| chain(&e))?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let launcher = Launcher::open(shim::LauncherConfig {
+            shim: helper("berth-shim")?,
+            worker: helper("berth-worker")?,
+            state_dir: config.state.clone(),
+            shims_cgroup: shims.clone(),
+            events: sender,
+            boot_id: facts.boot_id.clone(),
+        });
+        let launcher = Arc::new(launcher.map_err(|e| chain(&e))?);
+        let pods = PodManager::open(pod::Deps {
+            config: config.clone(),
+            facts: facts.clone(),
+            network: network.clone(),
+            launcher: launcher.clone(),
+            seccomp: seccomp.clone(),
+            programs: programs.clone(),
+            events: events.clone(),
+        });
+        let pods = Arc::new(pods.map_err(|e| chain(&e))?);
+        let containers = ContainerManager::open(
+            container::Deps {
+                config: config.clone(),
+                facts: facts.clone(),
+                launcher,
+                storage: storage.clone(),
+                seccomp,
+                programs,
+                events,
+            },
+            receiver,
+        );
+        let containers = Arc::new(containers.map_err(|e| chain(&e))?);
+        let users = containers.clone();
+        let images = ImageManager::open(crate::image::ImageDeps {
+            storage,
+            registry_hosts_dir: config.registry_hosts_dir.clone(),
+            max_concurrent_layers: config.max_concurrent_layers,
+            in_use: Arc::new(move || users.layers_in_use()),
+        });
+        let images = Arc::new(images.map_err(|e| chain(&e))?);
+        Ok(Self { facts, metrics, network, pods, containers, images, shims })
+    }
+
+    /// Leaves nothing behind that nobody needs: with pods, everything they stand on stays.
+    async fn close(self, config: &Config) {
+        if let Err(error) = sys::mount::detach_unmount(&config.state.join("stage")) {
+            tracing::warn!(%error, "cannot unmount the staging directory");
+        }
+        self.network.shutdown().await;
+        let shims = self.shims;
+        crate::blocking::run("remove empty cgroups", move || cgroup::remove_if_empty(&shims)).await;
+    }
+}
+
+/// What Status and RuntimeConfig tell of the parts that the border does not see.
+#[derive(Debug)]
+struct Info {
+    config: Arc<Config>,
+    facts: Arc<HostFacts>,
+    network: Arc<Network>,
+}
+
+fn make_dir(dir: &Path) -> Result<(), String> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(dir)
+        .map_err(|e| format!("cannot make {}: {e}", dir.display()))
+}
+
+/// A helper beside this executable, else in the system's place.
+fn helper(name: &str) -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|e| format!("cannot tell where this executable is: {e}"))?;
+    let beside = own.with_file_name(name);
+    let installed = Path::new(LIBEXEC).join(name);
+    [&beside, &installed].into_iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
+        format!("{name} is neither {} nor {}: build or install it", beside.display(), installed.display())
+    })
+}
+
+fn listen(path: &Path) -> Result<UnixListener, String> {
+    let failed = |e: io::Error| format!("cannot listen on {}: {e}", path.display());
+    if let Some(dir) = path.parent() {
+        make_dir(dir)?;
+    }
+    // The locks are ours, so a socket that is there belongs to a daemon that is dead.
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(listener)
+}
+
+async fn wait_for_stop() -> Result<(), String> {
+    let listen = |kind| signal(kind).map_err(|e| format!("cannot listen for signals: {e}"));
+    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
