@@ -23,6 +23,7 @@ use super::pause::PAUSE;
 use super::pod::PodWorker;
 use super::spawner::Spawner;
 use super::{ConnectError, Error};
+use crate::blocking;
 use crate::id::ContainerId;
 use crate::sys::{self, mount, process};
 
@@ -121,8 +122,7 @@ impl Launcher {
             move |source| Error::Io { name, what, source }
         };
         let dir = launch.dir.clone();
-        let prepared = tokio::task::spawn_blocking(move || prepare(&dir)).await;
-        let prepared = prepared.unwrap_or_else(|e| Err(io::Error::other(e)));
+        let prepared = blocking::run("make a monitor's socket", move || prepare(&dir)).await;
         let (dir_fd, listener) = prepared.map_err(io("make the monitor's socket"))?;
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
         let spawned = self.spawner.spawn(&self.shim, "berth-shim", theirs).await;
@@ -202,7 +202,7 @@ impl Launcher {
             };
             match greet(&stream).await {
                 Some((state, fds)) => Ok((stream, state, fds)),
-                None => Err(ConnectError::Gone(id.to_string())),
+                None => Err(ConnectError::Gone),
             }
         };
         let reached = tokio::time::timeout(HELLO, reach).await;
@@ -231,9 +231,7 @@ impl Launcher {
 
 fn unreachable(id: &ContainerId, source: io::Error) -> ConnectError {
     match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ConnectError::Gone(id.to_string())
-        }
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ConnectError::Gone,
         // The queue of connections that it has not accepted is full.
         io::ErrorKind::WouldBlock => ConnectError::Hung(id.to_string()),
         _ => {

@@ -20,6 +20,7 @@ use crate::model::{Kind, Kinded};
 use crate::sys;
 
 mod containers;
+mod figures;
 mod pods;
 
 /// Nothing here takes longer.
