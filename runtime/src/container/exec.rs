@@ -60,10 +60,11 @@ fn plan(inner: &Inner, container: &Container, request: &ExecRequest) -> Result<(
             Some(file.map_err(|e| container.step("load the system call filter", Kind::Unknown, chain(&e)))?)
         }
     };
+    let process = spec::exec(&record.process, request).map_err(|e| Error::Invalid(chain(&e)))?;
     let exec = worker::Exec {
         container: container.id.to_string(),
         init: record.init.as_ref().map_or(0, |p| p.pid),
-        process: Some(spec::exec(&record.process, request)),
+        process: Some(process),
         own_cgroup: cgroups.own,
         join_cgroup: cgroups.join,
         user_namespace: false,

@@ -22,7 +22,7 @@ pub(super) async fn update(inner: &Arc<Inner>, container: &Arc<Container>, wante
     let leaves: Vec<PathBuf> = container.now().leaves.iter().map(PathBuf::from).collect();
     let applied = crate::blocking::run("update a container's limits", move || {
         let usage = crate::cgroup::memory_usage(&leaves).map_err(|e| (Kind::Unknown, chain(&e)))?;
-        let update = spec::update(&facts, &path, &old, &wanted, usage).map_err(|e| (Kind::InvalidArgument, chain(&e)))?;
+        let update = spec::update(spec::Place { facts: &facts.cgroup, path: &path }, &old, &wanted, usage).map_err(|e| (Kind::InvalidArgument, chain(&e)))?;
         crate::cgroup::apply(&update.writes).map_err(|e| (Kind::Unknown, chain(&e)))?;
         Ok(update.resources)
     })

@@ -87,7 +87,7 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         steps.push_blocking("namespace", move || sys::netns::unpin(&path));
     }
     let shm = dir.join("shm");
-    steps.push_blocking("shared memory", move || sys::mount::unmount(&shm));
+    steps.push_blocking("shared memory", move || sys::mount::detach_unmount(&shm));
     steps
 }
 

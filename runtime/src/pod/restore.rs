@@ -74,7 +74,7 @@ impl PodManager {
                     report(&id, sys::netns::unpin(&dir.join(mount)));
                 }
                 report(&id, sys::netns::unpin(&super::run::netns_path(&inner, &id)));
-                report(&id, sys::mount::unmount(&dir.join("shm")));
+                report(&id, sys::mount::detach_unmount(&dir.join("shm")));
                 report(&id, std::fs::remove_dir_all(&dir));
             }
         })

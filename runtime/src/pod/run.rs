@@ -16,6 +16,10 @@ use crate::network::{NetworkResult, PodNetwork};
 use crate::shim::PauseHandle;
 use crate::spec;
 use crate::store::{Claim, Reservation};
+use crate::sys::mount::{TmpfsOptions, mount_tmpfs};
+
+/// Size of a pod's `/dev/shm` in bytes (row X033).
+const SHM_SIZE: u64 = 64 << 20;
 
 pub(super) type NameReservation = Reservation<crate::model::PodMetadata, PodId, PodSpec, Error>;
 
@@ -102,7 +106,7 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
     };
     let (deps, config) = (&inner.deps, &inner.deps.config);
     let id = PodId::generate().map_err(|e| failed("choose the id", e.to_string()))?;
-    let cgroup_parent = spec::cgroup_parent(&spec.cgroup_parent, &config.default_cgroup_parent, spec::Driver::Cgroupfs)
+    let cgroup_parent = spec::cgroupfs_parent(&spec.cgroup_parent, &config.default_cgroup_parent)
         .map_err(|e| Error::Invalid(e.to_string()))?;
     let own_network = spec.namespaces.network != NamespaceMode::Node;
     let hostname = match spec.hostname.as_str() {
@@ -146,11 +150,14 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     let deps = &inner.deps;
     let dir = inner.state_dir(&pod.id);
     let sysctls = spec::split_sysctls(spec).map_err(|e| Error::Invalid(e.to_string()))?;
+    let cpuset = crate::cgroup::parent_cpuset(&deps.facts.cgroup, &pod.now().cgroup_parent)
+        .map_err(|e| failed("read the cpuset", Kind::Unknown, chain(&e)))?;
     let plan = spec::pause(&spec::PauseInput {
         id: &pod.id,
         spec,
         cgroup_parent: &pod.now().cgroup_parent,
         facts: &deps.facts,
+        cpuset: cpuset.as_ref(),
     })
     .map_err(|e| Error::Invalid(e.to_string()))?;
     pod.now().cgroup.clone_from(&plan.cgroup.leaves);
@@ -220,7 +227,9 @@ async fn make_files(dir: &std::path::Path, hostname: String, spec: Arc<PodSpec>,
         files::write(&dir, &hostname, spec.dns.as_ref()).map_err(|e| e.to_string())?;
         if own_ipc {
             let shm = dir.join("shm");
-            crate::sys::mount::mount_shm(&shm).map_err(|e| format!("cannot mount {}: {e}", shm.display()))?;
+            std::fs::create_dir_all(&shm)
+                .and_then(|()| mount_tmpfs(&shm, TmpfsOptions::shm(SHM_SIZE)))
+                .map_err(|e| format!("cannot mount {}: {e}", shm.display()))?;
         }
         if !spec.log_directory.is_empty() {
             std::fs::create_dir_all(&spec.log_directory)
@@ -233,7 +242,7 @@ async fn make_files(dir: &std::path::Path, hostname: String, spec: Arc<PodSpec>,
 
 fn seccomp_program(inner: &Inner, plan: &spec::PausePlan) -> Result<Option<std::os::fd::OwnedFd>, String> {
     let deps = &inner.deps;
-    let Some(program) = deps.seccomp.program(&plan.seccomp, 0, &deps.facts).map_err(|e| chain(&e))? else {
+    let Some(program) = deps.seccomp.program(&plan.seccomp, 0, |path| std::fs::read(path)).map_err(|e| chain(&e))? else {
         return Ok(None);
     };
     let name = deps.programs.keep(&program).map_err(|e| chain(&e))?;
