@@ -320,7 +320,7 @@ impl Container {
                 "too many commands run in the container at once",
             ));
         }
-        if self.execs.iter().any(|exec| exec.id() == request.exec_id) {
+        if self.execs.iter().any(|exec| exec.is(&request.exec_id)) {
             return out.push(refusal(caller, "the exec id is in use"));
         }
         self.next_exec += 1;
@@ -336,7 +336,7 @@ impl Container {
     pub(crate) fn kill_exec(&mut self, caller: Caller, id: &str, out: &mut Outbox) {
         self.execs
             .iter_mut()
-            .filter(|exec| exec.id() == id)
+            .filter(|exec| exec.is(id))
             .for_each(Exec::kill);
         out.push(done(caller));
     }

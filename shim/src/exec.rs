@@ -108,9 +108,9 @@ impl Exec {
         })
     }
 
-    /// The daemon's name for it.
-    pub(crate) fn id(&self) -> &str {
-        &self.id
+    /// The daemon calls it so.
+    pub(crate) fn is(&self, id: &str) -> bool {
+        !self.silent && self.id == id
     }
 
     /// What to poll: the worker's answer or the error pipe.

@@ -155,9 +155,12 @@ fn become_program(exe: BorrowedFd<'_>, name: &CStr, socket: BorrowedFd<'_>) -> i
     if unsafe { libc::dup2(socket.as_raw_fd(), 0) } < 0 {
         return io::Error::last_os_error();
     }
+    // Not through the C library, which keeps a few signals for itself and so would leave them ignored.
+    let default = [0_u64; 4];
     for signal in 1..=64 {
-        // SAFETY: takes numbers only. It fails for SIGKILL, SIGSTOP and those of the C library, as it should.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        let (old, size) = (ptr::null_mut::<u64>(), size_of::<SignalSet>());
+        // SAFETY: a kernel `sigaction` of zeros means the default. It fails for SIGKILL and SIGSTOP, as it should.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size) };
     }
     if let Err(e) = set_signal_mask(0) {
         return e;

@@ -11,6 +11,7 @@ use shim_protocol::worker;
 
 use super::{Container, Phase, fail};
 use crate::cgroup;
+use crate::exit;
 use crate::log::{Log, Source, Stream, Target};
 use crate::oom::Oom;
 use crate::pipes::{self, ErrorPipe};
@@ -64,6 +65,21 @@ pub(crate) fn create(
     fds: Vec<OwnedFd>,
 ) -> Result<(Container, OwnedFd), Failure> {
     let mut given = Given { roles, fds };
+    let state_dir = given.need(Fd::StateDir)?;
+    let dir = state_dir.try_clone();
+    begin(caller, request, given, state_dir).inspect_err(|_| {
+        if let Ok(dir) = dir {
+            exit::remove_socket(dir.as_fd());
+        }
+    })
+}
+
+fn begin(
+    caller: Caller,
+    request: monitor::Create,
+    mut given: Given,
+    state_dir: OwnedFd,
+) -> Result<(Container, OwnedFd), Failure> {
     let Some(container) = request.container else {
         return Err(failure(
             FailureKind::Invalid,
@@ -72,7 +88,6 @@ pub(crate) fn create(
     };
     let exe = given.need(Fd::WorkerExe)?;
     let listener = given.need(Fd::Listener)?;
-    let state_dir = given.need(Fd::StateDir)?;
     let rootfs = given.need(Fd::Rootfs)?;
     let target = match request.log_name.is_empty() {
         true => None,
