@@ -263,7 +263,9 @@ impl Network {
         }
         let cidrs: Vec<String> = cidr.split(',').map(|one| one.trim().to_owned()).collect();
         if let Some(bad) = cidrs.iter().find(|one| !is_cidr(one)) {
-            return Err(Error::Invalid(format!("{bad:?} in pod CIDR {cidr:?} is not a CIDR")));
+            return Err(Error::Invalid(format!(
+                "{bad:?} in pod CIDR {cidr:?} is not a CIDR"
+            )));
         }
         let cni = Arc::clone(&self.cni);
         blocking(move || cni.set_pod_cidrs(cidrs)).await
@@ -284,7 +286,9 @@ impl Network {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::Task)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(Error::Task)?
 }
 
 fn loopback(path: &Path) -> Result<(), Error> {

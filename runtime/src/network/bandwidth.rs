@@ -25,9 +25,7 @@ impl Bandwidth {
     ///
     /// # Errors
     /// When a value is not a quantity from 1k to 1P.
-    pub fn from_annotations(
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<Self>, Error> {
+    pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Result<Option<Self>, Error> {
         let limit = |key: &str| {
             let Some(text) = annotations.get(key) else {
                 return Ok(None);
@@ -127,7 +125,18 @@ mod tests {
             assert_eq!(quantity(text), Some(value), "{text}");
         }
         for bad in [
-            "", ".", "k", "-1", "1 k", "1K", "1kk", "1e", "1..2", "1.2.3", "1+2", "99999999999E",
+            "",
+            ".",
+            "k",
+            "-1",
+            "1 k",
+            "1K",
+            "1kk",
+            "1e",
+            "1..2",
+            "1.2.3",
+            "1+2",
+            "99999999999E",
             "1e400",
         ] {
             assert_eq!(quantity(bad), None, "{bad}");

@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use self::lease::{Lease, Leases};
 use self::links::{Bridge, Pair};
 use self::rules::{HostPort, Rules};
-use super::netlink::Netlink;
+use super::netlink::{NetfilterPool, Netlink};
 use super::{Error, NetworkResult, PodNetwork};
 use crate::id::PodId;
 use crate::model::PortMapping;
@@ -67,7 +67,11 @@ impl Builtin {
         Ok(Self {
             subnet,
             leases: Leases::open(dir.join("leases"))?,
-            rules: Rules { table, bridge },
+            rules: Rules {
+                table,
+                bridge,
+                sockets: NetfilterPool::default(),
+            },
             forwarding_note: state_dir.join("ip_forward"),
             shared: Mutex::new(()),
         })
@@ -80,7 +84,11 @@ impl Builtin {
 
     /// Pods that have something of it.
     pub(super) fn pods(&self) -> Vec<PodId> {
-        self.leases.all().into_iter().map(|lease| lease.pod).collect()
+        self.leases
+            .all()
+            .into_iter()
+            .map(|lease| lease.pod)
+            .collect()
     }
 
     /// Whether a pod has something of it.
@@ -137,7 +145,7 @@ impl Builtin {
         links::connect(netlink, bridge, subnet, &pair)?;
         if !ports.is_empty() {
             self.rules.publish(&pod.id, lease.address, ports)?;
-            conntrack::forget(ports, lease.address)?;
+            conntrack::forget(&self.rules.sockets, ports, lease.address)?;
         }
         Ok(())
     }
@@ -154,11 +162,12 @@ impl Builtin {
         }
         let removed = links::remove(&mut netlink, &host_interface(pod));
         errors.extend(removed.err().map(Error::from));
+        if let Ok(ports) = host_ports(&lease.ports) {
+            let forgotten = conntrack::forget(&self.rules.sockets, &ports, lease.address);
+            errors.extend(forgotten.err().map(Error::from));
+        }
         if errors.is_empty() {
             self.leases.release(&lease)?;
-            if let Ok(ports) = host_ports(&lease.ports) {
-                conntrack::forget(&ports, lease.address)?;
-            }
         }
         Error::collect(errors)
     }
@@ -225,7 +234,11 @@ impl Builtin {
         subnet: Subnet,
         address: std::net::Ipv4Addr,
     ) -> serde_json::Value {
-        let mac = |address| links::hardware_address(address).map(|b| format!("{b:02x}")).join(":");
+        let mac = |address| {
+            links::hardware_address(address)
+                .map(|b| format!("{b:02x}"))
+                .join(":")
+        };
         json!({
             "cniVersion": "1.0.0",
             "interfaces": [
@@ -256,7 +269,11 @@ fn host_interface(pod: &PodId) -> String {
 }
 
 fn published(mappings: &[PortMapping]) -> Vec<PortMapping> {
-    mappings.iter().filter(|m| m.host_port > 0).cloned().collect()
+    mappings
+        .iter()
+        .filter(|m| m.host_port > 0)
+        .cloned()
+        .collect()
 }
 
 /// The host ports, checked; a repeated one counts once.

@@ -89,7 +89,10 @@ impl Cni {
             timeout: config.plugin_timeout,
         };
         // One that cannot be read is as good as none: the kubelet says it again.
-        let pod_cidrs = record::read(&dir, POD_CIDRS).ok().flatten().unwrap_or_default();
+        let pod_cidrs = record::read(&dir, POD_CIDRS)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
         let watch = Watch::start(config.cni_conf_dir.clone(), plugins.clone())?;
         Ok(Self {
             plugins,
@@ -109,7 +112,10 @@ impl Cni {
     pub(super) fn set_pod_cidrs(&self, cidrs: Vec<String>) -> Result<(), Error> {
         let path = self.dir.join(POD_CIDRS);
         record::write(&self.dir, POD_CIDRS, &cidrs).map_err(Error::file("write", path))?;
-        *self.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner) = cidrs;
+        *self
+            .pod_cidrs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = cidrs;
         Ok(())
     }
 
@@ -117,7 +123,11 @@ impl Cni {
     /// cannot be undone keeps its attachment.
     pub(super) async fn setup(&self, pod: &PodNetwork) -> Result<NetworkResult, Error> {
         let network = self.watch.network().await?;
-        let cidrs = self.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let cidrs = self
+            .pod_cidrs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let mut attachment = Attachment {
             pod: pod.id.clone(),
             netns: pod.netns.clone(),
@@ -191,23 +201,25 @@ impl Cni {
 
     async fn attachment(&self, pod: &PodId) -> Result<Option<Attachment>, Error> {
         let (dir, name) = (self.attachments.clone(), pod.to_string());
-        blocking(move || {
-            record::read(&dir, &name).map_err(Error::file("read", dir.join(&name)))
-        })
-        .await
+        blocking(move || record::read(&dir, &name).map_err(Error::file("read", dir.join(&name))))
+            .await
     }
 
     /// The result that a pod was given.
     pub(super) async fn result(&self, pod: &PodId) -> Result<Option<NetworkResult>, Error> {
         let attachment = self.attachment(pod).await?;
         let network = attachment.and_then(|a| Some((a.network.name, a.result?)));
-        network.map(|(name, raw)| network_result(&name, raw)).transpose()
+        network
+            .map(|(name, raw)| network_result(&name, raw))
+            .transpose()
     }
 
     /// CHECK with every plugin: whether the pod is still connected as ADD left it.
     pub(super) async fn check(&self, pod: &PodId) -> Result<(), Error> {
         let Some(attachment) = self.attachment(pod).await? else {
-            return Err(Error::NotReady(format!("pod {pod} has no attachment to a network")));
+            return Err(Error::NotReady(format!(
+                "pod {pod} has no attachment to a network"
+            )));
         };
         let network = &attachment.network;
         if network.disable_check || network.version < Version::V0_4 {
@@ -265,8 +277,8 @@ impl Cni {
 
     /// Pods that have an attachment. Blocks while a directory is read.
     pub(super) fn pods(&self) -> Result<Vec<PodId>, Error> {
-        let names = record::names(&self.attachments)
-            .map_err(Error::file("list", &self.attachments))?;
+        let names =
+            record::names(&self.attachments).map_err(Error::file("list", &self.attachments))?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 }
@@ -282,7 +294,12 @@ fn network_result(network: &str, raw: Value) -> Result<NetworkResult, Error> {
 fn supported_versions(output: &[u8]) -> Option<Vec<String>> {
     let answer: Value = serde_json::from_slice(output).ok()?;
     let list = answer.get("supportedVersions")?.as_array()?;
-    Some(list.iter().filter_map(Value::as_str).map(Into::into).collect())
+    Some(
+        list.iter()
+            .filter_map(Value::as_str)
+            .map(Into::into)
+            .collect(),
+    )
 }
 
 impl<'a> Call<'a> {
@@ -347,7 +364,9 @@ impl Plugins {
     async fn status(&self, network: &NetworkList) -> Result<(), String> {
         for plugin in &network.plugins {
             let call = Call::question(Verb::Status, network);
-            self.run(plugin, call).await.map_err(|error| chain(&error))?;
+            self.run(plugin, call)
+                .await
+                .map_err(|error| chain(&error))?;
         }
         Ok(())
     }
@@ -356,9 +375,14 @@ impl Plugins {
         let fail = |failure| plugin_error(plugin, call.network, call.verb, failure);
         let path = exec::find(NetworkList::kind(plugin), &self.dirs).map_err(fail)?;
         let input = Value::Object(execution_config(plugin, &call)).to_string();
-        exec::run(&path, &self.environment(&call), input.as_bytes(), call.timeout)
-            .await
-            .map_err(fail)
+        exec::run(
+            &path,
+            &self.environment(&call),
+            input.as_bytes(),
+            call.timeout,
+        )
+        .await
+        .map_err(fail)
     }
 
     fn environment(&self, call: &Call<'_>) -> Vec<(&'static str, String)> {
@@ -370,7 +394,11 @@ impl Plugins {
         if let Some(attachment) = call.attachment {
             // DEL of a namespace that is gone: "the runtime may leave it empty".
             let gone = call.verb == Verb::Del && !netns::is_pinned(&attachment.netns);
-            let netns = if gone { Path::new("") } else { &attachment.netns };
+            let netns = if gone {
+                Path::new("")
+            } else {
+                &attachment.netns
+            };
             environment.extend([
                 ("CNI_CONTAINERID", attachment.pod.to_string()),
                 ("CNI_NETNS", netns.to_string_lossy().into_owned()),
@@ -416,8 +444,14 @@ fn execution_config(plugin: &Map<String, Value>, call: &Call<'_>) -> Map<String,
             config.insert("runtimeConfig".into(), given.into());
         }
     }
-    config.extend(call.previous.map(|result| ("prevResult".into(), result.clone())));
-    config.extend(call.valid.map(|list| ("cni.dev/valid-attachments".into(), list.clone())));
+    config.extend(
+        call.previous
+            .map(|result| ("prevResult".into(), result.clone())),
+    );
+    config.extend(
+        call.valid
+            .map(|list| ("cni.dev/valid-attachments".into(), list.clone())),
+    );
     config
 }
 

@@ -312,7 +312,11 @@ fn failure(status: ExitStatus, output: &[u8], messages: &[u8]) -> Failure {
         };
         return Failure::Ended { status, output };
     };
-    let parts = [printable(said.msg.as_bytes()), printable(said.details.as_bytes()), stderr];
+    let parts = [
+        printable(said.msg.as_bytes()),
+        printable(said.details.as_bytes()),
+        stderr,
+    ];
     let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     Failure::Said {
         code: said.code,
@@ -391,7 +395,9 @@ mod tests {
     async fn an_end_without_a_word_is_told_by_its_status() {
         let failure = try_run("exit 3", LONG).await.unwrap_err().to_string();
         assert_eq!(failure, "exit status: 3: it wrote nothing");
-        let failure = try_run("echo oops >&2; kill -9 $$", LONG).await.unwrap_err();
+        let failure = try_run("echo oops >&2; kill -9 $$", LONG)
+            .await
+            .unwrap_err();
         assert!(failure.to_string().contains("signal: 9"), "{failure}");
         assert!(failure.to_string().contains("oops"), "{failure}");
     }
@@ -401,7 +407,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mark = dir.path().join("pid");
         let body = format!("sleep 300 & echo $! > {}; wait", mark.display());
-        let failure = try_run(&body, Duration::from_millis(500)).await.unwrap_err();
+        let failure = try_run(&body, Duration::from_millis(500))
+            .await
+            .unwrap_err();
         assert!(matches!(failure, Failure::Timeout(_)), "{failure}");
         let pid = std::fs::read_to_string(mark).unwrap();
         // Killed, and reaped by whoever inherited it, or still a zombie.

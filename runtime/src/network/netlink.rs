@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -81,6 +82,8 @@ const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
+/// The kernel fills at most 32 KiB of an answer at once.
+const DATAGRAM: usize = 64 << 10;
 /// Far more than any request takes; a kernel that does not answer must not hold a thread for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -112,7 +115,7 @@ impl Netlink {
     }
 
     /// nfnetlink in the calling thread's namespace.
-    pub(super) fn netfilter() -> Result<Self, NetlinkError> {
+    fn netfilter() -> Result<Self, NetlinkError> {
         Self::open(NETLINK_NETFILTER)
             .map_err(|e| NetlinkError::new("open a netfilter netlink socket", e))
     }
@@ -145,7 +148,11 @@ impl Netlink {
         for step in steps {
             let sequence = self.next_sequence();
             names.push((sequence, step.what));
-            bytes.extend(encode(step.message, NLM_F_REQUEST | NLM_F_ACK | step.flags, sequence));
+            bytes.extend(encode(
+                step.message,
+                NLM_F_REQUEST | NLM_F_ACK | step.flags,
+                sequence,
+            ));
         }
         self.exchange(&bytes, &names)
     }
@@ -163,12 +170,14 @@ impl Netlink {
         self.socket.send(bytes, 0).map_err(transport)?;
         let mut first_error = None;
         loop {
-            let (datagram, _) = self.socket.recv_from_full().map_err(transport)?;
+            let datagram = self.receive().map_err(transport)?;
             for answer in answers(&datagram) {
                 if answer.kind != NLMSG_ERROR {
                     continue;
                 }
-                let name = names.iter().find(|(sequence, _)| *sequence == answer.sequence);
+                let name = names
+                    .iter()
+                    .find(|(sequence, _)| *sequence == answer.sequence);
                 if let Err(error) = acknowledged(&answer, name.map_or(what, |(_, what)| what)) {
                     // An error for what is not in the list is one for the whole batch.
                     if name.is_none() {
@@ -194,7 +203,7 @@ impl Netlink {
         let transport = |e| NetlinkError::new(what, e);
         self.socket.send(request, 0).map_err(transport)?;
         loop {
-            let (datagram, _) = self.socket.recv_from_full().map_err(transport)?;
+            let datagram = self.receive().map_err(transport)?;
             for answer in answers(&datagram) {
                 if answer.sequence != sequence {
                     continue;
@@ -206,6 +215,15 @@ impl Netlink {
                 }
             }
         }
+    }
+
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        let mut datagram = Vec::with_capacity(DATAGRAM);
+        let length = self.socket.recv(&mut datagram, libc::MSG_TRUNC)?;
+        if length > datagram.len() {
+            return Err(io::Error::other("netlink answer is too long"));
+        }
+        Ok(datagram)
     }
 
     /// All objects of a kind.
@@ -248,6 +266,37 @@ impl Netlink {
     }
 }
 
+/// Netfilter sockets that are kept open between uses.
+///
+/// When one is closed while nf_tables still frees what was deleted, the kernel waits for that: two
+/// RCU grace periods, 15 ms on an idle machine, on the path of every pod that goes.
+#[derive(Debug, Default)]
+pub(super) struct NetfilterPool(Mutex<Vec<Netlink>>);
+
+/// More than ever work at the same time.
+const POOL_LIMIT: usize = 64;
+
+impl NetfilterPool {
+    /// Lends a socket to `work`. After a failure it is closed: answers may be left in it.
+    pub(super) fn with<T, E: From<NetlinkError>>(
+        &self,
+        work: impl FnOnce(&mut Netlink) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let idle = self.idle().pop();
+        let mut netlink = idle.map_or_else(Netlink::netfilter, Ok)?;
+        let done = work(&mut netlink)?;
+        let mut idle = self.idle();
+        if idle.len() < POOL_LIMIT {
+            idle.push(netlink);
+        }
+        Ok(done)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Netlink>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
     let mut message = NetlinkMessage::from(message);
     message.header.flags = flags;
@@ -283,7 +332,11 @@ fn acknowledged(answer: &Answer<'_>, what: &str) -> Result<(), NetlinkError> {
         .then(|| answer.bytes.get(HEADER + 4 + HEADER..))
         .flatten()
         .and_then(|rest| attributes(rest).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG))
-        .map(|(_, text)| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
+        .map(|(_, text)| {
+            String::from_utf8_lossy(text)
+                .trim_end_matches('\0')
+                .to_owned()
+        });
     Err(NetlinkError {
         what: what.to_owned(),
         hint,

@@ -4,7 +4,9 @@
 //!
 //! A [`Batch`] is one transaction: the kernel does all of it or nothing.
 
-use super::netlink::{Answer, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, attributes};
+use super::netlink::{
+    Answer, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, attributes,
+};
 
 /// Address family of all our tables (`NFPROTO_IPV4`).
 pub(super) const FAMILY: u8 = 2;
@@ -144,7 +146,12 @@ impl Batch {
     /// Adds a chain that other chains jump to.
     pub(super) fn add_chain(&mut self, name: &str) -> &mut Self {
         let body = [text(1, &self.table), text(3, name)].concat();
-        self.push(NEW_CHAIN, NLM_F_CREATE, body, format!("add nftables chain {name:?}"))
+        self.push(
+            NEW_CHAIN,
+            NLM_F_CREATE,
+            body,
+            format!("add nftables chain {name:?}"),
+        )
     }
 
     /// Adds a chain at a hook. `kind` is `filter` or `nat`; lower priorities come first.
@@ -167,7 +174,12 @@ impl Batch {
             text(7, kind),
         ]
         .concat();
-        self.push(NEW_CHAIN, NLM_F_CREATE, body, format!("add nftables chain {name:?}"))
+        self.push(
+            NEW_CHAIN,
+            NLM_F_CREATE,
+            body,
+            format!("add nftables chain {name:?}"),
+        )
     }
 
     /// Adds a rule at the end of a chain.
@@ -200,7 +212,12 @@ impl Batch {
             number(10, 1),
         ]
         .concat();
-        self.push(NEW_SET, NLM_F_CREATE, body, format!("add nftables map {name:?}"))
+        self.push(
+            NEW_SET,
+            NLM_F_CREATE,
+            body,
+            format!("add nftables map {name:?}"),
+        )
     }
 
     /// Adds elements; fails when a key is there already.
@@ -252,7 +269,14 @@ impl Batch {
             bytes.extend(message(kind, flags, sequence, FAMILY, 0, &body));
             names.push((sequence, what));
         }
-        bytes.extend(message(BATCH_END, 0, netlink.next_sequence(), 0, SUBSYSTEM, &[]));
+        bytes.extend(message(
+            BATCH_END,
+            0,
+            netlink.next_sequence(),
+            0,
+            SUBSYSTEM,
+            &[],
+        ));
         netlink.exchange(&bytes, &names)
     }
 }
@@ -261,7 +285,14 @@ impl Batch {
 pub(super) fn table_exists(netlink: &mut Netlink, table: &str) -> Result<bool, NetlinkError> {
     let mut found = false;
     let what = format!("look for nftables table {table:?}");
-    let asked = get(netlink, &what, GET_TABLE, NLM_F_ACK, &text(1, table), |_| found = true);
+    let asked = get(
+        netlink,
+        &what,
+        GET_TABLE,
+        NLM_F_ACK,
+        &text(1, table),
+        |_| found = true,
+    );
     absent_is_fine(asked).map(|_| found)
 }
 
@@ -295,17 +326,24 @@ pub(super) fn dropping_forward(
     const NF_INET_FORWARD: [u8; 4] = [0, 0, 0, 2];
     const NF_DROP: [u8; 4] = [0; 4];
     let mut found = Vec::new();
-    get(netlink, "list nftables chains", GET_CHAIN, NLM_F_DUMP, &[], |answer| {
-        let find = |wanted| attributes(body_of(answer)).find(|(kind, _)| *kind == wanted);
-        let forward = find(4).is_some_and(|(_, hook)| {
-            attributes(hook).any(|(kind, value)| kind == 1 && value == NF_INET_FORWARD)
-        });
-        let drops = find(5).is_some_and(|(_, policy)| policy == NF_DROP);
-        let table = find(1).map(|(_, name)| String::from_utf8_lossy(name).replace('\0', ""));
-        if let Some(table) = table.filter(|table| forward && drops && table != ours) {
-            found.push(table);
-        }
-    })?;
+    get(
+        netlink,
+        "list nftables chains",
+        GET_CHAIN,
+        NLM_F_DUMP,
+        &[],
+        |answer| {
+            let find = |wanted| attributes(body_of(answer)).find(|(kind, _)| *kind == wanted);
+            let forward = find(4).is_some_and(|(_, hook)| {
+                attributes(hook).any(|(kind, value)| kind == 1 && value == NF_INET_FORWARD)
+            });
+            let drops = find(5).is_some_and(|(_, policy)| policy == NF_DROP);
+            let table = find(1).map(|(_, name)| String::from_utf8_lossy(name).replace('\0', ""));
+            if let Some(table) = table.filter(|table| forward && drops && table != ours) {
+                found.push(table);
+            }
+        },
+    )?;
     Ok(found)
 }
 
@@ -415,11 +453,7 @@ fn immediate(verdict: Verdict<'_>) -> Vec<u8> {
         Verdict::Drop => number(1, 0),
         Verdict::Jump(chain) => [number(1, (-3_i32).cast_unsigned()), text(2, chain)].concat(),
     };
-    [
-        number(1, VERDICT_REGISTER),
-        nested(2, &nested(2, &verdict)),
-    ]
-    .concat()
+    [number(1, VERDICT_REGISTER), nested(2, &nested(2, &verdict))].concat()
 }
 
 fn named(name: &str, data: &[u8]) -> Vec<u8> {

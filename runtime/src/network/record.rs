@@ -69,7 +69,10 @@ pub(super) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> io::Result<Op
     let envelope: Envelope =
         serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
     if envelope.version != VERSION {
-        return Err(invalid(format!("unknown record version {}", envelope.version)));
+        return Err(invalid(format!(
+            "unknown record version {}",
+            envelope.version
+        )));
     }
     if checksum(&envelope.body) != envelope.checksum {
         return Err(invalid("checksum does not match".into()));
@@ -155,7 +158,9 @@ mod tests {
             let error = read::<u8>(dir.path(), "r").unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
-        let altered = String::from_utf8(whole).unwrap().replace("\"body\":2", "\"body\":3");
+        let altered = String::from_utf8(whole)
+            .unwrap()
+            .replace("\"body\":2", "\"body\":3");
         fs::write(dir.path().join("r"), altered).unwrap();
         assert!(read::<u8>(dir.path(), "r").is_err());
 

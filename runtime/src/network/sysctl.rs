@@ -20,9 +20,8 @@ pub fn set_sysctls(netns: &Path, sysctls: &BTreeMap<String, String>) -> Result<(
     }
     let mut writes = Vec::new();
     for (key, value) in sysctls {
-        let path = path(key, value).map_err(|why| {
-            failed(key, value, io::Error::new(io::ErrorKind::InvalidInput, why))
-        })?;
+        let path = path(key, value)
+            .map_err(|why| failed(key, value, io::Error::new(io::ErrorKind::InvalidInput, why)))?;
         writes.push((path, key, value));
     }
     // What /proc/sys/net shows is the namespace of the thread that opens it.
@@ -56,7 +55,9 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 /// dot in a name (`net.ipv4.conf.eth0/100.forwarding`); when it is a slash, it is the other way
 /// round and nothing needs changing.
 fn path(key: &str, value: &str) -> Result<PathBuf, &'static str> {
-    let dotted = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('.'));
+    let dotted = key
+        .find(['.', '/'])
+        .is_some_and(|at| key[at..].starts_with('.'));
     let key: String = match dotted {
         true => key
             .chars()
@@ -92,8 +93,14 @@ mod tests {
         for (key, file) in [
             ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
             ("net/ipv4/ip_forward", "net/ipv4/ip_forward"),
-            ("net.ipv4.conf.eth0/1.rp_filter", "net/ipv4/conf/eth0.1/rp_filter"),
-            ("net/ipv4/conf/eth0.1/rp_filter", "net/ipv4/conf/eth0.1/rp_filter"),
+            (
+                "net.ipv4.conf.eth0/1.rp_filter",
+                "net/ipv4/conf/eth0.1/rp_filter",
+            ),
+            (
+                "net/ipv4/conf/eth0.1/rp_filter",
+                "net/ipv4/conf/eth0.1/rp_filter",
+            ),
         ] {
             assert_eq!(path(key, "1"), Ok(Path::new("/proc/sys").join(file)));
         }

@@ -10,7 +10,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::rules::HostPort;
-use crate::network::netlink::{NLM_F_ACK, Netlink, NetlinkError, attributes};
+use crate::network::netlink::{NLM_F_ACK, NetfilterPool, Netlink, NetlinkError, attributes};
 use crate::network::nftables::{FAMILY, attribute_bytes, body_of, message};
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -32,13 +32,35 @@ struct Tuple {
 }
 
 /// Forgets what was sent to these ports of this machine, or went to `pod` through them.
-pub(super) fn forget(ports: &[HostPort], pod: Ipv4Addr) -> Result<(), NetlinkError> {
-    let ports: BTreeSet<u16> = ports.iter().filter(|p| p.is_udp()).map(|p| p.port()).collect();
+pub(super) fn forget(
+    sockets: &NetfilterPool,
+    ports: &[HostPort],
+    pod: Ipv4Addr,
+) -> Result<(), NetlinkError> {
+    let ports: BTreeSet<u16> = ports
+        .iter()
+        .filter(|p| p.is_udp())
+        .map(|p| p.port())
+        .collect();
     if ports.is_empty() {
         return Ok(());
     }
     let local = local_addresses()?;
-    let mut netlink = Netlink::netfilter()?;
+    sockets.with(|netlink| {
+        for original in stale(netlink, &ports, &local, pod)? {
+            delete(netlink, &original)?;
+        }
+        Ok(())
+    })
+}
+
+/// The original directions of what is to be forgotten, as attributes.
+fn stale(
+    netlink: &mut Netlink,
+    ports: &BTreeSet<u16>,
+    local: &BTreeSet<Ipv4Addr>,
+    pod: Ipv4Addr,
+) -> Result<Vec<Vec<u8>>, NetlinkError> {
     let mut stale = Vec::new();
     let sequence = netlink.next_sequence();
     let request = message(CT_GET, NLM_F_DUMP, sequence, FAMILY, 0, &[]);
@@ -59,17 +81,18 @@ pub(super) fn forget(ports: &[HostPort], pod: Ipv4Addr) -> Result<(), NetlinkErr
             stale.push(attribute_bytes(TUPLE_ORIGINAL | NESTED, original));
         }
     })?;
-    for original in stale {
-        let sequence = netlink.next_sequence();
-        let request = message(CT_DELETE, NLM_F_ACK, sequence, FAMILY, 0, &original);
-        let names = [(sequence, "forget a tracked connection".to_owned())];
-        match netlink.exchange(&request, &names) {
-            // It ended meanwhile.
-            Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            other => other?,
-        }
+    Ok(stale)
+}
+
+fn delete(netlink: &mut Netlink, original: &[u8]) -> Result<(), NetlinkError> {
+    let sequence = netlink.next_sequence();
+    let request = message(CT_DELETE, NLM_F_ACK, sequence, FAMILY, 0, original);
+    let names = [(sequence, "forget a tracked connection".to_owned())];
+    match netlink.exchange(&request, &names) {
+        // It ended meanwhile.
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
+        other => other,
     }
-    Ok(())
 }
 
 fn tuple(bytes: &[u8]) -> Tuple {

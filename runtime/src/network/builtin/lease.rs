@@ -133,7 +133,10 @@ impl Leases {
     /// Gives an address back.
     pub(super) fn release(&self, lease: &Lease) -> Result<(), Error> {
         // Given back twice, the file might already be another pod's.
-        if self.get(&lease.pod).is_none_or(|held| held.address != lease.address) {
+        if self
+            .get(&lease.pod)
+            .is_none_or(|held| held.address != lease.address)
+        {
             return Ok(());
         }
         record::remove(&self.dir, &lease.address.to_string())
@@ -236,7 +239,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("10.1.2.2"), "").unwrap();
         fs::write(dir.path().join("10.1.2.3"), "{").unwrap();
-        let old = fs::File::options().write(true).open(dir.path().join("10.1.2.3")).unwrap();
+        let old = fs::File::options()
+            .write(true)
+            .open(dir.path().join("10.1.2.3"))
+            .unwrap();
         old.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         let leases = Leases::open(dir.path().into()).unwrap();
         assert_eq!(take(&leases).unwrap().address.octets()[3], 3);

@@ -77,10 +77,12 @@ fn find(netlink: &mut Netlink, name: &str) -> Result<Option<LinkMessage>, Netlin
 }
 
 fn mtu(link: &LinkMessage) -> Option<u32> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    })
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        })
 }
 
 /// The bridge, if it exists.
@@ -204,10 +206,7 @@ fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Er
     }
 }
 
-fn attribute<T>(
-    route: &RouteMessage,
-    find: impl FnMut(&RouteAttribute) -> Option<T>,
-) -> Option<T> {
+fn attribute<T>(route: &RouteMessage, find: impl FnMut(&RouteAttribute) -> Option<T>) -> Option<T> {
     route.attributes.iter().find_map(find)
 }
 
@@ -215,8 +214,16 @@ fn attribute<T>(
 /// (CVE-2020-10749). `route_localnet` is for host ports on 127.0.0.1; see the guard chain.
 fn set_bridge_parameters(name: &str) -> Result<(), Error> {
     for (path, value, optional) in [
-        (format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1", true),
-        (format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1", false),
+        (
+            format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"),
+            "1",
+            true,
+        ),
+        (
+            format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"),
+            "1",
+            false,
+        ),
     ] {
         match std::fs::write(&path, value) {
             // A kernel without IPv6.
@@ -258,7 +265,9 @@ pub(super) fn connect(
         LinkAttribute::IfAlias(pair.alias.into()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(
+                true,
+            )])),
         ]),
     ]);
     netlink.run(vec![
@@ -281,7 +290,11 @@ pub(super) fn connect(
     state.header.index = index;
     inside.run(vec![
         // Not at creation: veth has no peer then, and does not open without one.
-        Step::new("bring the pod's interface up", Message::SetLink(up(state)), 0),
+        Step::new(
+            "bring the pod's interface up",
+            Message::SetLink(up(state)),
+            0,
+        ),
         Step::new(
             format!("give the pod address {}", pair.address),
             new_address(index, pair.address, subnet),

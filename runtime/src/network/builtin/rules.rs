@@ -13,7 +13,7 @@ use super::lease::Lease;
 use crate::id::PodId;
 use crate::model::{PortMapping, Protocol};
 use crate::network::Error;
-use crate::network::netlink::{Netlink, NetlinkError};
+use crate::network::netlink::{NetfilterPool, NetlinkError};
 use crate::network::nftables::{
     Batch, Element, Expression as E, Field, Hook, Meta, R0, R1, R2, Verdict, dropping_forward,
     elements, interface_name, table_exists,
@@ -48,7 +48,9 @@ impl HostPort {
         }
         if mapping.container_port == 0 {
             let port = mapping.host_port;
-            return Err(Error::Invalid(format!("host port {port} has no container port")));
+            return Err(Error::Invalid(format!(
+                "host port {port} has no container port"
+            )));
         }
         let address = match mapping.host_ip.as_str() {
             // Kubernetes writes "every address" in both families.
@@ -128,12 +130,15 @@ pub(super) struct Rules {
     pub(super) table: String,
     /// Name of the bridge.
     pub(super) bridge: String,
+    /// The way to the kernel.
+    pub(super) sockets: NetfilterPool,
 }
 
 impl Rules {
     /// Whether the table is there: a `nft flush ruleset` by somebody else takes it away.
     pub(super) fn exist(&self) -> Result<bool, NetlinkError> {
-        table_exists(&mut Netlink::netfilter()?, &self.table)
+        self.sockets
+            .with(|netlink| table_exists(netlink, &self.table))
     }
 
     /// Makes the table anew in one transaction, with the host ports of these leases. Connections
@@ -153,12 +158,16 @@ impl Rules {
         add_host_ports(&mut batch);
         self.add_source_nat(&mut batch, subnet);
         for lease in leases {
-            for port in lease.ports.iter().filter_map(|p| HostPort::new(p).ok().flatten()) {
+            for port in lease
+                .ports
+                .iter()
+                .filter_map(|p| HostPort::new(p).ok().flatten())
+            {
                 let element = port.element(&lease.pod, lease.address);
                 batch.add_elements(port.map(), &[element]);
             }
         }
-        Ok(batch.commit(&mut Netlink::netfilter()?)?)
+        Ok(self.sockets.with(|netlink| batch.commit(netlink))?)
     }
 
     /// `route_localnet` lets the bridge carry 127.0.0.0/8, which host ports on 127.0.0.1 need. What
@@ -237,22 +246,24 @@ impl Rules {
         for port in ports {
             batch.add_elements(port.map(), &[port.element(pod, address)]);
         }
-        let mut netlink = Netlink::netfilter()?;
-        batch.commit(&mut netlink).map_err(|error| {
-            let taken = matches!(error.errno(), Some(libc::EEXIST | libc::EBUSY));
-            taken
-                .then(|| self.owner(&mut netlink, pod, ports))
-                .flatten()
-                .unwrap_or_else(|| error.into())
-        })
+        self.sockets
+            .with(|netlink| batch.commit(netlink))
+            .map_err(|error| {
+                let taken = matches!(error.errno(), Some(libc::EEXIST | libc::EBUSY));
+                taken
+                    .then(|| self.owner(pod, ports))
+                    .flatten()
+                    .unwrap_or_else(|| error.into())
+            })
     }
 
     /// Which of these ports another pod has.
-    fn owner(&self, netlink: &mut Netlink, pod: &PodId, ports: &[HostPort]) -> Option<Error> {
-        let held = [PORTS, ADDRESS_PORTS].map(|map| {
-            let found = elements(netlink, &self.table, map).unwrap_or_default();
-            (map, found)
-        });
+    fn owner(&self, pod: &PodId, ports: &[HostPort]) -> Option<Error> {
+        let list = |map| {
+            self.sockets
+                .with(|netlink| elements(netlink, &self.table, map))
+        };
+        let held = [PORTS, ADDRESS_PORTS].map(|map| (map, list(map).unwrap_or_default()));
         ports.iter().find_map(|port| {
             let wanted = port.element(pod, Ipv4Addr::UNSPECIFIED).key;
             let (_, elements) = held.iter().find(|(map, _)| *map == port.map())?;
@@ -266,26 +277,28 @@ impl Rules {
 
     /// Withdraws all ports of a pod; none, or no table, is fine.
     pub(super) fn withdraw(&self, pod: &PodId) -> Result<(), Error> {
-        let mut netlink = Netlink::netfilter()?;
-        let mut batch = Batch::new(&self.table);
-        for map in [PORTS, ADDRESS_PORTS] {
-            let mut found = elements(&mut netlink, &self.table, map)?;
-            found.retain(|element| element.comment == pod.as_str());
-            batch.delete_elements(map, &found);
-        }
-        Ok(batch.commit(&mut netlink)?)
+        Ok(self.sockets.with(|netlink| {
+            let mut batch = Batch::new(&self.table);
+            for map in [PORTS, ADDRESS_PORTS] {
+                let mut found = elements(netlink, &self.table, map)?;
+                found.retain(|element| element.comment == pod.as_str());
+                batch.delete_elements(map, &found);
+            }
+            batch.commit(netlink)
+        })?)
     }
 
     /// Removes the table, if there is one.
     pub(super) fn remove(&self) -> Result<(), Error> {
         let mut batch = Batch::new(&self.table);
         batch.add_table().delete_table();
-        Ok(batch.commit(&mut Netlink::netfilter()?)?)
+        Ok(self.sockets.with(|netlink| batch.commit(netlink))?)
     }
 
     /// Other tables that may drop what pods send to the world.
     pub(super) fn obstacles(&self) -> Result<Vec<String>, NetlinkError> {
-        dropping_forward(&mut Netlink::netfilter()?, &self.table)
+        self.sockets
+            .with(|netlink| dropping_forward(netlink, &self.table))
     }
 }
 
@@ -338,7 +351,9 @@ mod tests {
         let any = HostPort::new(&mapping("::", 53, 5353)).unwrap().unwrap();
         assert_eq!(any.to_string(), "53/udp");
         assert_eq!(any.map(), PORTS);
-        let one = HostPort::new(&mapping("192.0.2.1", 53, 5353)).unwrap().unwrap();
+        let one = HostPort::new(&mapping("192.0.2.1", 53, 5353))
+            .unwrap()
+            .unwrap();
         assert_eq!(one.to_string(), "192.0.2.1:53/udp");
         assert!(HostPort::new(&mapping("", 53, 0)).is_err());
         assert!(HostPort::new(&mapping("::1", 53, 53)).is_err());
@@ -347,7 +362,9 @@ mod tests {
 
     #[test]
     fn elements_are_laid_out_in_words() {
-        let port = HostPort::new(&mapping("192.0.2.1", 0x1234, 80)).unwrap().unwrap();
+        let port = HostPort::new(&mapping("192.0.2.1", 0x1234, 80))
+            .unwrap()
+            .unwrap();
         let pod = PodId::generate().unwrap();
         let element = port.element(&pod, Ipv4Addr::new(10, 0, 0, 2));
         assert_eq!(element.key, [192, 0, 2, 1, 17, 0, 0, 0, 0x12, 0x34, 0, 0]);

@@ -34,7 +34,10 @@ impl Machine {
         machine.on_host(|| {
             let inode = std::fs::File::open(&world).unwrap();
             let fd = inode.as_raw_fd();
-            ip(&format!("link add up0 mtu 1400 type veth peer name up1 netns /proc/{}/fd/{fd}", std::process::id()));
+            ip(&format!(
+                "link add up0 mtu 1400 type veth peer name up1 netns /proc/{}/fd/{fd}",
+                std::process::id()
+            ));
             ip("addr add 192.0.2.1/24 dev up0");
             ip("link set up0 up");
             ip("route add default via 192.0.2.2");
@@ -76,12 +79,14 @@ impl Machine {
         self.pods.borrow_mut().push(pod.netns.clone());
         pod.port_mappings = ports
             .iter()
-            .map(|(protocol, host_ip, host_port, container_port)| PortMapping {
-                protocol: *protocol,
-                host_ip: (*host_ip).into(),
-                host_port: *host_port,
-                container_port: *container_port,
-            })
+            .map(
+                |(protocol, host_ip, host_port, container_port)| PortMapping {
+                    protocol: *protocol,
+                    host_ip: (*host_ip).into(),
+                    host_port: *host_port,
+                    container_port: *container_port,
+                },
+            )
             .collect();
         pod
     }
@@ -132,8 +137,7 @@ fn ip(line: &str) {
 
 /// Answers each connection with the address it came from.
 fn serve(netns: &Path, port: u16) {
-    let listener =
-        netns::run_in(netns, || TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
+    let listener = netns::run_in(netns, || TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -167,7 +171,9 @@ fn ask(from: &Path, target: &str) -> Option<String> {
 }
 
 fn ask_udp(socket: &UdpSocket, target: &str) -> Option<String> {
-    socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(700)))
+        .unwrap();
     socket.send_to(b"?", target).ok()?;
     let mut buffer = [0; 64];
     let (count, _) = socket.recv_from(&mut buffer).ok()?;
@@ -218,7 +224,10 @@ fn pods_reach_each_other_the_host_and_the_world_also_after_a_restart() {
     ]);
     let other = machine.pod(&[]);
     serve(&web.netns, 80);
-    let ips = [machine.setup(&builtin, &web), machine.setup(&builtin, &other)];
+    let ips = [
+        machine.setup(&builtin, &web),
+        machine.setup(&builtin, &other),
+    ];
     assert_eq!(ips.map(|ip| ip.to_string()), ["10.85.0.2", "10.85.0.3"]);
     let table = machine.on_host(|| output("nft", &["list", "table", "ip", "berth"]));
     for part in [
@@ -256,7 +265,11 @@ fn pods_reach_each_other_the_host_and_the_world_also_after_a_restart() {
     assert!(machine.on_host(|| builtin.shutdown()).unwrap());
     assert_eq!(machine.leftovers(), "");
     let leases = machine.dir.path().join("cache/leases");
-    assert_eq!(std::fs::read_dir(leases).unwrap().count(), 1, "only the pointer is left");
+    assert_eq!(
+        std::fs::read_dir(leases).unwrap().count(),
+        1,
+        "only the pointer is left"
+    );
 }
 
 #[test]
@@ -295,7 +308,10 @@ fn a_taken_host_port_is_told_and_leaves_nothing_behind() {
     machine.setup(&builtin, &second);
     machine.teardown(&builtin, &second);
     let bad = machine.pod(&[(Protocol::Tcp, "::1", 53, 53)]);
-    assert!(matches!(machine.on_host(|| builtin.setup(&bad)), Err(Error::Invalid(_))));
+    assert!(matches!(
+        machine.on_host(|| builtin.setup(&bad)),
+        Err(Error::Invalid(_))
+    ));
     let gone = pod("/nonexistent");
     assert!(machine.on_host(|| builtin.setup(&gone)).is_err());
     assert!(builtin.pods().is_empty());
@@ -305,8 +321,10 @@ fn a_taken_host_port_is_told_and_leaves_nothing_behind() {
 fn a_client_that_goes_on_sending_udp_finds_the_next_pod() {
     let machine = Machine::new();
     let builtin = machine.open();
-    let client =
-        netns::run_in(&machine.world(), || UdpSocket::bind("192.0.2.2:5000").unwrap()).unwrap();
+    let client = netns::run_in(&machine.world(), || {
+        UdpSocket::bind("192.0.2.2:5000").unwrap()
+    })
+    .unwrap();
     let ports = [(Protocol::Udp, "", 5300, 53)];
     for word in ["one", "two"] {
         let pod = machine.pod(&ports);
@@ -352,8 +370,10 @@ fn many_at_once_share_nothing() {
     each(&|pod| {
         builtin.setup(pod).unwrap();
     });
-    let addresses: std::collections::BTreeSet<_> =
-        pods.iter().map(|pod| builtin.result(&pod.id).unwrap().ips[0]).collect();
+    let addresses: std::collections::BTreeSet<_> = pods
+        .iter()
+        .map(|pod| builtin.result(&pod.id).unwrap().ips[0])
+        .collect();
     assert_eq!(addresses.len(), 20);
     each(&|pod| builtin.teardown(&pod.id).unwrap());
     assert!(machine.on_host(|| builtin.shutdown()).unwrap());
@@ -382,7 +402,10 @@ fn connecting_a_pod_takes_milliseconds() {
     }
     up.sort();
     down.sort();
-    println!("built-in network, one host port, 20 times: setup p50 {:?} max {:?}, teardown p50 {:?} max {:?}", up[10], up[19], down[10], down[19]);
+    println!(
+        "built-in network, one host port, 20 times: setup p50 {:?} max {:?}, teardown p50 {:?} max {:?}",
+        up[10], up[19], down[10], down[19]
+    );
     assert!(up[10] < Duration::from_millis(100), "{up:?}");
     assert!(down[10] < Duration::from_millis(300), "{down:?}");
 }

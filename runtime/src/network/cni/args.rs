@@ -59,7 +59,10 @@ pub(super) fn capabilities(pod: &PodNetwork, pod_cidrs: &[String]) -> Map<String
         all.insert("dns".into(), value);
     }
     // A set of ranges for each family: the pod gets an address from every set.
-    let ranges: Vec<_> = pod_cidrs.iter().map(|cidr| json!([{"subnet": cidr}])).collect();
+    let ranges: Vec<_> = pod_cidrs
+        .iter()
+        .map(|cidr| json!([{"subnet": cidr}]))
+        .collect();
     if !ranges.is_empty() {
         all.insert("ipRanges".into(), ranges.into());
     }
@@ -67,7 +70,10 @@ pub(super) fn capabilities(pod: &PodNetwork, pod_cidrs: &[String]) -> Map<String
         all.insert("cgroupPath".into(), pod.cgroup_path.clone().into());
     }
     if !pod.annotations.is_empty() {
-        all.insert("io.kubernetes.cri.pod-annotations".into(), json!(pod.annotations));
+        all.insert(
+            "io.kubernetes.cri.pod-annotations".into(),
+            json!(pod.annotations),
+        );
     }
     all
 }

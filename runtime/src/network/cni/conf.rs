@@ -31,7 +31,10 @@ pub(in crate::network) struct NetworkList {
 impl NetworkList {
     /// The type of a plugin: the name of its executable.
     pub(in crate::network) fn kind(plugin: &Map<String, Value>) -> &str {
-        plugin.get("type").and_then(Value::as_str).unwrap_or_default()
+        plugin
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 }
 
@@ -62,7 +65,9 @@ pub(super) fn load(dir: &Path) -> Found {
                 found.network = Some((path, network));
                 break;
             }
-            Err(why) => found.problems.push(format!("{path:?} is not usable: {why}")),
+            Err(why) => found
+                .problems
+                .push(format!("{path:?} is not usable: {why}")),
         }
     }
     found
@@ -108,7 +113,9 @@ fn parse(value: Value, is_list: bool) -> Result<NetworkList, String> {
         let Some(Value::Array(list)) = list else {
             return Err("it has no list of plugins".into());
         };
-        list.into_iter().map(plugin).collect::<Result<Vec<_>, _>>()?
+        list.into_iter()
+            .map(plugin)
+            .collect::<Result<Vec<_>, _>>()?
     } else if object.contains_key("plugins") && !object.contains_key("type") {
         return Err("it has a list of plugins, so its name must end in .conflist".into());
     } else {
@@ -174,7 +181,10 @@ mod tests {
         assert_eq!(load(dir.path()), Found::default());
         write("00-readme.txt", "{");
         write("10-broken.conflist", "{");
-        write("20-old.conf", r#"{"name":"old","cniVersion":"0.4.0","type":"bridge"}"#);
+        write(
+            "20-old.conf",
+            r#"{"name":"old","cniVersion":"0.4.0","type":"bridge"}"#,
+        );
         write(
             "10-zz.conflist",
             r#"{"name":"list","cniVersion":"1.0.0","plugins":[{"type":"a"},{"type":"b"}]}"#,
@@ -201,14 +211,26 @@ mod tests {
             (json!([]), true, "not a JSON object"),
             (json!({"cniVersion": "1.0.0"}), true, "no name"),
             (json!({"name": "../x"}), true, "not a network name"),
-            (json!({"name": "n", "cniVersion": "9.0.0", "plugins": []}), true, "9.0.0"),
+            (
+                json!({"name": "n", "cniVersion": "9.0.0", "plugins": []}),
+                true,
+                "9.0.0",
+            ),
             (list(json!(null)), true, "no list of plugins"),
             (list(json!([])), true, "is empty"),
             (list(json!([{}])), true, "has no type"),
-            (list(json!([{"type": "../../bin/sh"}])), true, "not a plugin type"),
+            (
+                list(json!([{"type": "../../bin/sh"}])),
+                true,
+                "not a plugin type",
+            ),
             (list(json!([{"type": "a"}])), false, "must end in .conflist"),
             (json!({"name": "n"}), false, "has no type"),
-            (list(json!([{"type": "a", "capabilities": []}])), true, "capabilities"),
+            (
+                list(json!([{"type": "a", "capabilities": []}])),
+                true,
+                "capabilities",
+            ),
         ] {
             let error = parse(value.clone(), is_list).unwrap_err();
             assert!(error.contains(why), "{value}: {error}");
@@ -219,9 +241,7 @@ mod tests {
 
     #[test]
     fn switches_may_be_texts() {
-        let value = |text: Value| {
-            json!({"name": "n", "cniVersion": "1.1.0", "disableCheck": text, "disableGC": true, "plugins": [{"type": "a"}]})
-        };
+        let value = |text: Value| json!({"name": "n", "cniVersion": "1.1.0", "disableCheck": text, "disableGC": true, "plugins": [{"type": "a"}]});
         let network = parse(value(json!("true")), true).unwrap();
         assert!(network.disable_check && network.disable_gc);
         assert!(!parse(value(json!(false)), true).unwrap().disable_check);

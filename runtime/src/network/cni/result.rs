@@ -20,9 +20,8 @@ pub(super) fn parse(output: &[u8], spoken: Version) -> Result<Value, String> {
     let written = match result.get("cniVersion") {
         None | Some(Value::Null) => spoken,
         Some(Value::String(text)) if text.is_empty() => spoken,
-        Some(Value::String(text)) => {
-            Version::parse(text).ok_or_else(|| format!("its version {text:?} is not spoken here"))?
-        }
+        Some(Value::String(text)) => Version::parse(text)
+            .ok_or_else(|| format!("its version {text:?} is not spoken here"))?,
         Some(other) => return Err(format!("cniVersion {other} is not a text")),
     };
     convert(&mut result, written, spoken)?;
@@ -35,16 +34,24 @@ fn convert(result: &mut Map<String, Value>, from: Version, to: Version) -> Resul
     if old(from) && !old(to) {
         modernise(result);
     } else if old(to) && !old(from) {
-        return Err(format!("a result of version {from} cannot be told in version {to}"));
+        return Err(format!(
+            "a result of version {from} cannot be told in version {to}"
+        ));
     }
     if old(to) {
         return Ok(());
     }
-    for address in list_mut(result, "ips").iter_mut().filter_map(Value::as_object_mut) {
+    for address in list_mut(result, "ips")
+        .iter_mut()
+        .filter_map(Value::as_object_mut)
+    {
         if to >= Version::V1_0 {
             address.remove("version");
         } else {
-            let text = address.get("address").and_then(Value::as_str).unwrap_or_default();
+            let text = address
+                .get("address")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             let version = if text.contains(':') { "6" } else { "4" };
             address.insert("version".into(), version.into());
         }
@@ -52,9 +59,15 @@ fn convert(result: &mut Map<String, Value>, from: Version, to: Version) -> Resul
     if to < Version::V1_1 {
         for (list, later) in [
             ("interfaces", &["mtu", "socketPath", "pciID"][..]),
-            ("routes", &["mtu", "advmss", "priority", "table", "scope"][..]),
+            (
+                "routes",
+                &["mtu", "advmss", "priority", "table", "scope"][..],
+            ),
         ] {
-            for object in list_mut(result, list).iter_mut().filter_map(Value::as_object_mut) {
+            for object in list_mut(result, list)
+                .iter_mut()
+                .filter_map(Value::as_object_mut)
+            {
                 object.retain(|key, _| !later.contains(&key.as_str()));
             }
         }
@@ -71,7 +84,10 @@ fn modernise(result: &mut Map<String, Value>) {
         };
         let mut address = Map::new();
         address.insert("address".into(), old.remove("ip").unwrap_or_default());
-        address.extend(old.remove("gateway").map(|gateway| ("gateway".into(), gateway)));
+        address.extend(
+            old.remove("gateway")
+                .map(|gateway| ("gateway".into(), gateway)),
+        );
         ips.push(Value::Object(address));
         if let Some(Value::Array(more)) = old.remove("routes") {
             routes.extend(more);
@@ -98,18 +114,26 @@ pub(super) fn addresses(result: &Value, interface: &str) -> Result<Vec<IpAddr>, 
     let (interfaces, ips) = (list("interfaces")?, list("ips")?);
     if ips.len() > ADDRESS_LIMIT || interfaces.len() > INTERFACE_LIMIT {
         let (ips, interfaces) = (ips.len(), interfaces.len());
-        return Err(format!("it has {ips} addresses and {interfaces} interfaces, which is too many"));
+        return Err(format!(
+            "it has {ips} addresses and {interfaces} interfaces, which is too many"
+        ));
     }
     let mut found = Vec::new();
     for ip in ips {
-        let text = ip.get("address").and_then(Value::as_str).unwrap_or_default();
+        let text = ip
+            .get("address")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         let address = parse_address(text).ok_or_else(|| format!("{text:?} is not an address"))?;
         if is_of(ip.get("interface"), interfaces, interface)? && !found.contains(&address) {
             found.push(address);
         }
     }
     for family in ["ip4", "ip6"] {
-        if let Some(text) = result.pointer(&format!("/{family}/ip")).and_then(Value::as_str) {
+        if let Some(text) = result
+            .pointer(&format!("/{family}/ip"))
+            .and_then(Value::as_str)
+        {
             let address = parse_address(text);
             found.push(address.ok_or_else(|| format!("{text:?} is not an address"))?);
         }
@@ -135,7 +159,12 @@ fn is_of(index: Option<&Value>, interfaces: &[Value], name: &str) -> Result<bool
         .and_then(|index| usize::try_from(index).ok())
         .and_then(|index| interfaces.get(index))
         .ok_or_else(|| format!("there is no interface {index}"))?;
-    let text = |key| interface.get(key).and_then(Value::as_str).unwrap_or_default();
+    let text = |key| {
+        interface
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     // The host may have an interface of the same name; that one has no sandbox.
     Ok(text("name") == name && !text("sandbox").is_empty())
 }
@@ -194,9 +223,18 @@ mod tests {
             (json!({}), "no address for eth0"),
             (json!({"ips": {}}), "not a list"),
             (json!({"ips": [{"address": "10.0.0.1"}]}), "not an address"),
-            (json!({"ips": [{"address": "10.0.0.1/33"}]}), "not an address"),
-            (json!({"ips": [{"address": "10.0.0.1/8", "interface": 0}]}), "no interface 0"),
-            (json!({"ips": [{"address": "10.0.0.1/8", "interface": -1}]}), "no interface -1"),
+            (
+                json!({"ips": [{"address": "10.0.0.1/33"}]}),
+                "not an address",
+            ),
+            (
+                json!({"ips": [{"address": "10.0.0.1/8", "interface": 0}]}),
+                "no interface 0",
+            ),
+            (
+                json!({"ips": [{"address": "10.0.0.1/8", "interface": -1}]}),
+                "no interface -1",
+            ),
             (json!({"ips": many}), "too many"),
         ] {
             let error = addresses(&result, "eth0").unwrap_err();
@@ -224,7 +262,8 @@ mod tests {
 
     #[test]
     fn older_results_are_told_in_newer_versions() {
-        let old = json!({"cniVersion": "0.3.1", "ips": [{"version": "4", "address": "10.0.0.2/24"}]});
+        let old =
+            json!({"cniVersion": "0.3.1", "ips": [{"version": "4", "address": "10.0.0.2/24"}]});
         let result = parse_json(&old, Version::V1_0).unwrap();
         let expected = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}]});
         assert_eq!(result, expected);

@@ -44,7 +44,9 @@ const ALL: [(Version, &str); 7] = [
 impl Version {
     /// A version by its name.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        ALL.iter().find(|(_, name)| *name == text).map(|(version, _)| *version)
+        ALL.iter()
+            .find(|(_, name)| *name == text)
+            .map(|(version, _)| *version)
     }
 
     /// The highest version that a configuration offers and Berth speaks. A configuration that says

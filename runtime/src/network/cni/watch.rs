@@ -147,14 +147,24 @@ impl Shared {
         if same && before.problems == found.problems {
             return false;
         }
-        for problem in found.problems.iter().filter(|p| !before.problems.contains(p)) {
+        for problem in found
+            .problems
+            .iter()
+            .filter(|p| !before.problems.contains(p))
+        {
             tracing::warn!("cni configuration: {problem}");
         }
         if !same && let Some((path, network)) = &found.network {
-            tracing::info!(?path, network = network.name, "cni network configuration loaded");
+            tracing::info!(
+                ?path,
+                network = network.name,
+                "cni network configuration loaded"
+            );
         }
         let view = View {
-            found: found.network.map(|(path, network)| (path, Arc::new(network))),
+            found: found
+                .network
+                .map(|(path, network)| (path, Arc::new(network))),
             problems: found.problems,
             answer: before.answer.clone().filter(|_| same),
         };
@@ -179,7 +189,10 @@ impl Shared {
         }
         let answer = self.plugins.status(network).await;
         let mut place = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        let still = place.found.as_ref().is_some_and(|(_, now)| Arc::ptr_eq(now, network));
+        let still = place
+            .found
+            .as_ref()
+            .is_some_and(|(_, now)| Arc::ptr_eq(now, network));
         // The answer may be about a configuration that is no more.
         if still {
             *place = Arc::new(View {
@@ -190,43 +203,29 @@ impl Shared {
     }
 }
 
-/// What tells one state of a directory from another: itself and its files, by inode, size, time.
-type Fingerprint = Vec<(PathBuf, u64, u64, i64, i64)>;
-
-fn fingerprint(dir: &Path) -> Fingerprint {
-    let Ok(own) = std::fs::metadata(dir) else {
-        return Vec::new();
-    };
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut all: Fingerprint = entries
-        .filter_map(|entry| {
-            let path = entry.path();
-            let m = std::fs::metadata(&path).ok()?;
-            Some((path, m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
-        })
-        .collect();
-    all.sort();
-    all.insert(0, (dir.to_path_buf(), own.ino(), own.dev(), 0, 0));
-    all
+/// What tells a directory from another of the same name: device and inode.
+fn identity(dir: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(dir).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 async fn watch(shared: Arc<Shared>) {
-    let mut known = Fingerprint::new();
+    let mut watched = None;
     let mut watcher: Option<RecommendedWatcher> = None;
     shared.ask().await;
     loop {
         let dir = shared.dir.clone();
-        let seen = blocking(move || Ok(fingerprint(&dir))).await.unwrap_or_default();
-        if seen != known {
-            // A directory in the place of another needs a watch of its own.
-            if seen.first() != known.first() || watcher.is_none() {
-                drop(watcher.take());
-                watcher = observe(&shared);
-            }
-            known = seen;
-            if shared.reload().await.unwrap_or(false) {
-                shared.ask().await;
-            }
+        let seen = blocking(move || Ok(identity(&dir)))
+            .await
+            .unwrap_or_default();
+        if seen != watched || watcher.is_none() {
+            drop(watcher.take());
+            watcher = seen.and_then(|_| observe(&shared));
+            watched = seen;
+        }
+        // After the watch is in place, so that nothing falls between.
+        if shared.reload().await.unwrap_or(false) {
+            shared.ask().await;
         }
         tokio::select! {
             () = shared.changed.notified() => tokio::time::sleep(DEBOUNCE).await,
