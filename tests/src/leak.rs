@@ -34,7 +34,10 @@ impl Snapshot {
         let mut snapshot = Self::default();
         let marks: Vec<&str> = scope.marks.iter().map(String::as_str).collect();
         for one in process::marked(&marks) {
-            snapshot.add("process", &format!("{} {} ({})", one.pid, one.name, one.command));
+            snapshot.add(
+                "process",
+                &format!("{} {} ({})", one.pid, one.name, one.command),
+            );
         }
         snapshot.mounts(&marks);
         snapshot.cgroups(&marks);
@@ -56,7 +59,10 @@ impl Snapshot {
     }
 
     fn mounts(&mut self, marks: &[&str]) {
-        for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+        for line in fs::read_to_string("/proc/self/mountinfo")
+            .unwrap_or_default()
+            .lines()
+        {
             if !marks.iter().any(|mark| line.contains(mark)) {
                 continue;
             }
@@ -71,7 +77,9 @@ impl Snapshot {
         let root = Path::new("/sys/fs/cgroup");
         let mut stack = vec![root.to_path_buf()];
         while let Some(folder) = stack.pop() {
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            let Ok(entries) = fs::read_dir(&folder) else {
+                continue;
+            };
             for entry in entries.flatten() {
                 if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     continue;
@@ -87,7 +95,9 @@ impl Snapshot {
     }
 
     fn links(&mut self, marks: &[&str]) {
-        let Ok(output) = Command::new("ip").args(["-o", "link", "show"]).output() else { return };
+        let Ok(output) = Command::new("ip").args(["-o", "link", "show"]).output() else {
+            return;
+        };
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             if marks.iter().any(|mark| line.contains(mark)) {
                 // "7: name@if2: <FLAGS> mtu 1500 ... master bridge ...": the flags change on their own.
@@ -98,7 +108,9 @@ impl Snapshot {
     }
 
     fn rules(&mut self, marks: &[&str]) {
-        let Ok(output) = Command::new("nft").args(["list", "ruleset"]).output() else { return };
+        let Ok(output) = Command::new("nft").args(["list", "ruleset"]).output() else {
+            return;
+        };
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             if marks.iter().any(|mark| line.contains(mark)) {
                 self.add("nftables rule", line.trim());
@@ -107,11 +119,16 @@ impl Snapshot {
     }
 
     fn files(&mut self, top: &Path, folder: &Path, skip: &[&str]) {
-        let Ok(entries) = fs::read_dir(folder) else { return };
+        let Ok(entries) = fs::read_dir(folder) else {
+            return;
+        };
         for entry in entries.flatten() {
             let path = entry.path();
             let relative = path.strip_prefix(top).unwrap_or(&path);
-            let first = relative.components().next().map(|part| part.as_os_str().to_owned());
+            let first = relative
+                .components()
+                .next()
+                .map(|part| part.as_os_str().to_owned());
             let name = first.unwrap_or_default().to_string_lossy().into_owned();
             if skip.iter().any(|skipped| name.contains(skipped)) {
                 continue;
@@ -130,10 +147,18 @@ impl Snapshot {
         for line in self.lines.difference(&before.lines) {
             let _ = writeln!(text, "  left behind: {line}");
         }
-        for line in before.lines.difference(&self.lines).filter(|line| line.contains("open file")) {
+        for line in before
+            .lines
+            .difference(&self.lines)
+            .filter(|line| line.contains("open file"))
+        {
             let _ = writeln!(text, "  (before:     {line})");
         }
-        if text.contains("left behind") { text } else { String::new() }
+        if text.contains("left behind") {
+            text
+        } else {
+            String::new()
+        }
     }
 
     /// Whether nothing was found.

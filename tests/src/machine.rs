@@ -20,8 +20,14 @@ pub fn tables() -> BTreeSet<String> {
 
 /// Deletes the plugins' tables unless they were there before.
 pub fn forget_plugin_tables(before: &BTreeSet<String>) {
-    for table in PLUGIN_TABLES.iter().filter(|table| !before.contains(**table)) {
+    for table in PLUGIN_TABLES
+        .iter()
+        .filter(|table| !before.contains(**table))
+    {
         let words = table.split(' ');
-        let _ = Command::new("nft").args(["delete", "table"]).args(words).output();
+        let _ = Command::new("nft")
+            .args(["delete", "table"])
+            .args(words)
+            .output();
     }
 }

@@ -58,8 +58,13 @@ async fn main() -> Result<ExitCode> {
         Network::Builtin => Net::Builtin,
         Network::Cni => Net::Cni,
     };
-    let options =
-        Options { kind: Kind::from_env()?, net, slot: 199, hosts, extra: String::new() };
+    let options = Options {
+        kind: Kind::from_env()?,
+        net,
+        slot: 199,
+        hosts,
+        extra: String::new(),
+    };
     let mut instance = Instance::start(options).await?;
     let start = Instant::now();
     let outcome = run(&critest, &args, &lists, &instance, work.path()).await;
@@ -78,12 +83,19 @@ async fn suite(critest: &Path, work: &Path) -> Result<BTreeMap<String, Outcome>>
     let report = work.join("suite.xml");
     let output = Command::new(critest)
         .current_dir(work)
-        .args(["-ginkgo.dry-run", "-ginkgo.no-color", "-ginkgo.junit-report"])
+        .args([
+            "-ginkgo.dry-run",
+            "-ginkgo.no-color",
+            "-ginkgo.junit-report",
+        ])
         .arg(&report)
         .output()
         .await?;
     let text = std::fs::read_to_string(&report).with_context(|| {
-        format!("critest gave no list: {}", String::from_utf8_lossy(&output.stderr))
+        format!(
+            "critest gave no list: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
     })?;
     critest::report(&text)
 }
@@ -103,7 +115,12 @@ async fn run(
         .current_dir(work)
         .arg("-runtime-endpoint")
         .arg(format!("unix://{}", instance.socket().display()))
-        .args(["-config", "/dev/null", "-ginkgo.no-color", "-ginkgo.timeout=15m"])
+        .args([
+            "-config",
+            "/dev/null",
+            "-ginkgo.no-color",
+            "-ginkgo.timeout=15m",
+        ])
         .arg("-ginkgo.junit-report")
         .arg(&report)
         .stdin(std::process::Stdio::null())
@@ -128,11 +145,18 @@ async fn run(
 
 fn print_focus(specs: &BTreeMap<String, Outcome>) -> ExitCode {
     let mut good = true;
-    for (name, outcome) in specs.iter().filter(|(_, outcome)| **outcome != Outcome::Skipped) {
+    for (name, outcome) in specs
+        .iter()
+        .filter(|(_, outcome)| **outcome != Outcome::Skipped)
+    {
         println!("{outcome:?}: {name}");
         good &= *outcome == Outcome::Passed;
     }
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn print(verdict: &Verdict) -> ExitCode {
@@ -151,5 +175,9 @@ fn print(verdict: &Verdict) -> ExitCode {
         verdict.failed.len(),
         verdict.waiting.values().sum::<usize>()
     );
-    if verdict.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if verdict.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
