@@ -9,6 +9,9 @@ mod record;
 mod release;
 mod restore;
 mod run;
+mod sysctl;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

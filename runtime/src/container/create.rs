@@ -343,8 +343,9 @@ fn prepare_blocking(
     let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
     let mounts = mounts::resolve(&spec.mounts).map_err(invalid)?;
     let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
-    let cpuset = crate::cgroup::parent_cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
-        .map_err(|e| ("read the pod's cpuset", Kind::Unknown, chain(&e)))?;
+    let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
+        .map_err(|e| ("read the pod's cpuset", Kind::Unknown, chain(&e)))?
+        .map(|set| spec::ParentCpuset { cpus: set.cpus, mems: set.mems });
     let dir = inner.state_dir(id);
     let plan = spec::container(&spec::ContainerInput {
         id,

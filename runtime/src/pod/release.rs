@@ -1,10 +1,8 @@
 //! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::record::{Phase, Process};
-use super::run::pod_network;
 use super::{Error, Inner, Pod};
 use crate::events::Event;
 use crate::model::{PodState, chain};
@@ -69,16 +67,14 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         if let Some(pause) = record.pause.clone() {
             steps.push_blocking("pause process", move || kill(&pause));
         }
-        let leaves: Vec<PathBuf> = record.cgroup.iter().map(PathBuf::from).collect();
+        let leaves = record.cgroup.clone();
         steps.push_blocking("cgroup", move || {
             crate::cgroup::kill(&leaves).and_then(|()| crate::cgroup::remove(&leaves)).map_err(|e| chain(&e))
         });
     }
-    if let Some(network) = pod_network(pod) {
-        let inner = inner.clone();
-        steps.push("network", async move { inner.deps.network.teardown(&network).await.map_err(|e| chain(&e)) });
-    }
     if let Some(netns) = record.netns {
+        let (inner, id) = (inner.clone(), pod.id.clone());
+        steps.push("network", async move { inner.deps.network.forget(&id).await.map_err(|e| chain(&e)) });
         steps.push_blocking("network namespace", move || sys::netns::unpin(&netns));
     }
     let dir = inner.state_dir(&pod.id);

@@ -54,7 +54,11 @@ impl PodManager {
     async fn sweep(&self) {
         let inner = self.0.clone();
         let known: BTreeSet<PodId> = inner.read().keys().cloned().collect();
-        for id in inner.deps.network.known() {
+        let attached = inner.deps.network.known().unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "cannot tell which pods are attached to the network");
+            Vec::new()
+        });
+        for id in attached {
             if !known.contains(&id) {
                 tracing::info!(pod.id = %id, "releasing the network of a pod that is not there any more");
                 if let Err(error) = inner.deps.network.forget(&id).await {

@@ -7,12 +7,12 @@ use shim_protocol::worker;
 use tokio::io::unix::AsyncFd;
 
 use super::record::{Phase, PodRecord, Process};
-use super::{Error, Inner, Pod, PodManager, files, release};
-use crate::blocking;
+use super::{Error, Inner, Pod, PodManager, files, release, sysctl};
+use crate::{blocking, cgroup};
 use crate::events::Event;
 use crate::id::PodId;
 use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, chain, now_nanos};
-use crate::network::{NetworkResult, PodNetwork};
+use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::PauseHandle;
 use crate::spec;
 use crate::store::{Claim, Reservation};
@@ -149,9 +149,15 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     };
     let deps = &inner.deps;
     let dir = inner.state_dir(&pod.id);
-    let sysctls = spec::split_sysctls(spec).map_err(|e| Error::Invalid(e.to_string()))?;
-    let cpuset = crate::cgroup::parent_cpuset(&deps.facts.cgroup, &pod.now().cgroup_parent)
-        .map_err(|e| failed("read the cpuset", Kind::Unknown, chain(&e)))?;
+    let sysctls = sysctl::split(spec).map_err(Error::Invalid)?;
+    let (facts, parent) = (deps.facts.clone(), pod.now().cgroup_parent.clone());
+    let cpuset = blocking::run("make the parent cgroup of a pod", move || {
+        cgroup::make_parents(&facts.cgroup, &parent)?;
+        cgroup::cpuset(&facts.cgroup, &parent)
+    })
+    .await
+    .map_err(|e| failed("make the parent cgroup", Kind::Unknown, chain(&e)))?
+    .map(|set| spec::ParentCpuset { cpus: set.cpus, mems: set.mems });
     let plan = spec::pause(&spec::PauseInput {
         id: &pod.id,
         spec,
@@ -204,7 +210,7 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     let network = network.map_err(|e| failed("set up the network", e.kind(), chain(&e)))?;
     let pause = pause?;
     if let (Some(network), Some(netns)) = (network, netns) {
-        crate::network::set_sysctls(&netns, &sysctls.net)
+        blocking::run("set the network sysctls of a pod", move || set_sysctls(&netns, &sysctls.net))
             .await
             .map_err(|e| failed("set the network sysctls", e.kind(), chain(&e)))?;
         let mut record = pod.now();
@@ -250,28 +256,26 @@ fn seccomp_program(inner: &Inner, plan: &spec::PausePlan) -> Result<Option<std::
     Ok(Some(file.into()))
 }
 
-async fn connect(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<Option<NetworkResult>, crate::network::Error> {
-    match pod_network(pod) {
-        Some(network) => inner.deps.network.setup(&network).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-/// What the network is told of a pod; `None` on the host's network.
-pub(super) fn pod_network(pod: &Pod) -> Option<PodNetwork> {
-    let record = pod.now();
-    let netns = record.netns.clone()?;
-    Some(PodNetwork {
+async fn connect(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<Option<NetworkResult>, network::Error> {
+    let (netns, cgroup_path) = {
+        let record = pod.now();
+        (record.netns.clone(), record.cgroup_parent.clone())
+    };
+    let Some(netns) = netns else { return Ok(None) };
+    let spec = &pod.spec;
+    let attachment = PodNetwork {
         id: pod.id.clone(),
-        name: pod.spec.metadata.name.clone(),
-        namespace: pod.spec.metadata.namespace.clone(),
-        uid: pod.spec.metadata.uid.clone(),
+        name: spec.metadata.name.clone(),
+        namespace: spec.metadata.namespace.clone(),
+        uid: spec.metadata.uid.clone(),
         netns,
-        port_mappings: pod.spec.port_mappings.clone(),
-        dns: pod.spec.dns.clone(),
-        annotations: pod.spec.annotations.clone(),
-        cgroup_path: record.cgroup_parent.clone(),
-    })
+        port_mappings: spec.port_mappings.clone(),
+        dns: spec.dns.clone(),
+        bandwidth: Bandwidth::from_annotations(&spec.annotations)?,
+        cgroup_path,
+        annotations: spec.annotations.clone(),
+    };
+    inner.deps.network.setup(&attachment).await.map(Some)
 }
 
 /// The pod is NotReady as soon as its pause process is gone.
