@@ -19,7 +19,7 @@ pub(super) fn describe(config: &Arc<Config>, facts: &Arc<HostFacts>, network: &A
     Node {
         config: config.clone(),
         cgroup_driver: CgroupDriver::Cgroupfs,
-        abilities: Abilities { apparmor: facts.apparmor, selinux: facts.selinux },
+        abilities: Abilities { apparmor: facts.apparmor, selinux: facts.selinux, mount_options: true },
         handlers: Vec::new(),
         runtime: Box::new(Condition::ready),
         network: Box::new(move || report(&reported)),
