@@ -59,6 +59,15 @@ pub enum CgroupFacts {
     },
 }
 
+/// The CPUs and memory nodes of a cgroup. On v1 a new cgroup has none and takes no process until it is given some.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpuset {
+    /// CPUs, list format.
+    pub cpus: String,
+    /// Memory nodes, list format.
+    pub mems: String,
+}
+
 impl HostFacts {
     /// Looks at the machine. Reads `/proc` and `/sys` only.
     ///

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use shim_protocol::worker::CgroupWrite;
 
 use super::cgroup_path::below;
-use super::{Error, ParentCpuset};
-use crate::host::CgroupFacts;
+use super::Error;
+use crate::host::{CgroupFacts, Cpuset};
 use crate::model::{HugepageLimit, Resources};
 
 /// CFS takes no shorter quota (kernel/sched/core.c, min_cfs_quota_period: 1 ms).
@@ -40,7 +40,7 @@ pub struct Update {
 ///
 /// # Errors
 /// A value that the kernel would refuse or that contradicts another, or a controller that is not there.
-pub fn create(place: Place<'_>, resources: &Resources, parent: Option<&ParentCpuset>) -> Result<Vec<CgroupWrite>, Error> {
+pub fn create(place: Place<'_>, resources: &Resources, parent: Option<&Cpuset>) -> Result<Vec<CgroupWrite>, Error> {
     let mut full = resources.clone();
     if let (CgroupFacts::V1 { hierarchies, .. }, Some(parent)) = (place.facts, parent)
         && hierarchies.contains_key("cpuset")

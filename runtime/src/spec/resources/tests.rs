@@ -160,7 +160,7 @@ fn v1_create() {
 #[test]
 fn v1_cpuset_begins_with_the_parents() {
     let facts = v1_facts();
-    let parent = ParentCpuset { cpus: "0-3".into(), mems: "0".into() };
+    let parent = Cpuset { cpus: "0-3".into(), mems: "0".into() };
     let resources = Resources { cpuset_cpus: "1".into(), ..Resources::default() };
     let writes = create(Place { facts: &facts, path: "/p" }, &resources, Some(&parent)).unwrap();
     assert_eq!(shown(&writes), ["/cg/cpuset/p/cpuset.cpus=1", "/cg/cpuset/p/cpuset.mems=0"]);
