@@ -53,7 +53,9 @@ pub enum Error {
     #[error("{0} is not a cgroup below a root: it is left alone")]
     NotInner(PathBuf),
     /// Processes that do not die.
-    #[error("processes {pids:?} in cgroup {path} do not die: they are probably blocked in the kernel, see their stack in /proc")]
+    #[error(
+        "processes {pids:?} in cgroup {path} do not die: they are probably blocked in the kernel, see their stack in /proc"
+    )]
     Survivors {
         /// The directory.
         path: PathBuf,
@@ -73,7 +75,9 @@ pub enum Error {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => Kind::InvalidArgument,
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+                Kind::InvalidArgument
+            }
             _ => Kind::Unknown,
         }
     }

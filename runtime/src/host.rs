@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use devices::{HostDevice, all_devices, device_at};
-pub use mounts::{MountEntry, SourcePropagation, parse_mountinfo, propagation_of, source_propagation};
+pub use mounts::{
+    MountEntry, SourcePropagation, parse_mountinfo, propagation_of, source_propagation,
+};
 pub use probe::Error;
 
 /// What the spec builder, Status and RuntimeConfig need to know.
@@ -106,7 +108,11 @@ impl CgroupFacts {
     pub fn all_mounts(&self) -> Vec<PathBuf> {
         let mut mounts = match self {
             Self::V2 { root, .. } => vec![root.clone()],
-            Self::V1 { hierarchies, unified, .. } => hierarchies
+            Self::V1 {
+                hierarchies,
+                unified,
+                ..
+            } => hierarchies
                 .values()
                 .cloned()
                 .chain(unified.iter().map(|(root, _)| root.clone()))

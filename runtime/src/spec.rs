@@ -30,7 +30,8 @@ pub use resources::{Update, update};
 use crate::host::{Cpuset, HostFacts, SourcePropagation};
 use crate::id::{ContainerId, PodId};
 use crate::model::{
-    ContainerSpec, ContainerUser, ImageConfig, MountRequest, NamespaceMode, PodSpec, ReadyPod, SeccompProfile,
+    ContainerSpec, ContainerUser, ImageConfig, MountRequest, NamespaceMode, PodSpec, ReadyPod,
+    SeccompProfile,
 };
 
 /// A mount of the request, looked at on the host.

@@ -19,11 +19,17 @@ pub fn memory_in_use(facts: &CgroupFacts, path: &str) -> Result<Option<u64>, Err
     let Some(dir) = memory_dir(facts, path) else {
         return Ok(None);
     };
-    let (Some(usage_text), Some(stat)) = (read(&dir.join(usage))?, read(&dir.join("memory.stat"))?) else {
+    let (Some(usage_text), Some(stat)) = (read(&dir.join(usage))?, read(&dir.join("memory.stat"))?)
+    else {
         return Ok(None);
     };
-    let usage = usage_text.trim().parse::<u64>().map_err(|error| nonsense(dir.join(usage), error))?;
-    Ok(Some(usage.saturating_sub(keyed(&stat, inactive).unwrap_or(0))))
+    let usage = usage_text
+        .trim()
+        .parse::<u64>()
+        .map_err(|error| nonsense(dir.join(usage), error))?;
+    Ok(Some(
+        usage.saturating_sub(keyed(&stat, inactive).unwrap_or(0)),
+    ))
 }
 
 /// Out-of-memory kills in a cgroup so far (v2: in those below it too). `None`: the cgroup is gone.
@@ -31,7 +37,11 @@ pub fn memory_in_use(facts: &CgroupFacts, path: &str) -> Result<Option<u64>, Err
 /// # Errors
 /// When the counter cannot be read.
 pub fn oom_kills(facts: &CgroupFacts, path: &str) -> Result<Option<u64>, Error> {
-    let file = if facts.is_v2() { "memory.events" } else { "memory.oom_control" };
+    let file = if facts.is_v2() {
+        "memory.events"
+    } else {
+        "memory.oom_control"
+    };
     let Some(dir) = memory_dir(facts, path) else {
         return Ok(None);
     };
@@ -39,7 +49,9 @@ pub fn oom_kills(facts: &CgroupFacts, path: &str) -> Result<Option<u64>, Error> 
 }
 
 fn memory_dir(facts: &CgroupFacts, path: &str) -> Option<PathBuf> {
-    facts.mount_of("memory").map(|mount| mount.join(path.trim_start_matches('/')))
+    facts
+        .mount_of("memory")
+        .map(|mount| mount.join(path.trim_start_matches('/')))
 }
 
 /// `None` when the file is gone: an open one says ENODEV then.
@@ -48,12 +60,18 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+        Err(source) => Err(Error::Read {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 fn nonsense(path: PathBuf, error: std::num::ParseIntError) -> Error {
-    Error::Read { path, source: std::io::Error::new(std::io::ErrorKind::InvalidData, error) }
+    Error::Read {
+        path,
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
+    }
 }
 
 /// A value of a flat-keyed file (Documentation/admin-guide/cgroup-v2.rst).

@@ -42,7 +42,10 @@ pub fn kill(leaves: &[String]) -> Result<(), Error> {
         };
         if Instant::now() > deadline {
             let path = holder(&present, first);
-            return Err(Error::Survivors { path, pids: pids.into_iter().take(8).collect() });
+            return Err(Error::Survivors {
+                path,
+                pids: pids.into_iter().take(8).collect(),
+            });
         }
         kill_each(&present, &pids);
         std::thread::sleep(pause);
@@ -56,7 +59,10 @@ fn inner(path: &Path) -> Result<bool, Error> {
         Ok(true) => Ok(true),
         Ok(false) => Err(Error::NotInner(path.to_owned())),
         Err(error) if gone(&error) => Ok(false),
-        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+        Err(source) => Err(Error::Read {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -70,7 +76,10 @@ fn kill_by_kernel(leaf: &Path, deadline: Instant) -> Result<(), Error> {
         return Ok(());
     }
     let path = leaf.join("cgroup.events");
-    let read_failed = |source| Error::Read { path: path.clone(), source };
+    let read_failed = |source| Error::Read {
+        path: path.clone(),
+        source,
+    };
     let mut events = match File::open(&path) {
         Ok(events) => events,
         Err(error) if gone(&error) => return Ok(()),
@@ -78,7 +87,9 @@ fn kill_by_kernel(leaf: &Path, deadline: Instant) -> Result<(), Error> {
     };
     loop {
         let mut text = String::new();
-        let read = events.rewind().and_then(|()| events.read_to_string(&mut text));
+        let read = events
+            .rewind()
+            .and_then(|()| events.read_to_string(&mut text));
         match read {
             Err(error) if gone(&error) => return Ok(()),
             Err(source) => return Err(read_failed(source)),
@@ -95,13 +106,20 @@ fn kill_by_kernel(leaf: &Path, deadline: Instant) -> Result<(), Error> {
 
 /// v1: frozen processes cannot fork while they are counted; they die when they are thawed.
 fn kill_each(leaves: &[PathBuf], pids: &BTreeSet<i32>) {
-    let freezers: Vec<PathBuf> =
-        leaves.iter().map(|leaf| leaf.join("freezer.state")).filter(|file| file.exists()).collect();
+    let freezers: Vec<PathBuf> = leaves
+        .iter()
+        .map(|leaf| leaf.join("freezer.state"))
+        .filter(|file| file.exists())
+        .collect();
     // Best effort, all of it: the loop around looks at what is left.
     for freezer in &freezers {
         let _ = write_value(freezer, "FROZEN");
     }
-    let again = if freezers.is_empty() { None } else { all_processes(leaves).ok() };
+    let again = if freezers.is_empty() {
+        None
+    } else {
+        all_processes(leaves).ok()
+    };
     for pid in again.as_ref().unwrap_or(pids) {
         if let Some(pid) = Pid::from_raw(*pid) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
@@ -145,8 +163,15 @@ fn pids_of(dir: &Path) -> Result<Vec<i32>, Error> {
 }
 
 fn holder(leaves: &[PathBuf], pid: i32) -> PathBuf {
-    let holds = |leaf: &&PathBuf| all_processes(std::slice::from_ref(*leaf)).is_ok_and(|pids| pids.contains(&pid));
-    leaves.iter().find(holds).or(leaves.first()).cloned().unwrap_or_default()
+    let holds = |leaf: &&PathBuf| {
+        all_processes(std::slice::from_ref(*leaf)).is_ok_and(|pids| pids.contains(&pid))
+    };
+    leaves
+        .iter()
+        .find(holds)
+        .or(leaves.first())
+        .cloned()
+        .unwrap_or_default()
 }
 
 /// A cgroup and all below it, outermost first; empty when it is gone.

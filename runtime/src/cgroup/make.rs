@@ -20,7 +20,10 @@ const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pid
 /// When a directory cannot be made; those made before are removed again.
 pub fn make_parents(facts: &CgroupFacts, parent: &str) -> Result<Vec<PathBuf>, Error> {
     let mut made = Vec::new();
-    let result = facts.controller_mounts().iter().try_for_each(|mount| make_chain(mount, parent, &mut made));
+    let result = facts
+        .controller_mounts()
+        .iter()
+        .try_for_each(|mount| make_chain(mount, parent, &mut made));
     let result = result.and_then(|()| fill_cpusets(facts, parent));
     if let Err(error) = result {
         super::remove_parents(&made);
@@ -51,7 +54,10 @@ fn enable(dir: &Path) {
     let Ok(available) = std::fs::read_to_string(dir.join("cgroup.controllers")) else {
         return;
     };
-    for name in available.split_whitespace().filter(|name| CONTROLLERS.contains(name)) {
+    for name in available
+        .split_whitespace()
+        .filter(|name| CONTROLLERS.contains(name))
+    {
         if let Err(error) = write_value(&dir.join("cgroup.subtree_control"), &format!("+{name}")) {
             tracing::debug!(%error, controller = name, dir = %dir.display(), "controller could not be enabled");
         }
@@ -71,14 +77,20 @@ fn fill_cpusets(facts: &CgroupFacts, path: &str) -> Result<(), Error> {
     for part in path.split('/').filter(|part| !part.is_empty()) {
         dir.push(part);
         let own = read_cpuset(&dir)?;
-        for (file, own, inherited) in
-            [("cpuset.cpus", &own.cpus, &above.cpus), ("cpuset.mems", &own.mems, &above.mems)]
-        {
+        for (file, own, inherited) in [
+            ("cpuset.cpus", &own.cpus, &above.cpus),
+            ("cpuset.mems", &own.mems, &above.mems),
+        ] {
             let path = dir.join(file);
             if own.is_empty()
                 && let Err(source) = write_value(&path, inherited)
             {
-                return Err(Error::Write { path, value: inherited.clone(), restored: false, source });
+                return Err(Error::Write {
+                    path,
+                    value: inherited.clone(),
+                    restored: false,
+                    source,
+                });
             }
         }
         above = read_cpuset(&dir)?;
@@ -94,7 +106,9 @@ pub fn cpuset(facts: &CgroupFacts, path: &str) -> Result<Option<Cpuset>, Error> 
     let CgroupFacts::V1 { hierarchies, .. } = facts else {
         return Ok(None);
     };
-    let dir = hierarchies.get("cpuset").map(|mount| mount.join(path.trim_start_matches('/')));
+    let dir = hierarchies
+        .get("cpuset")
+        .map(|mount| mount.join(path.trim_start_matches('/')));
     dir.map(|dir| read_cpuset(&dir)).transpose()
 }
 
@@ -104,7 +118,10 @@ fn read_cpuset(dir: &Path) -> Result<Cpuset, Error> {
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
         Ok(text.trim().to_owned())
     };
-    Ok(Cpuset { cpus: read("cpuset.cpus")?, mems: read("cpuset.mems")? })
+    Ok(Cpuset {
+        cpus: read("cpuset.cpus")?,
+        mems: read("cpuset.mems")?,
+    })
 }
 
 /// Makes the cgroup of the monitors in every hierarchy, named ones too, and gives its directories. It is made
@@ -118,7 +135,11 @@ pub fn ensure_shims(facts: &CgroupFacts, name: &str) -> Result<Vec<PathBuf>, Err
         make_chain(&mount, name, &mut made)?;
     }
     fill_cpusets(facts, name)?;
-    Ok(facts.all_mounts().iter().map(|mount| mount.join(name.trim_start_matches('/'))).collect())
+    Ok(facts
+        .all_mounts()
+        .iter()
+        .map(|mount| mount.join(name.trim_start_matches('/')))
+        .collect())
 }
 
 /// Puts a process into cgroups.
@@ -130,7 +151,12 @@ pub fn join(dirs: &[PathBuf], pid: i32) -> Result<(), Error> {
         let path = dir.join("cgroup.procs");
         let value = pid.to_string();
         if let Err(source) = write_value(&path, &value) {
-            return Err(Error::Write { path, value, restored: false, source });
+            return Err(Error::Write {
+                path,
+                value,
+                restored: false,
+                source,
+            });
         }
     }
     Ok(())

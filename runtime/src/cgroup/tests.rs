@@ -23,9 +23,14 @@ impl Place {
     /// On the v2 hierarchy, also where that is only the one beside v1.
     fn unified(name: &str) -> Option<Self> {
         let facts = match HostFacts::probe().unwrap().cgroup {
-            CgroupFacts::V1 { unified: Some((root, controllers)), .. } => {
-                CgroupFacts::V2 { root, controllers, swap: true }
-            }
+            CgroupFacts::V1 {
+                unified: Some((root, controllers)),
+                ..
+            } => CgroupFacts::V2 {
+                root,
+                controllers,
+                swap: true,
+            },
             CgroupFacts::V1 { unified: None, .. } => {
                 println!("skipped: no v2 hierarchy is mounted");
                 return None;
@@ -48,7 +53,10 @@ impl Place {
 
     fn dirs(&self) -> Vec<String> {
         let mounts = self.facts.controller_mounts();
-        mounts.iter().map(|mount| format!("{}{}", mount.display(), self.path)).collect()
+        mounts
+            .iter()
+            .map(|mount| format!("{}{}", mount.display(), self.path))
+            .collect()
     }
 
     fn sleeper(&self, script: &str) -> Child {
@@ -76,7 +84,9 @@ impl Drop for Place {
 }
 
 fn kill_a_tree(place: &Place) {
-    let mut children: Vec<Child> = (0..3).map(|_| place.sleeper("sleep 100 & sleep 100 & wait")).collect();
+    let mut children: Vec<Child> = (0..3)
+        .map(|_| place.sleeper("sleep 100 & sleep 100 & wait"))
+        .collect();
     std::thread::sleep(Duration::from_millis(100));
     assert!(processes(&place.dirs()).unwrap().len() >= 9);
     // A container with a writable cgroup makes children of it.
@@ -91,7 +101,12 @@ fn kill_a_tree(place: &Place) {
     children.iter_mut().for_each(|child| drop(child.wait()));
     assert_eq!(processes(&place.dirs()).unwrap(), Vec::<i32>::new());
     remove(&place.dirs()).unwrap();
-    assert!(place.dirs().iter().all(|dir| !std::path::Path::new(dir).exists()));
+    assert!(
+        place
+            .dirs()
+            .iter()
+            .all(|dir| !std::path::Path::new(dir).exists())
+    );
     kill(&place.dirs()).unwrap();
     remove(&place.dirs()).unwrap();
 }
@@ -112,7 +127,10 @@ fn everything_in_a_v2_cgroup_dies_and_it_goes() {
 
 #[test]
 fn a_process_that_forks_all_the_time_dies_too() {
-    for place in [Place::new("fork"), Place::unified("fork2")].into_iter().flatten() {
+    for place in [Place::new("fork"), Place::unified("fork2")]
+        .into_iter()
+        .flatten()
+    {
         let mut child = place.sleeper("while :; do (sleep 0.01; :) & done");
         std::thread::sleep(Duration::from_millis(200));
         kill(&place.dirs()).unwrap();
@@ -123,41 +141,78 @@ fn a_process_that_forks_all_the_time_dies_too() {
 
 #[test]
 fn parents_are_made_once_and_removed_when_empty() {
-    let Some(place) = Place::new("parents") else { return };
+    let Some(place) = Place::new("parents") else {
+        return;
+    };
     assert_eq!(place.made.len(), 2 * place.facts.controller_mounts().len());
-    assert_eq!(make_parents(&place.facts, &place.path).unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(
+        make_parents(&place.facts, &place.path).unwrap(),
+        Vec::<PathBuf>::new()
+    );
     if let Some(cpuset) = cpuset(&place.facts, &place.path).unwrap() {
         assert!(!cpuset.cpus.is_empty() && !cpuset.mems.is_empty());
     }
     let mut child = place.sleeper("sleep 100");
     remove_parents(&place.made);
-    assert!(std::path::Path::new(&place.dirs()[0]).exists(), "a used one stays");
+    assert!(
+        std::path::Path::new(&place.dirs()[0]).exists(),
+        "a used one stays"
+    );
     kill(&place.dirs()).unwrap();
     drop(child.wait());
     std::thread::sleep(Duration::from_millis(50));
     remove_parents(&place.made);
-    assert!(!place.made.iter().any(|dir| dir.exists()), "{:?}", place.made);
+    assert!(
+        !place.made.iter().any(|dir| dir.exists()),
+        "{:?}",
+        place.made
+    );
 }
 
 #[test]
 fn a_refused_value_puts_the_old_ones_back() {
-    let Some(place) = Place::new("writes") else { return };
-    let Some(memory) = place.facts.mount_of("memory") else { return };
-    let file = if place.facts.is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
+    let Some(place) = Place::new("writes") else {
+        return;
+    };
+    let Some(memory) = place.facts.mount_of("memory") else {
+        return;
+    };
+    let file = if place.facts.is_v2() {
+        "memory.max"
+    } else {
+        "memory.limit_in_bytes"
+    };
     let limit = format!("{}{}/{file}", memory.display(), place.path);
-    let write = |file: &str, value: &str, optional| CgroupWrite { file: file.into(), value: value.into(), optional };
+    let write = |file: &str, value: &str, optional| CgroupWrite {
+        file: file.into(),
+        value: value.into(),
+        optional,
+    };
     let read = || std::fs::read_to_string(&limit).unwrap().trim().to_owned();
-    apply_writes(&[write(&limit, "67108864", false), write("/no/such/file", "0", true)]).unwrap();
+    apply_writes(&[
+        write(&limit, "67108864", false),
+        write("/no/such/file", "0", true),
+    ])
+    .unwrap();
     assert_eq!(read(), "67108864");
-    let error = apply_writes(&[write(&limit, "134217728", false), write(&limit, "nonsense", false)]).unwrap_err();
-    assert!(matches!(error, Error::Write { restored: true, .. }), "{error}");
+    let error = apply_writes(&[
+        write(&limit, "134217728", false),
+        write(&limit, "nonsense", false),
+    ])
+    .unwrap_err();
+    assert!(
+        matches!(error, Error::Write { restored: true, .. }),
+        "{error}"
+    );
     assert_eq!(read(), "67108864");
     assert!(apply_writes(&[write("/no/such/file", "0", false)]).is_err());
 }
 
 #[test]
 fn counters() {
-    let Some(place) = Place::new("counters") else { return };
+    let Some(place) = Place::new("counters") else {
+        return;
+    };
     assert_eq!(oom_kills(&place.facts, &place.path).unwrap(), Some(0));
     let mut child = place.sleeper("x=$(head -c 8000000 /dev/zero | tr '\\0' x); sleep 100");
     std::thread::sleep(Duration::from_millis(500));
@@ -195,9 +250,20 @@ fn roots_and_other_directories_are_left_alone() {
     let facts = HostFacts::probe().unwrap().cgroup;
     let root = facts.controller_mounts()[0].display().to_string();
     let dir = tempfile::tempdir().unwrap();
-    for path in [root, dir.path().display().to_string(), "/".to_owned(), "/proc".to_owned()] {
-        assert!(matches!(kill(std::slice::from_ref(&path)), Err(Error::NotInner(_))), "{path}");
-        assert!(matches!(remove(std::slice::from_ref(&path)), Err(Error::NotInner(_))), "{path}");
+    for path in [
+        root,
+        dir.path().display().to_string(),
+        "/".to_owned(),
+        "/proc".to_owned(),
+    ] {
+        assert!(
+            matches!(kill(std::slice::from_ref(&path)), Err(Error::NotInner(_))),
+            "{path}"
+        );
+        assert!(
+            matches!(remove(std::slice::from_ref(&path)), Err(Error::NotInner(_))),
+            "{path}"
+        );
     }
     assert!(dir.path().exists());
 }

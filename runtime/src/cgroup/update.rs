@@ -18,13 +18,20 @@ pub fn apply_writes(writes: &[CgroupWrite]) -> Result<(), Error> {
         let path = PathBuf::from(&write.file);
         let old = match std::fs::read_to_string(&path) {
             Ok(old) => Some(old.trim_end().to_owned()),
-            Err(error) if write.optional && error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if write.optional && error.kind() == std::io::ErrorKind::NotFound => {
+                continue;
+            }
             // devices.allow and its like cannot be read, and so cannot be put back.
             Err(_) => None,
         };
         if let Err(source) = write_value(&path, &write.value) {
             let restored = restore(&before);
-            return Err(Error::Write { path, value: write.value.clone(), restored, source });
+            return Err(Error::Write {
+                path,
+                value: write.value.clone(),
+                restored,
+                source,
+            });
         }
         before.extend(old.map(|old| (path, old)));
     }

@@ -23,7 +23,10 @@ pub fn write_value(path: &Path, value: &str) -> io::Result<()> {
     if written == value.len() {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::WriteZero, "the value was taken in part"))
+        Err(io::Error::new(
+            io::ErrorKind::WriteZero,
+            "the value was taken in part",
+        ))
     }
 }
 
