@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use devices::{HostDevice, all_devices, device_at};
-pub use mounts::{MountEntry, SourcePropagation, parse_mountinfo, propagation_of, source_propagation};
+pub use mounts::{
+    MountEntry, SourcePropagation, parse_mountinfo, propagation_of, source_propagation,
+};
 pub use probe::Error;
 
 /// What the spec builder, Status and RuntimeConfig need to know.
@@ -59,6 +61,15 @@ pub enum CgroupFacts {
     },
 }
 
+/// The CPUs and memory nodes of a cgroup. On v1 a new cgroup has none and takes no process until it is given some.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpuset {
+    /// CPUs, list format.
+    pub cpus: String,
+    /// Memory nodes, list format.
+    pub mems: String,
+}
+
 impl HostFacts {
     /// Looks at the machine. Reads `/proc` and `/sys` only.
     ///
@@ -97,7 +108,11 @@ impl CgroupFacts {
     pub fn all_mounts(&self) -> Vec<PathBuf> {
         let mut mounts = match self {
             Self::V2 { root, .. } => vec![root.clone()],
-            Self::V1 { hierarchies, unified, .. } => hierarchies
+            Self::V1 {
+                hierarchies,
+                unified,
+                ..
+            } => hierarchies
                 .values()
                 .cloned()
                 .chain(unified.iter().map(|(root, _)| root.clone()))

@@ -27,10 +27,11 @@ pub use plan::{container, pause};
 pub use process::exec;
 pub use resources::{Update, update};
 
-use crate::host::{HostFacts, SourcePropagation};
+use crate::host::{Cpuset, HostFacts, SourcePropagation};
 use crate::id::{ContainerId, PodId};
 use crate::model::{
-    ContainerSpec, ContainerUser, ImageConfig, MountRequest, NamespaceMode, PodSpec, ReadyPod, SeccompProfile,
+    ContainerSpec, ContainerUser, ImageConfig, MountRequest, NamespaceMode, PodSpec, ReadyPod,
+    SeccompProfile,
 };
 
 /// A mount of the request, looked at on the host.
@@ -65,15 +66,6 @@ pub struct DeviceNode {
     pub access: String,
 }
 
-/// The cpuset of a cgroup's parent. On v1 a new cgroup has none and takes no process until it is given one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ParentCpuset {
-    /// CPUs, list format.
-    pub cpus: String,
-    /// Memory nodes, list format.
-    pub mems: String,
-}
-
 /// Everything that decides what a container will be.
 #[derive(Clone, Copy, Debug)]
 pub struct ContainerInput<'a> {
@@ -98,7 +90,7 @@ pub struct ContainerInput<'a> {
     /// PID namespace of the container that is shared with; with `pid: Target` only.
     pub target_pidns: Option<&'a Path>,
     /// cgroup v1: the cpuset of the pod's cgroup.
-    pub cpuset: Option<&'a ParentCpuset>,
+    pub cpuset: Option<&'a Cpuset>,
 }
 
 impl ContainerInput<'_> {
@@ -158,7 +150,7 @@ pub struct PauseInput<'a> {
     /// The machine.
     pub facts: &'a HostFacts,
     /// cgroup v1: the cpuset of the pod's cgroup.
-    pub cpuset: Option<&'a ParentCpuset>,
+    pub cpuset: Option<&'a Cpuset>,
 }
 
 /// Everything that is needed to start a pause process.

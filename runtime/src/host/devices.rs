@@ -40,7 +40,10 @@ pub fn device_at(path: &Path) -> io::Result<Vec<HostDevice>> {
         nodes.extend(node(&resolved)?);
     }
     if nodes.is_empty() {
-        let text = format!("{} is neither a device nor a directory with devices", path.display());
+        let text = format!(
+            "{} is neither a device nor a directory with devices",
+            path.display()
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     Ok(nodes)
@@ -54,7 +57,14 @@ pub fn device_at(path: &Path) -> io::Result<Vec<HostDevice>> {
 pub fn all_devices() -> io::Result<Vec<HostDevice>> {
     let mut nodes = Vec::new();
     walk(Path::new("/dev"), &mut nodes, &|path| {
-        let own = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console", "/dev/ptmx"];
+        let own = [
+            "/dev/pts",
+            "/dev/shm",
+            "/dev/mqueue",
+            "/dev/fd",
+            "/dev/console",
+            "/dev/ptmx",
+        ];
         own.iter().any(|own| path == Path::new(own))
     })?;
     Ok(nodes)
@@ -69,7 +79,9 @@ fn walk(dir: &Path, nodes: &mut Vec<HostDevice>, skip: &dyn Fn(&Path) -> bool) -
             continue;
         }
         // A node may vanish while we look: hot-unplug is no reason to fail.
-        let Ok(kind) = entry.file_type() else { continue };
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
         if kind.is_dir() {
             match walk(&path, nodes, skip) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

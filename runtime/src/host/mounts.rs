@@ -45,7 +45,13 @@ fn parse_line(line: &str) -> Option<MountEntry> {
     let mut right = right.split(' ');
     let fs_type = right.next()?.to_owned();
     let super_options = right.nth(1)?.split(',').map(str::to_owned).collect();
-    Some(MountEntry { root, mount_point, optional, fs_type, super_options })
+    Some(MountEntry {
+        root,
+        mount_point,
+        optional,
+        fs_type,
+        super_options,
+    })
 }
 
 /// mountinfo writes space, tab, newline and backslash as `\ooo`.
@@ -83,9 +89,17 @@ pub fn propagation_of(mounts: &[MountEntry], path: &Path) -> SourcePropagation {
     let Some(mount) = on else {
         return SourcePropagation::Private;
     };
-    if mount.optional.iter().any(|field| field.starts_with("shared:")) {
+    if mount
+        .optional
+        .iter()
+        .any(|field| field.starts_with("shared:"))
+    {
         SourcePropagation::Shared
-    } else if mount.optional.iter().any(|field| field.starts_with("master:")) {
+    } else if mount
+        .optional
+        .iter()
+        .any(|field| field.starts_with("master:"))
+    {
         SourcePropagation::Slave
     } else {
         SourcePropagation::Private
@@ -129,6 +143,9 @@ broken line";
         assert_eq!(of("/srv/with space/a"), SourcePropagation::Slave);
         assert_eq!(of("/srv/private/a"), SourcePropagation::Shared);
         assert_eq!(of("/srv/privateer"), SourcePropagation::Shared);
-        assert_eq!(propagation_of(&mounts[2..3], Path::new("/srv/private")), SourcePropagation::Private);
+        assert_eq!(
+            propagation_of(&mounts[2..3], Path::new("/srv/private")),
+            SourcePropagation::Private
+        );
     }
 }

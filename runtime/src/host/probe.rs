@@ -33,7 +33,10 @@ pub(super) fn probe() -> Result<HostFacts, Error> {
     let mounts = parse_mountinfo(&read("/proc/self/mountinfo")?);
     let release = read("/proc/sys/kernel/osrelease")?;
     let capabilities = bounding_set()?;
-    let own_oom: i32 = read("/proc/self/oom_score_adj")?.trim().parse().unwrap_or(0);
+    let own_oom: i32 = read("/proc/self/oom_score_adj")?
+        .trim()
+        .parse()
+        .unwrap_or(0);
     Ok(HostFacts {
         kernel: parse_kernel(&release).ok_or_else(|| Error::Kernel(release.trim().to_owned()))?,
         cgroup: cgroup(&mounts)?,
@@ -72,8 +75,12 @@ fn bounding_set() -> Result<u64, Error> {
 
 /// Lowering one's own value needs CAP_SYS_RESOURCE (proc(5)), and a child starts with its parent's.
 fn min_oom_score_adj(own: i32) -> Result<i32, Error> {
-    let effective = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE)
-        .map_err(Error::Capabilities)?;
+    let effective = caps::has_cap(
+        None,
+        caps::CapSet::Effective,
+        caps::Capability::CAP_SYS_RESOURCE,
+    )
+    .map_err(Error::Capabilities)?;
     Ok(if effective { -1000 } else { own })
 }
 
@@ -82,14 +89,19 @@ fn hugepages(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return Vec::new();
     };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
     let mut sizes: Vec<u64> = names.filter_map(|name| hugepage_kib(&name)).collect();
     sizes.sort_unstable();
     sizes.into_iter().map(hugepage_name).collect()
 }
 
 fn hugepage_kib(name: &str) -> Option<u64> {
-    name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()
+    name.strip_prefix("hugepages-")?
+        .strip_suffix("kB")?
+        .parse()
+        .ok()
 }
 
 /// As the hugetlb controller names its files.
@@ -104,7 +116,10 @@ fn hugepage_name(kib: u64) -> String {
 }
 
 fn cgroup(mounts: &[MountEntry]) -> Result<CgroupFacts, Error> {
-    let layout = layout(mounts, &v1_controllers(&read("/proc/cgroups").unwrap_or_default()));
+    let layout = layout(
+        mounts,
+        &v1_controllers(&read("/proc/cgroups").unwrap_or_default()),
+    );
     match layout {
         Layout::None => Err(Error::NoCgroup),
         Layout::V2(root) => {
@@ -112,9 +127,16 @@ fn cgroup(mounts: &[MountEntry]) -> Result<CgroupFacts, Error> {
             // The root has no memory.swap.max of its own; vmstat's swap counters and /proc/swaps say
             // nothing either: the kernel accounts swap on v2 unless booted with swapaccount=0.
             let swap = controllers.iter().any(|name| name == "memory") && !swapaccount_off();
-            Ok(CgroupFacts::V2 { root, controllers, swap })
+            Ok(CgroupFacts::V2 {
+                root,
+                controllers,
+                swap,
+            })
         }
-        Layout::V1 { hierarchies, unified } => {
+        Layout::V1 {
+            hierarchies,
+            unified,
+        } => {
             let swap = hierarchies
                 .get("memory")
                 .is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists());
@@ -122,7 +144,11 @@ fn cgroup(mounts: &[MountEntry]) -> Result<CgroupFacts, Error> {
                 let controllers = controllers_of(&root);
                 (root, controllers)
             });
-            Ok(CgroupFacts::V1 { hierarchies, unified, swap })
+            Ok(CgroupFacts::V1 {
+                hierarchies,
+                unified,
+                swap,
+            })
         }
     }
 }
@@ -181,7 +207,10 @@ fn layout(mounts: &[MountEntry], known: &[String]) -> Layout {
     }
     let controllers = hierarchies.keys().any(|name| !name.starts_with("name="));
     match unified {
-        _ if controllers => Layout::V1 { hierarchies, unified },
+        _ if controllers => Layout::V1 {
+            hierarchies,
+            unified,
+        },
         Some(root) => Layout::V2(root),
         None => Layout::None,
     }

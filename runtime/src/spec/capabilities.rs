@@ -74,7 +74,10 @@ const fn bit(number: u32) -> u64 {
 pub fn parse(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    (0..).zip(NAMES).find(|(_, known)| *known == bare).map(|(number, _)| bit(number))
+    (0..)
+        .zip(NAMES)
+        .find(|(_, known)| *known == bare)
+        .map(|(number, _)| bit(number))
 }
 
 fn is_all(name: &str) -> bool {
@@ -94,7 +97,11 @@ fn parse_or_error(name: &str) -> Result<u64, Error> {
 ///
 /// # Errors
 /// An unknown name, or one that the runtime cannot give.
-pub(super) fn sets(request: &CapabilityRequest, privileged: bool, host: u64) -> Result<Capabilities, Error> {
+pub(super) fn sets(
+    request: &CapabilityRequest,
+    privileged: bool,
+    host: u64,
+) -> Result<Capabilities, Error> {
     let bounding = if privileged {
         host
     } else {
@@ -102,7 +109,11 @@ pub(super) fn sets(request: &CapabilityRequest, privileged: bool, host: u64) -> 
     };
     let mut ambient = 0;
     for name in &request.add_ambient {
-        let wanted = if is_all(name) { bounding } else { parse_or_error(name)? };
+        let wanted = if is_all(name) {
+            bounding
+        } else {
+            parse_or_error(name)?
+        };
         if wanted & bounding != wanted {
             return Err(Error::AmbientCapability(name.clone()));
         }
@@ -148,7 +159,11 @@ mod tests {
 
     fn request(add: &[&str], drop: &[&str]) -> CapabilityRequest {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        CapabilityRequest { add: owned(add), drop: owned(drop), add_ambient: Vec::new() }
+        CapabilityRequest {
+            add: owned(add),
+            drop: owned(drop),
+            add_ambient: Vec::new(),
+        }
     }
 
     fn bounding(add: &[&str], drop: &[&str]) -> u64 {
@@ -189,9 +204,18 @@ mod tests {
         let host = HOST & !(1 << 24) & !1;
         let error = sets(&request(&["SYS_RESOURCE"], &[]), false, host).unwrap_err();
         assert!(matches!(error, Error::MissingCapability(_)), "{error}");
-        assert_eq!(sets(&request(&[], &[]), false, host).unwrap().bounding, DEFAULT & !1);
-        assert_eq!(sets(&request(&["ALL"], &[]), false, host).unwrap().bounding, host);
-        assert_eq!(sets(&request(&[], &["ALL"]), true, host).unwrap().bounding, host);
+        assert_eq!(
+            sets(&request(&[], &[]), false, host).unwrap().bounding,
+            DEFAULT & !1
+        );
+        assert_eq!(
+            sets(&request(&["ALL"], &[]), false, host).unwrap().bounding,
+            host
+        );
+        assert_eq!(
+            sets(&request(&[], &["ALL"]), true, host).unwrap().bounding,
+            host
+        );
     }
 
     #[test]
@@ -202,6 +226,9 @@ mod tests {
         asked.add_ambient = vec!["NET_BIND_SERVICE".into()];
         assert_eq!(sets(&asked, false, HOST).unwrap().ambient, 1 << 10);
         asked.add_ambient = vec!["NET_ADMIN".into()];
-        assert!(matches!(sets(&asked, false, HOST), Err(Error::AmbientCapability(_))));
+        assert!(matches!(
+            sets(&asked, false, HOST),
+            Err(Error::AmbientCapability(_))
+        ));
     }
 }

@@ -18,7 +18,11 @@ const MAX_PATH: usize = 4000;
 /// A relative path, `..`, or a slice name, which belongs to the systemd driver (row F011).
 pub fn cgroupfs_parent(parent: &str, default: &str) -> Result<String, Error> {
     let asked = if parent.is_empty() { default } else { parent };
-    let wrong = |why| Error::CgroupParent { parent: parent.chars().take(200).collect(), driver: "cgroupfs", why };
+    let wrong = |why| Error::CgroupParent {
+        parent: parent.chars().take(200).collect(),
+        driver: "cgroupfs",
+        why,
+    };
     if !asked.starts_with('/') {
         let slice = asked.ends_with(".slice");
         return Err(wrong(if slice {
@@ -30,7 +34,10 @@ pub fn cgroupfs_parent(parent: &str, default: &str) -> Result<String, Error> {
     if asked.len() > MAX_PATH || asked.chars().any(char::is_control) {
         return Err(wrong("it is too long or contains control characters"));
     }
-    let parts: Vec<&str> = asked.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<&str> = asked
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
     if parts.contains(&"..") {
         return Err(wrong("it contains \"..\""));
     }
@@ -46,8 +53,16 @@ pub fn cgroupfs_parent(parent: &str, default: &str) -> Result<String, Error> {
 /// # Errors
 /// A name that is no slice.
 pub fn slice_path(parent: &str) -> Result<String, Error> {
-    let wrong = |why| Error::CgroupParent { parent: parent.chars().take(200).collect(), driver: "systemd", why };
-    let name = parent.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let wrong = |why| Error::CgroupParent {
+        parent: parent.chars().take(200).collect(),
+        driver: "systemd",
+        why,
+    };
+    let name = parent
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
     let Some(stem) = name.strip_suffix(".slice") else {
         return Err(wrong("a name that ends in .slice is wanted"));
     };
@@ -61,7 +76,10 @@ pub fn slice_path(parent: &str) -> Result<String, Error> {
         return Err(wrong("it is too long or contains white space"));
     }
     let mut path = String::new();
-    let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    let ends = stem
+        .match_indices('-')
+        .map(|(at, _)| at)
+        .chain([stem.len()]);
     for end in ends {
         path.push('/');
         path.push_str(&stem[..end]);
@@ -77,17 +95,28 @@ pub(super) fn below(mount: &Path, path: &str) -> String {
 
 /// The directories of a cgroup, one for each hierarchy with controllers.
 pub fn leaves(facts: &CgroupFacts, path: &str) -> Vec<String> {
-    facts.controller_mounts().iter().map(|mount| below(mount, path)).collect()
+    facts
+        .controller_mounts()
+        .iter()
+        .map(|mount| below(mount, path))
+        .collect()
 }
 
 /// The directories of a cgroup and of all above it, outermost first in each hierarchy.
 pub(super) fn chain(facts: &CgroupFacts, path: &str) -> Vec<String> {
     let mounts = facts.controller_mounts();
-    mounts.iter().flat_map(|mount| chain_below(mount, path)).collect()
+    mounts
+        .iter()
+        .flat_map(|mount| chain_below(mount, path))
+        .collect()
 }
 
 fn chain_below(mount: &PathBuf, path: &str) -> Vec<String> {
-    let ends = path.match_indices('/').skip(1).map(|(at, _)| at).chain([path.len()]);
+    let ends = path
+        .match_indices('/')
+        .skip(1)
+        .map(|(at, _)| at)
+        .chain([path.len()]);
     ends.map(|end| below(mount, &path[..end])).collect()
 }
 
@@ -98,12 +127,23 @@ mod tests {
     #[test]
     fn parents_of_the_cgroupfs_driver() {
         let parse = |parent| cgroupfs_parent(parent, DEFAULT_PARENT);
-        assert_eq!(parse("/kubepods/burstable/pod1/").unwrap(), "/kubepods/burstable/pod1");
+        assert_eq!(
+            parse("/kubepods/burstable/pod1/").unwrap(),
+            "/kubepods/burstable/pod1"
+        );
         assert_eq!(parse("").unwrap(), "/berth");
         assert_eq!(parse("//a/./b").unwrap(), "/a/b");
         // critest sends this one to both drivers; as a path it is an ordinary directory name.
         assert_eq!(parse("/test.slice").unwrap(), "/test.slice");
-        for bad in ["kubepods", "kubepods-pod1.slice", "/a/../b", "/", "/..", "/a\nb", "system.slice:x:y"] {
+        for bad in [
+            "kubepods",
+            "kubepods-pod1.slice",
+            "/a/../b",
+            "/",
+            "/..",
+            "/a\nb",
+            "system.slice:x:y",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
@@ -116,16 +156,32 @@ mod tests {
             path("kubepods-burstable-pod1_2.slice"),
             "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"
         );
-        assert_eq!(path("/kubepods.slice/kubepods-besteffort.slice"), "/kubepods.slice/kubepods-besteffort.slice");
+        assert_eq!(
+            path("/kubepods.slice/kubepods-besteffort.slice"),
+            "/kubepods.slice/kubepods-besteffort.slice"
+        );
         assert_eq!(path("-.slice"), "/");
-        for bad in ["", ".slice", "a--b.slice", "-a.slice", "a-.slice", "a.scope", "a b.slice", "/kubepods/pod1"] {
+        for bad in [
+            "",
+            ".slice",
+            "a--b.slice",
+            "-a.slice",
+            "a-.slice",
+            "a.scope",
+            "a b.slice",
+            "/kubepods/pod1",
+        ] {
             assert!(slice_path(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn a_chain_begins_below_the_mount() {
-        let facts = CgroupFacts::V2 { root: "/sys/fs/cgroup".into(), controllers: vec![], swap: true };
+        let facts = CgroupFacts::V2 {
+            root: "/sys/fs/cgroup".into(),
+            controllers: vec![],
+            swap: true,
+        };
         assert_eq!(
             chain(&facts, "/a/b"),
             ["/sys/fs/cgroup/a", "/sys/fs/cgroup/a/b"]

@@ -57,7 +57,12 @@ pub(super) fn nodes(devices: &[DeviceNode], taken: &[String]) -> Result<Vec<Valu
 }
 
 fn check(device: &DeviceNode) -> Result<(), Error> {
-    let wrong = |why: &str| Err(Error::Device { path: device.path.clone(), why: why.to_owned() });
+    let wrong = |why: &str| {
+        Err(Error::Device {
+            path: device.path.clone(),
+            why: why.to_owned(),
+        })
+    };
     if !matches!(device.kind, 'b' | 'c') {
         return wrong("only block and character devices can be given");
     }
@@ -68,7 +73,10 @@ fn check(device: &DeviceNode) -> Result<(), Error> {
     letters.sort_unstable();
     let before = letters.len();
     letters.dedup();
-    if letters.is_empty() || letters.len() != before || letters.iter().any(|letter| !"rwm".contains(*letter)) {
+    if letters.is_empty()
+        || letters.len() != before
+        || letters.iter().any(|letter| !"rwm".contains(*letter))
+    {
         return wrong("its permissions are not a subset of \"rwm\"");
     }
     Ok(())
@@ -85,26 +93,54 @@ pub(super) fn rules(devices: &[DeviceNode], privileged: bool) -> Vec<DeviceRule>
         rule(true, "c", None, None, "m"),
         rule(true, "b", None, None, "m"),
     ];
-    rules.extend(DEFAULT_CHARACTER.map(|(major, minor)| rule(true, "c", Some(major), minor, "rwm")));
+    rules
+        .extend(DEFAULT_CHARACTER.map(|(major, minor)| rule(true, "c", Some(major), minor, "rwm")));
     rules.extend(devices.iter().map(|device| {
         let (major, minor) = (i64::from(device.major), i64::from(device.minor));
-        rule(true, &device.kind.to_string(), Some(major), Some(minor), &device.access)
+        rule(
+            true,
+            &device.kind.to_string(),
+            Some(major),
+            Some(minor),
+            &device.access,
+        )
     }));
     rules
 }
 
-fn rule(allow: bool, kind: &str, major: Option<i64>, minor: Option<i64>, access: &str) -> DeviceRule {
-    DeviceRule { allow, kind: kind.to_owned(), major, minor, access: access.to_owned() }
+fn rule(
+    allow: bool,
+    kind: &str,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: &str,
+) -> DeviceRule {
+    DeviceRule {
+        allow,
+        kind: kind.to_owned(),
+        major,
+        minor,
+        access: access.to_owned(),
+    }
 }
 
 /// A rule as the v1 files take it (Documentation/admin-guide/cgroup-v1/devices.rst): file name and line.
 pub(super) fn v1_line(rule: &DeviceRule) -> (&'static str, String) {
-    let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+    let file = if rule.allow {
+        "devices.allow"
+    } else {
+        "devices.deny"
+    };
     let number = |number: Option<i64>| number.map_or("*".to_owned(), |number| number.to_string());
     let line = match rule.kind.as_str() {
         // "a" ignores what follows; alone it is what the kernel documents.
         "a" => "a".to_owned(),
-        kind => format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), rule.access),
+        kind => format!(
+            "{kind} {}:{} {}",
+            number(rule.major),
+            number(rule.minor),
+            rule.access
+        ),
     };
     (file, line)
 }
@@ -134,18 +170,30 @@ mod tests {
         assert_eq!(lines[1], ("devices.allow", "c *:* m".to_owned()));
         assert!(lines.contains(&("devices.allow", "c 136:* rwm".to_owned())));
         assert_eq!(lines.last().unwrap().1, "c 10:229 rw");
-        assert!(!lines.iter().any(|(_, line)| line.contains("10:200") || line.contains("5:1 ")));
+        assert!(
+            !lines
+                .iter()
+                .any(|(_, line)| line.contains("10:200") || line.contains("5:1 "))
+        );
         assert_eq!(super::rules(&[], true).len(), 1);
     }
 
     #[test]
     fn nodes_are_made_once_and_not_over_mounts_or_the_containers_own() {
-        let devices = [node("/dev/fuse", "rw"), node("/dev//fuse", "r"), node("/dev/null", "r"), node("/dev/kvm", "m")];
+        let devices = [
+            node("/dev/fuse", "rw"),
+            node("/dev//fuse", "r"),
+            node("/dev/null", "r"),
+            node("/dev/kvm", "m"),
+        ];
         let made = nodes(&devices, &["/dev/kvm".to_owned()]).unwrap();
         assert_eq!(made.len(), 1);
         assert_eq!(made[0]["path"], "/dev/fuse");
         for access in ["", "x", "rr", "rwmx"] {
-            assert!(nodes(&[node("/dev/fuse", access)], &[]).is_err(), "{access}");
+            assert!(
+                nodes(&[node("/dev/fuse", access)], &[]).is_err(),
+                "{access}"
+            );
         }
     }
 }

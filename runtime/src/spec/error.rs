@@ -68,7 +68,9 @@ pub enum Error {
         why: String,
     },
     /// A new memory limit below what is in use.
-    #[error("memory limit {limit} is below the {usage} bytes in use: it would kill the container; free memory first")]
+    #[error(
+        "memory limit {limit} is below the {usage} bytes in use: it would kill the container; free memory first"
+    )]
     MemoryInUse {
         /// The limit asked for, bytes.
         limit: i64,
@@ -92,7 +94,9 @@ pub enum Error {
     #[error("{0}")]
     User(#[from] super::users::UserError),
     /// A signal that is none.
-    #[error("{0:?} is not a signal: a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to 64, is wanted")]
+    #[error(
+        "{0:?} is not a signal: a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to 64, is wanted"
+    )]
     Signal(String),
 }
 

@@ -47,7 +47,10 @@ struct Entry {
 
 fn entry(path: &str, kind: &str, source: &str, options: &[&str]) -> Entry {
     let value = json!({ "destination": path, "type": kind, "source": source, "options": options });
-    Entry { path: path.to_owned(), value }
+    Entry {
+        path: path.to_owned(),
+        value,
+    }
 }
 
 pub(super) fn build(input: &ContainerInput<'_>) -> Result<Mounts, Error> {
@@ -60,14 +63,27 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Mounts, Error> {
             MountPropagation::HostToContainer => Some(1),
             MountPropagation::Bidirectional => Some(2),
         };
-        propagation.extend(mode.map(|mode| Propagation { path: entry.path.clone(), mode }));
+        propagation.extend(mode.map(|mode| Propagation {
+            path: entry.path.clone(),
+            mode,
+        }));
         asked.push(entry);
     }
     let taken: Vec<String> = asked.iter().map(|entry| entry.path.clone()).collect();
     let (own, read_only) = defaults(input, &taken)?;
-    let mut all: Vec<Entry> = own.into_iter().filter(|entry| !taken.contains(&entry.path)).chain(asked).collect();
+    let mut all: Vec<Entry> = own
+        .into_iter()
+        .filter(|entry| !taken.contains(&entry.path))
+        .chain(asked)
+        .collect();
     // Outer ones first, or they would hide the inner ones; equal depth keeps the order given.
-    all.sort_by_key(|entry| entry.path.split('/').filter(|part| !part.is_empty()).count());
+    all.sort_by_key(|entry| {
+        entry
+            .path
+            .split('/')
+            .filter(|part| !part.is_empty())
+            .count()
+    });
     let root_propagation = match propagation.iter().map(|propagation| propagation.mode).max() {
         None => "private",
         Some(1) => "slave",
@@ -85,16 +101,26 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Mounts, Error> {
 fn requested(mount: &ResolvedMount) -> Result<Entry, Error> {
     let request = &mount.request;
     let path = normalise(&request.container_path);
-    let wrong = |why: String| Error::Mount { path: request.container_path.clone(), why };
+    let wrong = |why: String| Error::Mount {
+        path: request.container_path.clone(),
+        why,
+    };
     if request.container_path.is_empty() || request.container_path.contains('\0') || path == "/" {
-        return Err(wrong("its path in the container is empty, the root itself, or contains a NUL byte".into()));
+        return Err(wrong(
+            "its path in the container is empty, the root itself, or contains a NUL byte".into(),
+        ));
     }
     if path == "/dev" {
         // libcontainer makes its symlinks and nodes in what is mounted there: in the host's /dev.
-        return Err(wrong("a mount over /dev itself is not built yet: mount what is needed below it".into()));
+        return Err(wrong(
+            "a mount over /dev itself is not built yet: mount what is needed below it".into(),
+        ));
     }
     let Some(source) = mount.source.to_str().filter(|_| mount.source.is_absolute()) else {
-        return Err(wrong(format!("its source {:?} is not an absolute UTF-8 path", mount.source)));
+        return Err(wrong(format!(
+            "its source {:?} is not an absolute UTF-8 path",
+            mount.source
+        )));
     };
     check_propagation(mount).map_err(wrong)?;
     let mut options = vec!["rbind".to_owned()];
@@ -105,7 +131,8 @@ fn requested(mount: &ResolvedMount) -> Result<Entry, Error> {
     });
     options.push(if request.readonly { "ro" } else { "rw" }.to_owned());
     options.extend(extra_options(&request.options, request.readonly).map_err(wrong)?);
-    let value = json!({ "destination": path, "type": "bind", "source": source, "options": options });
+    let value =
+        json!({ "destination": path, "type": "bind", "source": source, "options": options });
     Ok(Entry { path, value })
 }
 
@@ -117,7 +144,10 @@ fn check_propagation(mount: &ResolvedMount) -> Result<(), String> {
             "HostToContainer propagation needs a shared or slave mount, and {source} lies on a private one: \
              mount --make-rshared it on the host"
         )),
-        (MountPropagation::Bidirectional, SourcePropagation::Private | SourcePropagation::Slave) => Err(format!(
+        (
+            MountPropagation::Bidirectional,
+            SourcePropagation::Private | SourcePropagation::Slave,
+        ) => Err(format!(
             "Bidirectional propagation needs a shared mount, and {source} does not lie on one: \
              mount --make-rshared it on the host"
         )),
@@ -137,12 +167,20 @@ fn extra_options(options: &[String], readonly: bool) -> Result<Vec<String>, Stri
             }
             "ro" if readonly => {}
             "rw" if !readonly => {}
-            "ro" | "rw" => return Err(format!("option {option:?} contradicts readonly = {readonly}")),
+            "ro" | "rw" => {
+                return Err(format!(
+                    "option {option:?} contradicts readonly = {readonly}"
+                ));
+            }
             "exec" | "dev" | "suid" if options.contains(&format!("no{option}")) => {
-                return Err(format!("options {option:?} and \"no{option}\" contradict each other"));
+                return Err(format!(
+                    "options {option:?} and \"no{option}\" contradict each other"
+                ));
             }
             _ => {
-                return Err(format!("option {option:?} is not supported: noexec, nodev and nosuid are, and with r before them"));
+                return Err(format!(
+                    "option {option:?} is not supported: noexec, nodev and nosuid are, and with r before them"
+                ));
             }
         }
     }
@@ -150,29 +188,61 @@ fn extra_options(options: &[String], readonly: bool) -> Result<Vec<String>, Stri
 }
 
 /// What the container gets when the request says nothing, and the paths to make read-only afterwards.
-fn defaults(input: &ContainerInput<'_>, taken: &[String]) -> Result<(Vec<Entry>, Vec<String>), Error> {
+fn defaults(
+    input: &ContainerInput<'_>,
+    taken: &[String],
+) -> Result<(Vec<Entry>, Vec<String>), Error> {
     let privileged = input.spec.privileged;
     let access = if privileged { "rw" } else { "ro" };
     let mut own = vec![
         entry("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        entry("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        entry(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         entry(
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
-        entry("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        entry("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        entry(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        entry(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", access],
+        ),
     ];
     let mut read_only = Vec::new();
-    if !taken.iter().any(|path| path == "/sys" || path == "/sys/fs/cgroup") {
+    if !taken
+        .iter()
+        .any(|path| path == "/sys" || path == "/sys/fs/cgroup")
+    {
         control_groups(input, access, &mut own, &mut read_only);
     }
     own.push(pod_file(input.pod.shm.as_path(), "/dev/shm", false)?);
     for name in ["hosts", "hostname", "resolv.conf"] {
         let source = input.pod.files.join(name);
-        own.push(pod_file(&source, &format!("/etc/{name}"), input.spec.read_only_root)?);
+        own.push(pod_file(
+            &source,
+            &format!("/etc/{name}"),
+            input.spec.read_only_root,
+        )?);
     }
     Ok((own, read_only))
 }
@@ -189,24 +259,51 @@ fn pod_file(source: &Path, path: &str, read_only: bool) -> Result<Entry, Error> 
 /// `/sys/fs/cgroup`. On v2 a new mount in a cgroup namespace; without one a bind, because a new mount would
 /// clear the mount options of the whole host. On v1 never `type: cgroup`, which libcontainer mounts
 /// writable whatever is asked, but a bind of the container's own directory of each hierarchy.
-fn control_groups(input: &ContainerInput<'_>, access: &str, own: &mut Vec<Entry>, read_only: &mut Vec<String>) {
+fn control_groups(
+    input: &ContainerInput<'_>,
+    access: &str,
+    own: &mut Vec<Entry>,
+    read_only: &mut Vec<String>,
+) {
     const FLAGS: [&str; 3] = ["nosuid", "noexec", "nodev"];
     const DIR: &str = "/sys/fs/cgroup";
     match &input.facts.cgroup {
         CgroupFacts::V2 { .. } if input.cgroup_namespace() => {
-            own.push(entry(DIR, "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]));
+            own.push(entry(
+                DIR,
+                "cgroup",
+                "cgroup",
+                &["nosuid", "noexec", "nodev", "relatime", access],
+            ));
         }
         CgroupFacts::V2 { root, .. } => {
             let source = root.to_string_lossy();
-            own.push(entry(DIR, "bind", &source, &["bind", "rprivate", FLAGS[0], FLAGS[1], FLAGS[2], access]));
+            own.push(entry(
+                DIR,
+                "bind",
+                &source,
+                &["bind", "rprivate", FLAGS[0], FLAGS[1], FLAGS[2], access],
+            ));
         }
         CgroupFacts::V1 { .. } => {
-            own.push(entry(DIR, "tmpfs", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755", "size=64k"]));
+            own.push(entry(
+                DIR,
+                "tmpfs",
+                "tmpfs",
+                &["nosuid", "noexec", "nodev", "mode=755", "size=64k"],
+            ));
             for mount in input.facts.cgroup.controller_mounts() {
-                let Some(name) = mount.file_name() else { continue };
+                let Some(name) = mount.file_name() else {
+                    continue;
+                };
                 let source = super::cgroup_path::below(&mount, &input.cgroup_path());
                 let target = format!("{DIR}/{}", name.to_string_lossy());
-                own.push(entry(&target, "bind", &source, &["bind", "rprivate", FLAGS[0], FLAGS[1], FLAGS[2], access]));
+                own.push(entry(
+                    &target,
+                    "bind",
+                    &source,
+                    &["bind", "rprivate", FLAGS[0], FLAGS[1], FLAGS[2], access],
+                ));
             }
             // The tmpfs has to take the mount points first, so it becomes read-only at the end.
             if access == "ro" {
@@ -222,7 +319,13 @@ mod tests {
 
     #[test]
     fn paths_are_made_absolute_and_plain() {
-        for (path, plain) in [("/a//b/./c", "/a/b/c"), ("a/b/", "/a/b"), ("/a/../../b", "/b"), ("", "/"), ("/..", "/")] {
+        for (path, plain) in [
+            ("/a//b/./c", "/a/b/c"),
+            ("a/b/", "/a/b"),
+            ("/a/../../b", "/b"),
+            ("", "/"),
+            ("/..", "/"),
+        ] {
             assert_eq!(normalise(path), plain);
         }
     }
@@ -230,12 +333,25 @@ mod tests {
     #[test]
     fn extra_options_are_checked() {
         let check = |options: &[&str], readonly| {
-            extra_options(&options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>(), readonly)
+            extra_options(
+                &options
+                    .iter()
+                    .map(|option| (*option).to_owned())
+                    .collect::<Vec<_>>(),
+                readonly,
+            )
         };
-        assert_eq!(check(&["noexec", "rnodev", "noexec"], false).unwrap(), ["noexec", "rnodev"]);
+        assert_eq!(
+            check(&["noexec", "rnodev", "noexec"], false).unwrap(),
+            ["noexec", "rnodev"]
+        );
         assert_eq!(check(&["ro"], true).unwrap(), Vec::<String>::new());
         assert!(check(&["rw"], true).unwrap_err().contains("contradicts"));
-        assert!(check(&["exec", "noexec"], false).unwrap_err().contains("contradict"));
+        assert!(
+            check(&["exec", "noexec"], false)
+                .unwrap_err()
+                .contains("contradict")
+        );
         for unknown in ["exec", "sync", "size=1", "", "rbind", "shared", "remount"] {
             assert!(check(&[unknown], false).is_err(), "{unknown}");
         }

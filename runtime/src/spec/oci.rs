@@ -18,13 +18,21 @@ use crate::model::NamespaceMode;
 /// The version of the OCI runtime specification that is written.
 const OCI_VERSION: &str = "1.2.0";
 
-pub(super) fn config(input: &ContainerInput<'_>, process: &Process, mounts: &Mounts, nodes: Vec<Value>) -> Result<Value, Error> {
+pub(super) fn config(
+    input: &ContainerInput<'_>,
+    process: &Process,
+    mounts: &Mounts,
+    nodes: Vec<Value>,
+) -> Result<Value, Error> {
     let spec = input.spec;
     // Privileged containers see everything, also where the request lists paths (row F064).
     let (masked, read_only) = if spec.privileged {
         (Vec::new(), mounts.read_only.clone())
     } else {
-        (spec.masked_paths.clone(), [spec.readonly_paths.clone(), mounts.read_only.clone()].concat())
+        (
+            spec.masked_paths.clone(),
+            [spec.readonly_paths.clone(), mounts.read_only.clone()].concat(),
+        )
     };
     Ok(json!({
         "ociVersion": OCI_VERSION,
@@ -51,7 +59,10 @@ pub(super) fn config(input: &ContainerInput<'_>, process: &Process, mounts: &Mou
 }
 
 fn lossy(words: &[Vec<u8>]) -> Vec<String> {
-    words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+    words
+        .iter()
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
 }
 
 /// A namespace that is not listed is the host's.
@@ -65,15 +76,25 @@ fn namespaces(input: &ContainerInput<'_>) -> Result<Vec<Value>, Error> {
     for (kind, path) in pod {
         list.extend(path.as_deref().map(|path| joined(kind, path)));
     }
-    match (input.spec.namespaces.pid, input.pod.pidns.as_deref(), input.target_pidns) {
+    match (
+        input.spec.namespaces.pid,
+        input.pod.pidns.as_deref(),
+        input.target_pidns,
+    ) {
         (NamespaceMode::Container, ..) => list.push(json!({ "type": "pid" })),
         (NamespaceMode::Node, ..) => {}
-        (NamespaceMode::Pod, Some(path), _) | (NamespaceMode::Target, _, Some(path)) => list.push(joined("pid", path)),
+        (NamespaceMode::Pod, Some(path), _) | (NamespaceMode::Target, _, Some(path)) => {
+            list.push(joined("pid", path))
+        }
         (NamespaceMode::Pod, None, _) => {
-            return Err(Error::Namespace("the container is to share the pod's PID namespace, but the pod uses the host's"));
+            return Err(Error::Namespace(
+                "the container is to share the pod's PID namespace, but the pod uses the host's",
+            ));
         }
         (NamespaceMode::Target, _, None) => {
-            return Err(Error::Namespace("the container is to share another one's PID namespace, but that one is not known"));
+            return Err(Error::Namespace(
+                "the container is to share another one's PID namespace, but that one is not known",
+            ));
         }
     }
     if input.cgroup_namespace() {

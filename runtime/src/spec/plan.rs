@@ -6,7 +6,8 @@ use shim_protocol::worker::{Capabilities, Cgroup, CgroupWrite, Process};
 use super::cgroup_path::{below, chain, leaves};
 use super::resources::{self, Place};
 use super::{
-    ContainerInput, ContainerPlan, Error, PauseInput, PausePlan, capabilities, devices, mounts, oci, process, users,
+    ContainerInput, ContainerPlan, Error, PauseInput, PausePlan, capabilities, devices, mounts,
+    oci, process, users,
 };
 use crate::host::{CgroupFacts, HostFacts};
 use crate::model::{Resources, SeccompProfile};
@@ -27,7 +28,9 @@ const WANTED: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
 /// What the request asks for contradicts itself or cannot be had on this machine.
 pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     if input.spec.privileged && !input.pod.spec.privileged {
-        return Err(Error::Namespace("a privileged container needs a privileged sandbox, and this one is not"));
+        return Err(Error::Namespace(
+            "a privileged container needs a privileged sandbox, and this one is not",
+        ));
     }
     let host = input.facts.capabilities;
     let capabilities = capabilities::sets(&input.spec.capabilities, input.spec.privileged, host)?;
@@ -41,14 +44,22 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         oci,
         process,
         oom: oom_source(input, &cgroup.path),
-        kill_cgroup: if input.own_pid_namespace() { Vec::new() } else { leaves.clone() },
+        kill_cgroup: if input.own_pid_namespace() {
+            Vec::new()
+        } else {
+            leaves.clone()
+        },
         leaves,
         cgroup,
         all_private: mounts.propagation.is_empty(),
         propagation: mounts.propagation,
         // libcontainer makes mount points itself, each resolved below the root.
         make_dirs: Vec::new(),
-        seccomp: if input.spec.privileged { SeccompProfile::Unconfined } else { input.spec.seccomp.clone() },
+        seccomp: if input.spec.privileged {
+            SeccompProfile::Unconfined
+        } else {
+            input.spec.seccomp.clone()
+        },
         oom_score_clamped,
     })
 }
@@ -71,11 +82,17 @@ fn cgroup(input: &ContainerInput<'_>) -> Result<Cgroup, Error> {
                 let dir = below(mount, &path);
                 writes.extend(rules.iter().map(|rule| {
                     let (file, value) = devices::v1_line(rule);
-                    CgroupWrite { file: format!("{dir}/{file}"), value, optional: false }
+                    CgroupWrite {
+                        file: format!("{dir}/{file}"),
+                        value,
+                        optional: false,
+                    }
                 }));
             } else if !input.spec.privileged {
                 // Without it every device node would be open to the container.
-                return Err(Error::Namespace("this machine has no devices controller mounted: device access cannot be limited"));
+                return Err(Error::Namespace(
+                    "this machine has no devices controller mounted: device access cannot be limited",
+                ));
             }
         }
     }
@@ -99,11 +116,17 @@ fn new_cgroup(facts: &CgroupFacts, path: &str) -> Cgroup {
 /// v2: controllers are enabled in the pod's cgroup and nowhere above it; one write each, because the kernel
 /// takes all of a write or nothing.
 fn enable(place: Place<'_>, parent: &str, writes: &[CgroupWrite]) -> Vec<CgroupWrite> {
-    let CgroupFacts::V2 { root, controllers, .. } = place.facts else {
+    let CgroupFacts::V2 {
+        root, controllers, ..
+    } = place.facts
+    else {
         return Vec::new();
     };
     let mut needed = resources::controllers(place, writes);
-    for name in WANTED.iter().filter(|name| controllers.iter().any(|known| known == *name)) {
+    for name in WANTED
+        .iter()
+        .filter(|name| controllers.iter().any(|known| known == *name))
+    {
         needed.entry((*name).to_owned()).or_insert(false);
     }
     let file = format!("{}/cgroup.subtree_control", below(root, parent));
@@ -116,7 +139,9 @@ fn enable(place: Place<'_>, parent: &str, writes: &[CgroupWrite]) -> Vec<CgroupW
 }
 
 fn oom_source(input: &ContainerInput<'_>, path: &str) -> OomSource {
-    let dir = |mount: Option<std::path::PathBuf>, path: &str| mount.map_or(String::new(), |mount| below(&mount, path));
+    let dir = |mount: Option<std::path::PathBuf>, path: &str| {
+        mount.map_or(String::new(), |mount| below(&mount, path))
+    };
     let facts = &input.facts.cgroup;
     let memory = facts.mount_of("memory");
     if facts.is_v2() {
@@ -126,7 +151,11 @@ fn oom_source(input: &ContainerInput<'_>, path: &str) -> OomSource {
             v1_dir: String::new(),
         }
     } else {
-        OomSource { v2_dir: String::new(), v2_pod_dir: String::new(), v1_dir: dir(memory, path) }
+        OomSource {
+            v2_dir: String::new(),
+            v2_pod_dir: String::new(),
+            v1_dir: dir(memory, path),
+        }
     }
 }
 
@@ -145,17 +174,29 @@ pub fn pause(input: &PauseInput<'_>) -> Result<PausePlan, Error> {
     groups.push(gid);
     groups.sort_unstable();
     groups.dedup();
-    if let Some(id) = groups.iter().chain([&uid]).find(|id| i32::try_from(**id).is_err()) {
+    if let Some(id) = groups
+        .iter()
+        .chain([&uid])
+        .find(|id| i32::try_from(**id).is_err())
+    {
         return Err(users::UserError::OutOfRange(id.to_string()).into());
     }
     let path = format!("{}/{}", input.cgroup_parent, input.id);
     let facts = &input.facts.cgroup;
     let mut cgroup = new_cgroup(facts, &path);
-    cgroup.writes = resources::create(Place { facts, path: &path }, &Resources::default(), input.cpuset)?;
+    cgroup.writes = resources::create(
+        Place { facts, path: &path },
+        &Resources::default(),
+        input.cpuset,
+    )?;
     Ok(PausePlan {
         process: pause_process(input.facts, uid, gid, groups),
         cgroup,
-        seccomp: if spec.privileged { SeccompProfile::Unconfined } else { spec.seccomp.clone() },
+        seccomp: if spec.privileged {
+            SeccompProfile::Unconfined
+        } else {
+            spec.seccomp.clone()
+        },
     })
 }
 
@@ -169,7 +210,13 @@ fn pause_process(facts: &HostFacts, uid: u32, gid: u32, groups: Vec<u32>) -> Pro
         uid,
         gid,
         groups,
-        capabilities: Some(Capabilities { bounding: 0, effective: 0, permitted: 0, inheritable: 0, ambient: 0 }),
+        capabilities: Some(Capabilities {
+            bounding: 0,
+            effective: 0,
+            permitted: 0,
+            inheritable: 0,
+            ambient: 0,
+        }),
         no_new_privs: true,
         oom_score_adj: Some(oom_score_adj),
         terminal: false,

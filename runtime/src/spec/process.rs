@@ -13,9 +13,13 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 const MAX_BYTES: usize = 6 << 20;
 
 /// The first process of a container, and whether its `oom_score_adj` had to be raised.
-pub(super) fn first(input: &ContainerInput<'_>, capabilities: Capabilities) -> Result<(Process, bool), Error> {
+pub(super) fn first(
+    input: &ContainerInput<'_>,
+    capabilities: Capabilities,
+) -> Result<(Process, bool), Error> {
     let spec = input.spec;
-    let (oom_score_adj, clamped) = oom_score_adj(spec.resources.oom_score_adj, input.facts.min_oom_score_adj);
+    let (oom_score_adj, clamped) =
+        oom_score_adj(spec.resources.oom_score_adj, input.facts.min_oom_score_adj);
     let process = Process {
         args: args(spec, input.image)?,
         env: environment(input)?,
@@ -88,7 +92,11 @@ fn words<'a>(words: impl Iterator<Item = &'a String>) -> Result<Vec<Vec<u8>>, Er
         };
         return Err(Error::Command { index, why });
     }
-    if args.is_empty() { Err(Error::NoCommand) } else { Ok(args) }
+    if args.is_empty() {
+        Err(Error::NoCommand)
+    } else {
+        Ok(args)
+    }
 }
 
 /// An ordered list of `KEY=value` in which a later value takes the place of an earlier one.
@@ -107,7 +115,9 @@ impl Environment {
             name if name.contains(['=', '\0']) => "its name contains '=' or a NUL byte",
             _ if value.contains(&0) => "its value contains a NUL byte",
             // Tools write HOME into /etc/passwd, which is made of lines (CVE-2022-4318).
-            "HOME" if value.contains(&b'\n') || value.contains(&b'\r') => "its value contains a line end",
+            "HOME" if value.contains(&b'\n') || value.contains(&b'\r') => {
+                "its value contains a line end"
+            }
             _ if self.bytes > MAX_BYTES => "the environment is larger than 6 MiB",
             _ => {
                 match self.index.get(name) {
@@ -120,7 +130,10 @@ impl Environment {
                 return Ok(());
             }
         };
-        Err(Error::Environment { name: name.chars().take(100).collect(), why })
+        Err(Error::Environment {
+            name: name.chars().take(100).collect(),
+            why,
+        })
     }
 
     fn into_bytes(self) -> Vec<Vec<u8>> {
@@ -159,8 +172,15 @@ fn environment(input: &ContainerInput<'_>) -> Result<Vec<Vec<u8>>, Error> {
 
 /// The request's, else the image's, else `/`; made absolute, because execve knows no other place to start from.
 fn working_dir(spec: &ContainerSpec, image: &ImageConfig) -> Result<Vec<u8>, Error> {
-    let asked = if spec.working_dir.is_empty() { &image.working_dir } else { &spec.working_dir };
-    let wrong = |why| Error::WorkingDir { path: asked.chars().take(200).collect(), why };
+    let asked = if spec.working_dir.is_empty() {
+        &image.working_dir
+    } else {
+        &spec.working_dir
+    };
+    let wrong = |why| Error::WorkingDir {
+        path: asked.chars().take(200).collect(),
+        why,
+    };
     if asked.contains('\0') {
         return Err(wrong("it contains a NUL byte"));
     }
@@ -171,7 +191,9 @@ fn working_dir(spec: &ContainerSpec, image: &ImageConfig) -> Result<Vec<u8>, Err
     // Such a path leads through somebody's open descriptor, possibly out of the container (CVE-2024-21626).
     // The worker checks again where it has got to; this is the better message.
     let mut parts = path.split('/').skip(1);
-    if parts.next() == Some("proc") && parts.any(|part| matches!(part, "fd" | "cwd" | "root" | "map_files")) {
+    if parts.next() == Some("proc")
+        && parts.any(|part| matches!(part, "fd" | "cwd" | "root" | "map_files"))
+    {
         return Err(wrong("it leads through /proc into another process"));
     }
     Ok(path.into_bytes())

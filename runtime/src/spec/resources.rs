@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use shim_protocol::worker::CgroupWrite;
 
+use super::Error;
 use super::cgroup_path::below;
-use super::{Error, ParentCpuset};
-use crate::host::CgroupFacts;
+use crate::host::{CgroupFacts, Cpuset};
 use crate::model::{HugepageLimit, Resources};
 
 /// CFS takes no shorter quota (kernel/sched/core.c, min_cfs_quota_period: 1 ms).
@@ -14,8 +14,14 @@ const MIN_QUOTA: i64 = 1000;
 /// The kernel's default period, microseconds.
 const DEFAULT_PERIOD: i64 = 100_000;
 /// Files that steer the group itself. Nobody may write them by way of a limit.
-const RESERVED: [&str; 6] =
-    ["cgroup.procs", "cgroup.threads", "cgroup.kill", "cgroup.freeze", "cgroup.type", "cgroup.subtree_control"];
+const RESERVED: [&str; 6] = [
+    "cgroup.procs",
+    "cgroup.threads",
+    "cgroup.kill",
+    "cgroup.freeze",
+    "cgroup.type",
+    "cgroup.subtree_control",
+];
 
 /// A cgroup, by its place in the hierarchies.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +46,11 @@ pub struct Update {
 ///
 /// # Errors
 /// A value that the kernel would refuse or that contradicts another, or a controller that is not there.
-pub fn create(place: Place<'_>, resources: &Resources, parent: Option<&ParentCpuset>) -> Result<Vec<CgroupWrite>, Error> {
+pub fn create(
+    place: Place<'_>,
+    resources: &Resources,
+    parent: Option<&Cpuset>,
+) -> Result<Vec<CgroupWrite>, Error> {
     let mut full = resources.clone();
     if let (CgroupFacts::V1 { hierarchies, .. }, Some(parent)) = (place.facts, parent)
         && hierarchies.contains_key("cpuset")
@@ -57,12 +67,20 @@ pub fn create(place: Place<'_>, resources: &Resources, parent: Option<&ParentCpu
 ///
 /// # Errors
 /// As [`create`]; and a memory limit below `usage`, which the kernel would enforce by killing.
-pub fn update(place: Place<'_>, old: &Resources, new: &Resources, usage: Option<u64>) -> Result<Update, Error> {
+pub fn update(
+    place: Place<'_>,
+    old: &Resources,
+    new: &Resources,
+    usage: Option<u64>,
+) -> Result<Update, Error> {
     if let (Some(usage), Ok(limit)) = (usage, u64::try_from(new.memory_limit))
         && limit > 0
         && limit < usage
     {
-        return Err(Error::MemoryInUse { limit: new.memory_limit, usage });
+        return Err(Error::MemoryInUse {
+            limit: new.memory_limit,
+            usage,
+        });
     }
     let resources = merge(old, new);
     let writes = writes(place, &resources, new, Some(old))?;
@@ -78,10 +96,19 @@ fn fill(value: &mut String, default: &str) {
 /// Old values with the given new ones over them. The `oom_score_adj` of a running process is not changed.
 fn merge(old: &Resources, new: &Resources) -> Resources {
     let number = |old: i64, new: i64| if new == 0 { old } else { new };
-    let text = |old: &String, new: &String| if new.is_empty() { old.clone() } else { new.clone() };
+    let text = |old: &String, new: &String| {
+        if new.is_empty() {
+            old.clone()
+        } else {
+            new.clone()
+        }
+    };
     let mut hugepages = old.hugepages.clone();
     for page in &new.hugepages {
-        match hugepages.iter_mut().find(|known| known.page_size == page.page_size) {
+        match hugepages
+            .iter_mut()
+            .find(|known| known.page_size == page.page_size)
+        {
             Some(known) => known.limit = page.limit,
             None => hugepages.push(page.clone()),
         }
@@ -115,9 +142,17 @@ fn merged_swap(old: &Resources, new: &Resources) -> i64 {
 
 /// Writes for what `given` says; combined values (quota with period, swap with memory) come from `full`.
 /// `old` is what is in force, `None` for a new group.
-fn writes(place: Place<'_>, full: &Resources, given: &Resources, old: Option<&Resources>) -> Result<Vec<CgroupWrite>, Error> {
+fn writes(
+    place: Place<'_>,
+    full: &Resources,
+    given: &Resources,
+    old: Option<&Resources>,
+) -> Result<Vec<CgroupWrite>, Error> {
     check(full)?;
-    let mut files = Files { place, writes: Vec::new() };
+    let mut files = Files {
+        place,
+        writes: Vec::new(),
+    };
     if place.facts.is_v2() {
         v2(&mut files, full, given)?;
     } else {
@@ -133,7 +168,13 @@ struct Files<'a> {
 
 impl Files<'_> {
     /// A later value for the same file takes the place of the earlier one.
-    fn put(&mut self, controller: &str, file: &str, value: impl ToString, optional: bool) -> Result<(), Error> {
+    fn put(
+        &mut self,
+        controller: &str,
+        file: &str,
+        value: impl ToString,
+        optional: bool,
+    ) -> Result<(), Error> {
         let known = match self.place.facts {
             CgroupFacts::V1 { hierarchies, .. } => hierarchies.contains_key(controller),
             CgroupFacts::V2 { controllers, .. } => {
@@ -145,20 +186,32 @@ impl Files<'_> {
             if optional {
                 return Ok(());
             }
-            return Err(invalid(file, value, &format!("this machine has no {controller} controller")));
+            return Err(invalid(
+                file,
+                value,
+                &format!("this machine has no {controller} controller"),
+            ));
         };
         let file = format!("{}/{file}", below(&mount, self.place.path));
         let value = value.to_string();
         match self.writes.iter_mut().find(|write| write.file == file) {
             Some(write) => (write.value, write.optional) = (value, optional),
-            None => self.writes.push(CgroupWrite { file, value, optional }),
+            None => self.writes.push(CgroupWrite {
+                file,
+                value,
+                optional,
+            }),
         }
         Ok(())
     }
 }
 
 fn invalid(name: &str, value: impl ToString, why: &str) -> Error {
-    Error::Resource { name: name.to_owned(), value: value.to_string(), why: why.to_owned() }
+    Error::Resource {
+        name: name.to_owned(),
+        value: value.to_string(),
+        why: why.to_owned(),
+    }
 }
 
 fn check(resources: &Resources) -> Result<(), Error> {
@@ -169,25 +222,41 @@ fn check(resources: &Resources) -> Result<(), Error> {
         ("memory_swap_limit_in_bytes", r.memory_swap_limit),
     ] {
         if value < -1 {
-            return Err(invalid(name, value, "it is negative, and only -1 (unlimited) may be"));
+            return Err(invalid(
+                name,
+                value,
+                "it is negative, and only -1 (unlimited) may be",
+            ));
         }
     }
     if r.cpu_period != 0 && !(1000..=1_000_000).contains(&r.cpu_period) {
-        return Err(invalid("cpu_period", r.cpu_period, "the kernel takes 1000 to 1000000 microseconds"));
+        return Err(invalid(
+            "cpu_period",
+            r.cpu_period,
+            "the kernel takes 1000 to 1000000 microseconds",
+        ));
     }
     if r.cpu_shares < 0 {
         return Err(invalid("cpu_shares", r.cpu_shares, "it is negative"));
     }
     check_swap(r)?;
-    for (name, list) in [("cpuset_cpus", &r.cpuset_cpus), ("cpuset_mems", &r.cpuset_mems)] {
-        if !list.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-')) {
+    for (name, list) in [
+        ("cpuset_cpus", &r.cpuset_cpus),
+        ("cpuset_mems", &r.cpuset_mems),
+    ] {
+        if !list
+            .bytes()
+            .all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-'))
+        {
             return Err(invalid(name, list, "a list such as 0-3,7 is wanted"));
         }
     }
     for page in &r.hugepages {
         check_page_size(page)?;
     }
-    r.unified.iter().try_for_each(|(key, value)| check_unified(key, value))
+    r.unified
+        .iter()
+        .try_for_each(|(key, value)| check_unified(key, value))
 }
 
 fn check_swap(r: &Resources) -> Result<(), Error> {
@@ -195,43 +264,70 @@ fn check_swap(r: &Resources) -> Result<(), Error> {
     let why = match (r.memory_limit, swap) {
         (_, 0 | -1) => return Ok(()),
         (0 | -1, _) => "it counts memory and swap, so it needs a memory limit",
-        (limit, swap) if swap < limit => "it counts memory and swap, so it cannot be below the memory limit",
+        (limit, swap) if swap < limit => {
+            "it counts memory and swap, so it cannot be below the memory limit"
+        }
         _ => return Ok(()),
     };
     Err(invalid("memory_swap_limit_in_bytes", swap, why))
 }
 
 fn check_page_size(page: &HugepageLimit) -> Result<(), Error> {
-    let digits = ["KB", "MB", "GB"].iter().find_map(|unit| page.page_size.strip_suffix(unit));
+    let digits = ["KB", "MB", "GB"]
+        .iter()
+        .find_map(|unit| page.page_size.strip_suffix(unit));
     let good = digits.is_some_and(|digits| {
-        (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0')
+        (1..=8).contains(&digits.len())
+            && digits.bytes().all(|b| b.is_ascii_digit())
+            && !digits.starts_with('0')
     });
     if good {
         Ok(())
     } else {
-        Err(invalid("hugepage page_size", &page.page_size, "a size such as 2MB or 1GB is wanted"))
+        Err(invalid(
+            "hugepage page_size",
+            &page.page_size,
+            "a size such as 2MB or 1GB is wanted",
+        ))
     }
 }
 
 /// A key is a file of the cgroup itself and nothing else; only huge page sizes are in capitals.
 fn check_unified(key: &str, value: &str) -> Result<(), Error> {
-    let plain = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.'));
-    let hugetlb = key.starts_with("hugetlb.") && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
+    let plain = key
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.'));
+    let hugetlb = key.starts_with("hugetlb.")
+        && key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
     let dotted = key.split('.').count() >= 2 && key.split('.').all(|part| !part.is_empty());
     if !(plain || hugetlb) || !dotted || key.len() > 64 {
-        return Err(invalid(key, value, "a cgroup v2 file name such as memory.high is wanted"));
+        return Err(invalid(
+            key,
+            value,
+            "a cgroup v2 file name such as memory.high is wanted",
+        ));
     }
     if RESERVED.contains(&key) {
         return Err(invalid(key, value, "this file is no limit"));
     }
     if value.len() > 4096 || value.contains('\0') {
-        return Err(invalid(key, "", "its value is longer than 4096 bytes or contains a NUL byte"));
+        return Err(invalid(
+            key,
+            "",
+            "its value is longer than 4096 bytes or contains a NUL byte",
+        ));
     }
     Ok(())
 }
 
 fn quota(quota: i64) -> i64 {
-    if quota > 0 { quota.max(MIN_QUOTA) } else { quota }
+    if quota > 0 {
+        quota.max(MIN_QUOTA)
+    } else {
+        quota
+    }
 }
 
 fn period(period: i64) -> i64 {
@@ -246,11 +342,17 @@ fn weight(shares: i64) -> u32 {
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
     // Rounded before it is raised: 10^(exactly 2) must not become 101.
     let weight = (10_f64.powf(exponent) * 1e9).round() / 1e9;
-    (1..10_000).find(|&candidate| f64::from(candidate) >= weight).unwrap_or(10_000)
+    (1..10_000)
+        .find(|&candidate| f64::from(candidate) >= weight)
+        .unwrap_or(10_000)
 }
 
 fn limit(value: i64) -> String {
-    if value == -1 { "max".to_owned() } else { value.to_string() }
+    if value == -1 {
+        "max".to_owned()
+    } else {
+        value.to_string()
+    }
 }
 
 fn v2(files: &mut Files<'_>, full: &Resources, given: &Resources) -> Result<(), Error> {
@@ -262,7 +364,12 @@ fn v2(files: &mut Files<'_>, full: &Resources, given: &Resources) -> Result<(), 
             0 | -1 => "max".to_owned(),
             quota => quota.to_string(),
         };
-        files.put("cpu", "cpu.max", format!("{quota} {}", period(full.cpu_period)), false)?;
+        files.put(
+            "cpu",
+            "cpu.max",
+            format!("{quota} {}", period(full.cpu_period)),
+            false,
+        )?;
     }
     if !given.cpuset_cpus.is_empty() {
         files.put("cpuset", "cpuset.cpus", &given.cpuset_cpus, false)?;
@@ -273,8 +380,18 @@ fn v2(files: &mut Files<'_>, full: &Resources, given: &Resources) -> Result<(), 
     v2_memory(files, full, given)?;
     for page in &given.hugepages {
         let optional = page.limit == 0;
-        files.put("hugetlb", &format!("hugetlb.{}.max", page.page_size), page.limit, optional)?;
-        files.put("hugetlb", &format!("hugetlb.{}.rsvd.max", page.page_size), page.limit, true)?;
+        files.put(
+            "hugetlb",
+            &format!("hugetlb.{}.max", page.page_size),
+            page.limit,
+            optional,
+        )?;
+        files.put(
+            "hugetlb",
+            &format!("hugetlb.{}.rsvd.max", page.page_size),
+            page.limit,
+            true,
+        )?;
     }
     for (key, value) in &given.unified {
         let controller = key.split('.').next().unwrap_or_default();
@@ -306,9 +423,19 @@ fn v2_memory(files: &mut Files<'_>, full: &Resources, given: &Resources) -> Resu
 }
 
 /// `unified` names v2 files and is ignored here, as runc ignores it and the kubelet expects.
-fn v1(files: &mut Files<'_>, full: &Resources, given: &Resources, old: Option<&Resources>) -> Result<(), Error> {
+fn v1(
+    files: &mut Files<'_>,
+    full: &Resources,
+    given: &Resources,
+    old: Option<&Resources>,
+) -> Result<(), Error> {
     if given.cpu_shares != 0 {
-        files.put("cpu", "cpu.shares", given.cpu_shares.clamp(2, 262_144), false)?;
+        files.put(
+            "cpu",
+            "cpu.shares",
+            given.cpu_shares.clamp(2, 262_144),
+            false,
+        )?;
     }
     v1_cfs(files, full, given, old)?;
     if !given.cpuset_cpus.is_empty() {
@@ -329,7 +456,12 @@ fn v1(files: &mut Files<'_>, full: &Resources, given: &Resources, old: Option<&R
 
 /// The kernel refuses a bandwidth above the parent's at every single write: with a growing period the
 /// period goes first, with a shrinking one the quota.
-fn v1_cfs(files: &mut Files<'_>, full: &Resources, given: &Resources, old: Option<&Resources>) -> Result<(), Error> {
+fn v1_cfs(
+    files: &mut Files<'_>,
+    full: &Resources,
+    given: &Resources,
+    old: Option<&Resources>,
+) -> Result<(), Error> {
     let shrinks = old.is_some_and(|old| period(full.cpu_period) < period(old.cpu_period));
     let put_quota = |files: &mut Files<'_>| match quota(given.cpu_quota) {
         0 => Ok(()),
@@ -345,7 +477,11 @@ fn v1_cfs(files: &mut Files<'_>, full: &Resources, given: &Resources, old: Optio
 }
 
 /// The limit may never be above memory plus swap, not even between two writes.
-fn v1_memory(files: &mut Files<'_>, full: &Resources, old: Option<&Resources>) -> Result<(), Error> {
+fn v1_memory(
+    files: &mut Files<'_>,
+    full: &Resources,
+    old: Option<&Resources>,
+) -> Result<(), Error> {
     let memory = full.memory_limit;
     let both = match full.memory_swap_limit {
         0 => memory,
@@ -356,7 +492,11 @@ fn v1_memory(files: &mut Files<'_>, full: &Resources, old: Option<&Resources>) -
     let before = old.map_or(i64::MAX, |old| unlimited(old.memory_limit));
     let limit = ("memory.limit_in_bytes", memory, false);
     let swap = ("memory.memsw.limit_in_bytes", both, swap_optional);
-    let order = if old.is_some() && unlimited(both) >= before { [swap, limit] } else { [limit, swap] };
+    let order = if old.is_some() && unlimited(both) >= before {
+        [swap, limit]
+    } else {
+        [limit, swap]
+    };
     for (file, value, optional) in order {
         if value != 0 {
             files.put("memory", file, value, optional)?;

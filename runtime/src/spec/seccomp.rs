@@ -32,7 +32,9 @@ pub enum Error {
     #[error("seccomp action {0:?} is not known")]
     Action(String),
     /// An action that needs somebody who listens.
-    #[error("seccomp action SCMP_ACT_NOTIFY and listenerPath are not supported: Berth has no agent to answer; remove them from the profile")]
+    #[error(
+        "seccomp action SCMP_ACT_NOTIFY and listenerPath are not supported: Berth has no agent to answer; remove them from the profile"
+    )]
     Notify,
     /// A comparison that is not known.
     #[error("seccomp comparison {0:?} is not known")]
@@ -50,13 +52,17 @@ pub enum Error {
     #[error("the seccomp profile names minKernel {0:?}, which is not a version such as 4.8")]
     MinKernel(String),
     /// A system call has six arguments.
-    #[error("the seccomp profile compares argument {0} of {1:?}, but system calls have arguments 0 to 5")]
+    #[error(
+        "the seccomp profile compares argument {0} of {1:?}, but system calls have arguments 0 to 5"
+    )]
     Argument(u32, String),
     /// The kernel has room for 12 bits.
     #[error("errno {0} in the seccomp profile is above 4095")]
     Errno(u32),
     /// More than the kernel takes.
-    #[error("the seccomp profile needs {0} instructions, and the kernel takes 4096: use fewer argument comparisons")]
+    #[error(
+        "the seccomp profile needs {0} instructions, and the kernel takes 4096: use fewer argument comparisons"
+    )]
     TooLong(usize),
     /// The machine is of a kind that nobody wrote the table for.
     #[error("seccomp filters are not supported on this processor architecture")]
@@ -90,7 +96,11 @@ impl Compiler {
     /// [`Error::Machine`].
     pub fn new(kernel: (u32, u32)) -> Result<Self, Error> {
         let arch = Arch::native().ok_or(Error::Machine)?;
-        Ok(Self { kernel, arch, kept: Mutex::default() })
+        Ok(Self {
+            kernel,
+            arch,
+            kept: Mutex::default(),
+        })
     }
 
     /// The filter for a container whose bounding set is `capabilities` (bit N is capability N).
@@ -100,7 +110,12 @@ impl Compiler {
     pub fn compile(&self, source: Source<'_>, capabilities: u64) -> Result<Program, Error> {
         let key = key(source, capabilities);
         // Held for the look-up only; two of the same kind at once compile twice and agree.
-        let known = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let known = self
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .cloned();
         if let Some(program) = known {
             return Ok(program);
         }
@@ -135,10 +150,19 @@ fn key(source: Source<'_>, capabilities: u64) -> [u8; 32] {
 ///
 /// # Errors
 /// A profile that is not valid.
-pub fn compile(profile: &Profile, capabilities: u64, arch: Arch, kernel: (u32, u32)) -> Result<Program, Error> {
+pub fn compile(
+    profile: &Profile,
+    capabilities: u64,
+    arch: Arch,
+    kernel: (u32, u32),
+) -> Result<Program, Error> {
     let filter = rules::decide(profile, capabilities, arch, kernel)?;
     let instructions = emit::emit(&filter)?;
-    Ok(instructions.iter().flat_map(emit::Instruction::bytes).collect::<Vec<u8>>().into())
+    Ok(instructions
+        .iter()
+        .flat_map(emit::Instruction::bytes)
+        .collect::<Vec<u8>>()
+        .into())
 }
 
 #[cfg(test)]

@@ -51,7 +51,10 @@ const CRI_RTMAX: i32 = 65;
 
 /// SIGTERM, what StopContainer sends when nobody says otherwise.
 pub fn term() -> SignalName {
-    SignalName { number: 15, name: "SIGTERM".into() }
+    SignalName {
+        number: 15,
+        name: "SIGTERM".into(),
+    }
 }
 
 /// From CRI's enum. 0 is the runtime's default, which is `None` here.
@@ -63,7 +66,10 @@ pub fn from_cri(value: i32) -> Result<Option<SignalName>, Error> {
         return Ok(None);
     }
     if let Some((name, number, _)) = TABLE.iter().find(|(_, _, cri)| *cri == value) {
-        return Ok(Some(SignalName { number: *number, name: format!("SIG{name}") }));
+        return Ok(Some(SignalName {
+            number: *number,
+            name: format!("SIG{name}"),
+        }));
     }
     if (CRI_RTMIN..=CRI_RTMAX).contains(&value) {
         return Ok(Some(real_time(RTMIN + value - CRI_RTMIN)));
@@ -108,12 +114,18 @@ fn by_number(text: &str) -> Option<SignalName> {
     }
     // The first of two names for a number is the usual one, but for SIGABRT and SIGIO that is so too.
     let (name, ..) = TABLE.iter().find(|(_, linux, _)| *linux == number)?;
-    Some(SignalName { number, name: format!("SIG{name}") })
+    Some(SignalName {
+        number,
+        name: format!("SIG{name}"),
+    })
 }
 
 fn by_name(text: &str) -> Option<SignalName> {
     let (name, number, _) = TABLE.iter().find(|(name, ..)| *name == text)?;
-    Some(SignalName { number: *number, name: format!("SIG{name}") })
+    Some(SignalName {
+        number: *number,
+        name: format!("SIG{name}"),
+    })
 }
 
 fn by_offset(text: &str) -> Option<SignalName> {
@@ -173,7 +185,19 @@ mod tests {
         assert_eq!(parse("SIGRTMIN+3").unwrap().number, 37);
         assert_eq!(parse("RTMAX-14").unwrap().number, 50);
         assert_eq!(parse("37").unwrap().name, "SIGRTMIN+3");
-        for bad in ["", "0", "65", "32", "SIG", "SIGRTMIN-1", "SIGRTMIN+31", "RTMAX+1", "+15", "SIGNOPE", "1e1"] {
+        for bad in [
+            "",
+            "0",
+            "65",
+            "32",
+            "SIG",
+            "SIGRTMIN-1",
+            "SIGRTMIN+31",
+            "RTMAX+1",
+            "+15",
+            "SIGNOPE",
+            "1e1",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

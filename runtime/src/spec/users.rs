@@ -25,13 +25,19 @@ pub enum UserError {
     #[error("a group was given without a user: run_as_group needs run_as_user or run_as_username")]
     GroupWithoutUser,
     /// A number that is no id.
-    #[error("{0:?} is not a user or group id: a number from 0 to 2147483647 without leading zeros is wanted")]
+    #[error(
+        "{0:?} is not a user or group id: a number from 0 to 2147483647 without leading zeros is wanted"
+    )]
     OutOfRange(String),
     /// Not in the file.
-    #[error("user {0:?} is not in the image's /etc/passwd: give a numeric id or add the user to the image")]
+    #[error(
+        "user {0:?} is not in the image's /etc/passwd: give a numeric id or add the user to the image"
+    )]
     NoUser(String),
     /// Not in the file.
-    #[error("group {0:?} is not in the image's /etc/group: give a numeric id or add the group to the image")]
+    #[error(
+        "group {0:?} is not in the image's /etc/group: give a numeric id or add the group to the image"
+    )]
     NoGroup(String),
     /// More groups than the kernel takes.
     #[error("the user is in {0} groups, but the kernel allows 65536")]
@@ -64,7 +70,9 @@ pub fn resolve(
     let gid = match (request.gid, asked.group) {
         (Some(gid), _) => in_range(gid)?,
         (None, Some(name)) => group_id(group, name)?,
-        (None, None) => account.as_ref().map_or(Ok(0), |account| in_range(account.gid))?,
+        (None, None) => account
+            .as_ref()
+            .map_or(Ok(0), |account| in_range(account.gid))?,
     };
     let mut groups = vec![gid];
     for &extra in &request.supplemental_groups {
@@ -78,8 +86,16 @@ pub fn resolve(
     if groups.len() > MAX_GROUPS {
         return Err(UserError::TooManyGroups(groups.len()));
     }
-    let home = account.as_ref().and_then(home).unwrap_or(if uid == 0 { "/root" } else { "/" });
-    Ok(ContainerUser { uid, gid, groups, home: home.to_owned() })
+    let home = account
+        .as_ref()
+        .and_then(home)
+        .unwrap_or(if uid == 0 { "/root" } else { "/" });
+    Ok(ContainerUser {
+        uid,
+        gid,
+        groups,
+        home: home.to_owned(),
+    })
 }
 
 enum Asked<'a> {
@@ -95,17 +111,27 @@ struct Who<'a> {
 fn asked<'a>(request: &'a UserRequest, image_user: &'a str) -> Result<Who<'a>, UserError> {
     match (request.uid, request.username.as_str()) {
         (Some(_), name) if !name.is_empty() => Err(UserError::Both),
-        (Some(uid), _) => Ok(Who { user: Asked::Id(in_range(uid)?), group: None }),
+        (Some(uid), _) => Ok(Who {
+            user: Asked::Id(in_range(uid)?),
+            group: None,
+        }),
         (None, "") if request.gid.is_some() => Err(UserError::GroupWithoutUser),
         (None, "") => {
             let (user, group) = match image_user.split_once(':') {
                 Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
                 None => (image_user, None),
             };
-            let user = if user.is_empty() { Asked::Id(0) } else { Asked::Text(user) };
+            let user = if user.is_empty() {
+                Asked::Id(0)
+            } else {
+                Asked::Text(user)
+            };
             Ok(Who { user, group })
         }
-        (None, name) => Ok(Who { user: Asked::Text(name), group: None }),
+        (None, name) => Ok(Who {
+            user: Asked::Text(name),
+            group: None,
+        }),
     }
 }
 
@@ -135,9 +161,8 @@ fn group_id(group: &[u8], text: &str) -> Result<u32, UserError> {
 
 /// The groups that list `name` as a member.
 fn memberships<'a>(group: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = u32> + 'a {
-    let mine = groups(group).filter(move |(_, _, members)| {
-        members.split(|&b| b == b',').any(|member| member == name)
-    });
+    let mine = groups(group)
+        .filter(move |(_, _, members)| members.split(|&b| b == b',').any(|member| member == name));
     mine.map(|(_, gid, _)| gid).filter(|&gid| gid <= MAX_ID)
 }
 
@@ -176,7 +201,12 @@ fn accounts(passwd: &[u8]) -> impl Iterator<Item = Account<'_>> {
         let uid = id_field(fields.nth(1)?)?;
         let gid = id_field(fields.next()?)?;
         let home = fields.nth(1).unwrap_or_default();
-        Some(Account { name, uid, gid, home })
+        Some(Account {
+            name,
+            uid,
+            gid,
+            home,
+        })
     })
 }
 

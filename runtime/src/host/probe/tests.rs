@@ -33,7 +33,11 @@ fn a_systemd_machine_with_v2() {
 
 #[test]
 fn hybrid_is_v1_with_a_v2_hierarchy_beside_it() {
-    let Layout::V1 { hierarchies, unified } = layout(&parse_mountinfo(HYBRID), &known()) else {
+    let Layout::V1 {
+        hierarchies,
+        unified,
+    } = layout(&parse_mountinfo(HYBRID), &known())
+    else {
         panic!("not v1");
     };
     assert_eq!(unified, Some("/sys/fs/cgroup/unified".into()));
@@ -45,17 +49,28 @@ fn hybrid_is_v1_with_a_v2_hierarchy_beside_it() {
 
 #[test]
 fn co_mounted_controllers_share_a_mount_and_binds_of_containers_do_not_count() {
-    let Layout::V1 { hierarchies, unified } = layout(&parse_mountinfo(CO_MOUNTED), &known()) else {
+    let Layout::V1 {
+        hierarchies,
+        unified,
+    } = layout(&parse_mountinfo(CO_MOUNTED), &known())
+    else {
         panic!("not v1");
     };
     assert_eq!(unified, None);
     assert_eq!(hierarchies["cpu"], hierarchies["cpuacct"]);
     assert_eq!(hierarchies["memory"], Path::new("/sys/fs/cgroup/memory"));
     assert!(!hierarchies.contains_key("xattr") && !hierarchies.contains_key("clone_children"));
-    let facts = CgroupFacts::V1 { hierarchies, unified: None, swap: true };
+    let facts = CgroupFacts::V1 {
+        hierarchies,
+        unified: None,
+        swap: true,
+    };
     assert_eq!(
         facts.controller_mounts(),
-        [Path::new("/sys/fs/cgroup/cpu,cpuacct"), Path::new("/sys/fs/cgroup/memory")]
+        [
+            Path::new("/sys/fs/cgroup/cpu,cpuacct"),
+            Path::new("/sys/fs/cgroup/memory")
+        ]
     );
     assert_eq!(facts.all_mounts().len(), 3);
 }
@@ -63,7 +78,10 @@ fn co_mounted_controllers_share_a_mount_and_binds_of_containers_do_not_count() {
 #[test]
 fn nothing_mounted_is_said_so() {
     assert_eq!(layout(&[], &known()), Layout::None);
-    assert_eq!(layout(&parse_mountinfo(DEBIAN_13)[..1], &known()), Layout::None);
+    assert_eq!(
+        layout(&parse_mountinfo(DEBIAN_13)[..1], &known()),
+        Layout::None
+    );
 }
 
 #[test]

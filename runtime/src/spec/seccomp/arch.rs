@@ -66,7 +66,14 @@ const X32_OWN: [&str; 36] = [
 const X32_FIRST: u32 = 512;
 
 /// ARM's private calls, from `ARM_PRIVATE` + 1.
-const ARM_OWN: [&str; 6] = ["breakpoint", "cacheflush", "usr26", "usr32", "set_tls", "get_tls"];
+const ARM_OWN: [&str; 6] = [
+    "breakpoint",
+    "cacheflush",
+    "usr26",
+    "usr32",
+    "set_tls",
+    "get_tls",
+];
 
 impl Arch {
     /// The one that this program was built for.
@@ -83,8 +90,20 @@ impl Arch {
     /// From the OCI name. `Ok(None)` is one that this page has no table for: no program of it runs here.
     pub(super) fn parse(name: &str) -> Result<Option<Self>, super::Error> {
         const OTHERS: [&str; 14] = [
-            "MIPS", "MIPS64", "MIPS64N32", "MIPSEL", "MIPSEL64", "MIPSEL64N32", "PPC", "PPC64", "PPC64LE", "S390",
-            "S390X", "PARISC", "PARISC64", "RISCV64",
+            "MIPS",
+            "MIPS64",
+            "MIPS64N32",
+            "MIPSEL",
+            "MIPSEL64",
+            "MIPSEL64N32",
+            "PPC",
+            "PPC64",
+            "PPC64LE",
+            "S390",
+            "S390X",
+            "PARISC",
+            "PARISC64",
+            "RISCV64",
         ];
         let bare = name.strip_prefix("SCMP_ARCH_").unwrap_or_default();
         match bare {
@@ -158,12 +177,19 @@ fn x32_number(name: &str) -> Option<u32> {
 
 /// libseccomp's name for call 79, which the kernel's own table calls `fstatat`.
 fn aarch64_number(name: &str) -> Option<aarch64::Sysno> {
-    let name = if name == "newfstatat" { "fstatat" } else { name };
+    let name = if name == "newfstatat" {
+        "fstatat"
+    } else {
+        name
+    };
     name.parse().ok()
 }
 
 fn arm_number(name: &str) -> Option<u32> {
-    if let Some((number, _)) = (ARM_PRIVATE + 1..).zip(ARM_OWN).find(|(_, own)| *own == name) {
+    if let Some((number, _)) = (ARM_PRIVATE + 1..)
+        .zip(ARM_OWN)
+        .find(|(_, own)| *own == name)
+    {
         return Some(number);
     }
     u32::try_from(name.parse::<arm::Sysno>().ok()?.id()).ok()

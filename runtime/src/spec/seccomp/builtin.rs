@@ -74,7 +74,10 @@ const WITH_CAPABILITY: [(&str, &str); 14] = [
 /// Allowed where the machine is of this kind.
 const WITH_MACHINE: [(&[&str], &str); 2] = [
     (&["amd64"], "arch_prctl modify_ldt"),
-    (&["arm64"], "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls sync_file_range2"),
+    (
+        &["arm64"],
+        "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls sync_file_range2",
+    ),
 ];
 
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWTIME would each make a namespace;
@@ -95,12 +98,18 @@ const ENOSYS: u16 = 38;
 pub(super) fn profile() -> Profile {
     let mut rules = vec![rule(EVERYBODY, Action::Allow)];
     for (capability, names) in WITH_CAPABILITY {
-        rules.push(ProfileRule { includes: having(capability), ..rule(names, Action::Allow) });
+        rules.push(ProfileRule {
+            includes: having(capability),
+            ..rule(names, Action::Allow)
+        });
     }
     for (machines, names) in WITH_MACHINE {
         let arches = machines.iter().map(|name| (*name).to_owned()).collect();
         rules.push(ProfileRule {
-            includes: Conditions { arches, ..Conditions::default() },
+            includes: Conditions {
+                arches,
+                ..Conditions::default()
+            },
             ..rule(names, Action::Allow)
         });
     }
@@ -131,18 +140,35 @@ fn rule(names: &str, action: Action) -> ProfileRule {
 
 fn having(capability: &str) -> Conditions {
     let capabilities = super::super::parse_capability(capability).unwrap_or(u64::MAX);
-    Conditions { capabilities, ..Conditions::default() }
+    Conditions {
+        capabilities,
+        ..Conditions::default()
+    }
 }
 
 fn when(names: &str, index: u32, operator: Operator, value: u64) -> ProfileRule {
-    let args = vec![Comparison { index, operator, value, second: 0 }];
-    ProfileRule { args, ..rule(names, Action::Allow) }
+    let args = vec![Comparison {
+        index,
+        operator,
+        value,
+        second: 0,
+    }];
+    ProfileRule {
+        args,
+        ..rule(names, Action::Allow)
+    }
 }
 
 /// Before 4.8 a tracer could get around the filter (seccomp(2), NOTES).
 fn tracing() -> ProfileRule {
-    let includes = Conditions { min_kernel: Some((4, 8)), ..Conditions::default() };
-    ProfileRule { includes, ..rule("process_vm_readv process_vm_writev ptrace", Action::Allow) }
+    let includes = Conditions {
+        min_kernel: Some((4, 8)),
+        ..Conditions::default()
+    };
+    ProfileRule {
+        includes,
+        ..rule("process_vm_readv process_vm_writev ptrace", Action::Allow)
+    }
 }
 
 /// Ranges, because two "not equal" on one argument would be alternatives.
@@ -152,7 +178,10 @@ fn sockets() -> [ProfileRule; 5] {
         when("socket", 0, Operator::Equal, AF_ALG + 1),
         when("socket", 0, Operator::Greater, AF_VSOCK),
         when("socketcall", 0, Operator::Greater, SOCKETCALL_SOCKET),
-        ProfileRule { action: Action::Errno(ENOSYS), ..when("socketcall", 0, Operator::LessOrEqual, SOCKETCALL_SOCKET) },
+        ProfileRule {
+            action: Action::Errno(ENOSYS),
+            ..when("socketcall", 0, Operator::LessOrEqual, SOCKETCALL_SOCKET)
+        },
     ]
 }
 
@@ -163,6 +192,9 @@ fn cloning() -> [ProfileRule; 2] {
             excludes: having("SYS_ADMIN"),
             ..when("clone", 0, Operator::MaskedEqual, NEW_NAMESPACES)
         },
-        ProfileRule { excludes: having("SYS_ADMIN"), ..rule("clone3", Action::Errno(ENOSYS)) },
+        ProfileRule {
+            excludes: having("SYS_ADMIN"),
+            ..rule("clone3", Action::Errno(ENOSYS))
+        },
     ]
 }

@@ -68,7 +68,12 @@ pub(super) fn emit(filter: &Filter) -> Result<Vec<Instruction>, Error> {
     let mut next = program.place(Target::Return(Action::KillProcess));
     for table in filter.tables.iter().filter(|table| table.arch != Arch::X32) {
         let entry = program.section(table, filter);
-        next = program.jump_if(JUMP_EQUAL, table.arch.audit(), Target::Label(entry), Target::Label(next));
+        next = program.jump_if(
+            JUMP_EQUAL,
+            table.arch.audit(),
+            Target::Label(entry),
+            Target::Label(next),
+        );
     }
     program.push(LOAD, 0, 0, OFFSET_ARCH);
     if program.reversed.len() > MAX_INSTRUCTIONS {
@@ -85,7 +90,12 @@ struct Range<'a> {
 
 impl Program {
     fn push(&mut self, code: u16, jump_true: u8, jump_false: u8, value: u32) -> Label {
-        self.reversed.push(Instruction { code, jump_true, jump_false, value });
+        self.reversed.push(Instruction {
+            code,
+            jump_true,
+            jump_false,
+            value,
+        });
         self.reversed.len() - 1
     }
 
@@ -98,7 +108,10 @@ impl Program {
     fn place(&mut self, target: Target) -> Label {
         match target {
             Target::Return(action) => {
-                let near = self.returns.get(&action).filter(|&&label| self.reversed.len() - label <= 250);
+                let near = self
+                    .returns
+                    .get(&action)
+                    .filter(|&&label| self.reversed.len() - label <= 250);
                 if let Some(&label) = near {
                     return label;
                 }
@@ -117,7 +130,10 @@ impl Program {
     fn jump_if(&mut self, code: u16, value: u32, then: Target, or: Target) -> Label {
         let (then, or) = (self.place(then), self.place(or));
         // `place` keeps both within 250, and emits at most one more instruction after the first.
-        let (jump_true, jump_false) = (self.distance(then).unwrap_or(u8::MAX), self.distance(or).unwrap_or(u8::MAX));
+        let (jump_true, jump_false) = (
+            self.distance(then).unwrap_or(u8::MAX),
+            self.distance(or).unwrap_or(u8::MAX),
+        );
         self.push(code, jump_true, jump_false, value)
     }
 
@@ -148,7 +164,10 @@ impl Program {
     fn calls(&mut self, table: &Table, default: Action) -> Label {
         let otherwise = Decision::Always(default);
         let newer = Decision::Always(NEWER);
-        let mut ranges: Vec<Range<'_>> = vec![Range { first: 0, decision: &otherwise }];
+        let mut ranges: Vec<Range<'_>> = vec![Range {
+            first: 0,
+            decision: &otherwise,
+        }];
         let mut next = 0;
         let mut add = |first, decision| extend(&mut ranges, Range { first, decision });
         let new_from = table.newest.map_or(u32::MAX, |newest| newest + 1);
@@ -182,7 +201,12 @@ impl Program {
         }
         let pivot = high.first().map_or(0, |range| range.first);
         let target = |program: &mut Self, half: &[Range<'_>]| match half {
-            [Range { decision: Decision::Always(action), .. }] => Target::Return(*action),
+            [
+                Range {
+                    decision: Decision::Always(action),
+                    ..
+                },
+            ] => Target::Return(*action),
             half => Target::Label(program.tree(half, default)),
         };
         let (then, or) = (target(self, high), target(self, low));
@@ -207,7 +231,10 @@ impl Program {
         let (value, second) = (comparison.value, comparison.second);
         let argument = OFFSET_ARGS + 8 * comparison.index;
         // Little endian on both machines: the low half comes first.
-        let words = Words { low: argument, high: argument + 4 };
+        let words = Words {
+            low: argument,
+            high: argument + 4,
+        };
         match comparison.operator {
             Operator::Equal => self.equal(words, (u64::MAX, value), then, or),
             Operator::NotEqual => self.equal(words, (u64::MAX, value), or, then),
@@ -219,7 +246,13 @@ impl Program {
         }
     }
 
-    fn equal(&mut self, words: Words, (mask, value): (u64, u64), then: Target, or: Target) -> Label {
+    fn equal(
+        &mut self,
+        words: Words,
+        (mask, value): (u64, u64),
+        then: Target,
+        or: Target,
+    ) -> Label {
         let low = self.masked(words.low, low(mask), low(value), then, or);
         self.masked(words.high, high(mask), high(value), Target::Label(low), or)
     }
@@ -233,7 +266,14 @@ impl Program {
     }
 
     /// The high halves decide unless they are equal.
-    fn ordered(&mut self, words: Words, low_test: u16, value: u64, then: Target, or: Target) -> Label {
+    fn ordered(
+        &mut self,
+        words: Words,
+        low_test: u16,
+        value: u64,
+        then: Target,
+        or: Target,
+    ) -> Label {
         self.jump_if(low_test, low(value), then, or);
         let low = self.push(LOAD, 0, 0, words.low);
         let equal = self.jump_if(JUMP_EQUAL, high(value), Target::Label(low), or);

@@ -154,12 +154,24 @@ impl Profile {
             return Err(Error::Notify);
         }
         // These change how the kernel logs or speculates, not what is allowed: left at the kernel's default.
-        const HARMLESS: [&str; 3] = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"];
+        const HARMLESS: [&str; 3] = [
+            "SECCOMP_FILTER_FLAG_LOG",
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+            "SECCOMP_FILTER_FLAG_TSYNC",
+        ];
         let flags = raw.flags.unwrap_or_default();
-        if let Some(flag) = flags.into_iter().find(|flag| !HARMLESS.contains(&flag.as_str())) {
+        if let Some(flag) = flags
+            .into_iter()
+            .find(|flag| !HARMLESS.contains(&flag.as_str()))
+        {
             return Err(Error::Flag(flag));
         }
-        let rules = raw.syscalls.unwrap_or_default().into_iter().map(rule).collect::<Result<_, _>>()?;
+        let rules = raw
+            .syscalls
+            .unwrap_or_default()
+            .into_iter()
+            .map(rule)
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             default: Action::parse(&raw.default_action, raw.default_errno_ret)?,
             arches: arches(raw.architectures, raw.arch_map)?,
@@ -170,13 +182,23 @@ impl Profile {
 
 fn arches(list: Option<Vec<String>>, map: Option<Vec<RawArch>>) -> Result<Arches, Error> {
     let known = |names: &[String]| -> Result<Vec<Arch>, Error> {
-        let parsed: Vec<_> = names.iter().map(|name| Arch::parse(name)).collect::<Result<_, _>>()?;
+        let parsed: Vec<_> = names
+            .iter()
+            .map(|name| Arch::parse(name))
+            .collect::<Result<_, _>>()?;
         Ok(parsed.into_iter().flatten().collect())
     };
     match (list, map) {
         (None, Some(map)) => {
-            let entry = |raw: RawArch| Ok((Arch::parse(&raw.architecture)?, known(&raw.sub_architectures.unwrap_or_default())?));
-            Ok(Arches::Map(map.into_iter().map(entry).collect::<Result<_, Error>>()?))
+            let entry = |raw: RawArch| {
+                Ok((
+                    Arch::parse(&raw.architecture)?,
+                    known(&raw.sub_architectures.unwrap_or_default())?,
+                ))
+            };
+            Ok(Arches::Map(
+                map.into_iter().map(entry).collect::<Result<_, Error>>()?,
+            ))
         }
         (list, _) => Ok(Arches::List(known(&list.unwrap_or_default())?)),
     }
@@ -189,7 +211,10 @@ fn rule(raw: RawRule) -> Result<ProfileRule, Error> {
     let shown = names.first().cloned().unwrap_or_default();
     Ok(ProfileRule {
         action: Action::parse(&raw.action, raw.errno_ret)?,
-        args: args.iter().map(|arg| comparison(arg, &shown)).collect::<Result<_, _>>()?,
+        args: args
+            .iter()
+            .map(|arg| comparison(arg, &shown))
+            .collect::<Result<_, _>>()?,
         includes: conditions(raw.includes.unwrap_or_default())?,
         excludes: conditions(raw.excludes.unwrap_or_default())?,
         names,
@@ -210,7 +235,12 @@ fn comparison(raw: &RawComparison, name: &str) -> Result<Comparison, Error> {
         "SCMP_CMP_MASKED_EQ" => Operator::MaskedEqual,
         other => return Err(Error::Operator(other.to_owned())),
     };
-    Ok(Comparison { index: raw.index, operator, value: raw.value, second: raw.value_two })
+    Ok(Comparison {
+        index: raw.index,
+        operator,
+        value: raw.value,
+        second: raw.value_two,
+    })
 }
 
 fn conditions(raw: RawConditions) -> Result<Conditions, Error> {
@@ -238,7 +268,12 @@ impl Action {
     fn parse(name: &str, errno: Option<u32>) -> Result<Self, Error> {
         // EPERM, where the profile says nothing; for a tracer it is the message.
         let errno = errno.unwrap_or(1);
-        let data = || u16::try_from(errno).ok().filter(|&data| data <= 4095).ok_or(Error::Errno(errno));
+        let data = || {
+            u16::try_from(errno)
+                .ok()
+                .filter(|&data| data <= 4095)
+                .ok_or(Error::Errno(errno))
+        };
         match name {
             "SCMP_ACT_ALLOW" => Ok(Self::Allow),
             "SCMP_ACT_LOG" => Ok(Self::Log),

@@ -39,17 +39,37 @@ pub(super) enum Decision {
 /// The answer for calls that are newer than the profile: a program falls back, where EPERM would end it.
 pub(super) const NEWER: Action = Action::Errno(ENOSYS);
 
-pub(super) fn decide(profile: &Profile, capabilities: u64, machine: Arch, kernel: (u32, u32)) -> Result<Filter, Error> {
-    let facts = Facts { capabilities, machine, kernel };
-    let active: Vec<_> = profile.rules.iter().filter(|rule| facts.active(rule)).collect();
+pub(super) fn decide(
+    profile: &Profile,
+    capabilities: u64,
+    machine: Arch,
+    kernel: (u32, u32),
+) -> Result<Filter, Error> {
+    let facts = Facts {
+        capabilities,
+        machine,
+        kernel,
+    };
+    let active: Vec<_> = profile
+        .rules
+        .iter()
+        .filter(|rule| facts.active(rule))
+        .collect();
     // A default that lets calls through, or says ENOSYS already, needs no other answer.
     let answer_newer = !matches!(profile.default, Action::Allow | Action::Log | NEWER);
     let tables = arches(profile, machine).into_iter().map(|arch| Table {
         arch,
         calls: calls(&active, arch, profile.default),
-        newest: if answer_newer { newest(profile, arch) } else { None },
+        newest: if answer_newer {
+            newest(profile, arch)
+        } else {
+            None
+        },
     });
-    Ok(Filter { tables: tables.collect(), default: profile.default })
+    Ok(Filter {
+        tables: tables.collect(),
+        default: profile.default,
+    })
 }
 
 struct Facts {
@@ -62,7 +82,12 @@ impl Facts {
     /// All that `includes` names must hold, nothing that `excludes` names may.
     fn active(&self, rule: &ProfileRule) -> bool {
         let (with, without) = (&rule.includes, &rule.excludes);
-        let arch = |conditions: &Conditions| conditions.arches.iter().any(|name| name == self.machine.go_name());
+        let arch = |conditions: &Conditions| {
+            conditions
+                .arches
+                .iter()
+                .any(|name| name == self.machine.go_name())
+        };
         self.capabilities & with.capabilities == with.capabilities
             && (with.arches.is_empty() || arch(with))
             && with.min_kernel.is_none_or(|least| self.kernel >= least)
@@ -89,7 +114,9 @@ fn arches(profile: &Profile, machine: Arch) -> BTreeSet<Arch> {
 fn newest(profile: &Profile, arch: Arch) -> Option<u32> {
     let names = profile.rules.iter().flat_map(|rule| &rule.names);
     let numbers = names.filter_map(|name| arch.number(name));
-    numbers.filter(|number| number & !X32_BIT < ARM_PRIVATE).max()
+    numbers
+        .filter(|number| number & !X32_BIT < ARM_PRIVATE)
+        .max()
 }
 
 fn calls(rules: &[&ProfileRule], arch: Arch, default: Action) -> BTreeMap<u32, Decision> {
@@ -101,7 +128,14 @@ fn calls(rules: &[&ProfileRule], arch: Arch, default: Action) -> BTreeMap<u32, D
         }
         for number in rule.names.iter().filter_map(|name| arch.number(name)) {
             for comparisons in alternatives(&rule.args) {
-                add(calls.entry(number).or_insert_with(|| Decision::Cases(Vec::new())), comparisons, rule.action, arch);
+                add(
+                    calls
+                        .entry(number)
+                        .or_insert_with(|| Decision::Cases(Vec::new())),
+                    comparisons,
+                    rule.action,
+                    arch,
+                );
             }
         }
     }
@@ -125,7 +159,13 @@ fn add(decision: &mut Decision, comparisons: Vec<Comparison>, action: Action, ar
         if comparisons.is_empty() {
             *decision = Decision::Always(action);
         } else {
-            let narrow = |comparison: Comparison| if arch.narrow() { comparison.narrowed() } else { comparison };
+            let narrow = |comparison: Comparison| {
+                if arch.narrow() {
+                    comparison.narrowed()
+                } else {
+                    comparison
+                }
+            };
             cases.push((comparisons.into_iter().map(narrow).collect(), action));
         }
     }
@@ -135,7 +175,11 @@ impl Comparison {
     /// For arguments of 32 bits.
     fn narrowed(self) -> Self {
         let low = |value: u64| value & u64::from(u32::MAX);
-        Self { value: low(self.value), second: low(self.second), ..self }
+        Self {
+            value: low(self.value),
+            second: low(self.second),
+            ..self
+        }
     }
 
     /// Does it hold?

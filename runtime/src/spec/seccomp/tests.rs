@@ -25,7 +25,11 @@ struct Call {
 fn call(arch: Arch, name: &str, args: &[u64]) -> Call {
     let mut all = [0; 6];
     all[..args.len()].copy_from_slice(args);
-    Call { arch: arch.audit(), number: arch.number(name).unwrap(), args: all }
+    Call {
+        arch: arch.audit(),
+        number: arch.number(name).unwrap(),
+        args: all,
+    }
 }
 
 /// The classic BPF machine, as far as filters use it; a wrong program panics.
@@ -34,7 +38,9 @@ fn run(program: &[u8], call: Call) -> u32 {
     data.extend(call.number.to_ne_bytes());
     data.extend(call.arch.to_ne_bytes());
     data.extend(0u64.to_ne_bytes());
-    call.args.iter().for_each(|arg| data.extend(arg.to_ne_bytes()));
+    call.args
+        .iter()
+        .for_each(|arg| data.extend(arg.to_ne_bytes()));
     let (instructions, rest) = program.as_chunks::<8>();
     assert!(rest.is_empty() && instructions.len() <= 4096);
     let (mut at, mut accumulator) = (0, 0);
@@ -64,16 +70,23 @@ fn run(program: &[u8], call: Call) -> u32 {
 fn judge(filter: &Filter, call: Call) -> u32 {
     let x32 = call.number >= arch::X32_BIT;
     let table = filter.tables.iter().find(|table| {
-        table.arch.audit() == call.arch && (call.arch != Arch::X86_64.audit() || (table.arch == Arch::X32) == x32)
+        table.arch.audit() == call.arch
+            && (call.arch != Arch::X86_64.audit() || (table.arch == Arch::X32) == x32)
     });
     let Some(table) = table else {
-        return if call.arch == Arch::X86_64.audit() && x32 { ENOSYS } else { KILL_PROCESS };
+        return if call.arch == Arch::X86_64.audit() && x32 {
+            ENOSYS
+        } else {
+            KILL_PROCESS
+        };
     };
     match table.calls.get(&call.number) {
         Some(Decision::Always(action)) => action.code(),
         Some(Decision::Cases(cases)) => {
             let case = cases.iter().find(|(comparisons, _)| {
-                comparisons.iter().all(|one| one.holds(call.args[usize::try_from(one.index).unwrap()]))
+                comparisons
+                    .iter()
+                    .all(|one| one.holds(call.args[usize::try_from(one.index).unwrap()]))
             });
             case.map_or(filter.default, |(_, action)| *action).code()
         }
@@ -99,19 +112,43 @@ fn every_name_of_our_own_table_is_a_call_somewhere() {
         .flat_map(|rule| rule.names.clone())
         .filter(|name| arches.iter().all(|arch| arch.number(name).is_none()))
         .collect();
-    assert_eq!(missing, ["sync_file_range2"], "misspelt, or new to the table of numbers");
+    assert_eq!(
+        missing,
+        ["sync_file_range2"],
+        "misspelt, or new to the table of numbers"
+    );
 }
 
 #[test]
 fn the_default_lets_ordinary_programs_work() {
     let program = default_program(DOCKER);
-    assert!(program.len() / 8 < 1000, "{} instructions", program.len() / 8);
+    assert!(
+        program.len() / 8 < 1000,
+        "{} instructions",
+        program.len() / 8
+    );
     for arch in [Arch::X86_64, Arch::X86] {
-        for name in ["read", "write", "openat", "execve", "futex", "clone", "fork", "mmap", "exit_group", "chroot", "ptrace"] {
+        for name in [
+            "read",
+            "write",
+            "openat",
+            "execve",
+            "futex",
+            "clone",
+            "fork",
+            "mmap",
+            "exit_group",
+            "chroot",
+            "ptrace",
+        ] {
             let flags = 0x11;
             let number = arch.number(name);
             assert!(number.is_some(), "{name}");
-            assert_eq!(run(&program, call(arch, name, &[flags])), ALLOW, "{arch:?} {name}");
+            assert_eq!(
+                run(&program, call(arch, name, &[flags])),
+                ALLOW,
+                "{arch:?} {name}"
+            );
         }
     }
 }
@@ -120,26 +157,86 @@ fn the_default_lets_ordinary_programs_work() {
 fn the_default_keeps_the_kernel_small() {
     let program = default_program(DOCKER);
     for name in [
-        "mount", "umount2", "unshare", "setns", "bpf", "kexec_load", "add_key", "keyctl", "request_key", "userfaultfd",
-        "io_uring_setup", "io_uring_enter", "io_uring_register", "init_module", "reboot", "perf_event_open", "swapon",
-        "open_by_handle_at", "move_mount", "fsopen", "open_tree", "pivot_root", "settimeofday", "syslog",
+        "mount",
+        "umount2",
+        "unshare",
+        "setns",
+        "bpf",
+        "kexec_load",
+        "add_key",
+        "keyctl",
+        "request_key",
+        "userfaultfd",
+        "io_uring_setup",
+        "io_uring_enter",
+        "io_uring_register",
+        "init_module",
+        "reboot",
+        "perf_event_open",
+        "swapon",
+        "open_by_handle_at",
+        "move_mount",
+        "fsopen",
+        "open_tree",
+        "pivot_root",
+        "settimeofday",
+        "syslog",
     ] {
         for arch in [Arch::X86_64, Arch::X86] {
-            assert_eq!(run(&program, call(arch, name, &[])), EPERM, "{arch:?} {name}");
+            assert_eq!(
+                run(&program, call(arch, name, &[])),
+                EPERM,
+                "{arch:?} {name}"
+            );
         }
     }
     assert_eq!(run(&program, call(Arch::X86_64, "clone3", &[])), ENOSYS);
-    for flag in [0x2_0000u64, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
-        assert_eq!(run(&program, call(Arch::X86_64, "clone", &[flag | 17])), EPERM, "{flag:#x}");
+    for flag in [
+        0x2_0000u64,
+        0x200_0000,
+        0x400_0000,
+        0x800_0000,
+        0x1000_0000,
+        0x2000_0000,
+        0x4000_0000,
+    ] {
+        assert_eq!(
+            run(&program, call(Arch::X86_64, "clone", &[flag | 17])),
+            EPERM,
+            "{flag:#x}"
+        );
     }
-    for (family, answer) in [(1, ALLOW), (2, ALLOW), (10, ALLOW), (16, ALLOW), (38, EPERM), (39, ALLOW), (40, EPERM), (41, ALLOW)] {
-        assert_eq!(run(&program, call(Arch::X86_64, "socket", &[family])), answer, "{family}");
-        assert_eq!(run(&program, call(Arch::X86, "socket", &[family])), answer, "{family}");
+    for (family, answer) in [
+        (1, ALLOW),
+        (2, ALLOW),
+        (10, ALLOW),
+        (16, ALLOW),
+        (38, EPERM),
+        (39, ALLOW),
+        (40, EPERM),
+        (41, ALLOW),
+    ] {
+        assert_eq!(
+            run(&program, call(Arch::X86_64, "socket", &[family])),
+            answer,
+            "{family}"
+        );
+        assert_eq!(
+            run(&program, call(Arch::X86, "socket", &[family])),
+            answer,
+            "{family}"
+        );
     }
     assert_eq!(run(&program, call(Arch::X86, "socketcall", &[1])), ENOSYS);
     assert_eq!(run(&program, call(Arch::X86, "socketcall", &[3])), ALLOW);
-    assert_eq!(run(&program, call(Arch::X86_64, "personality", &[0x2_0000])), ALLOW);
-    assert_eq!(run(&program, call(Arch::X86_64, "personality", &[0x4_0000])), EPERM);
+    assert_eq!(
+        run(&program, call(Arch::X86_64, "personality", &[0x2_0000])),
+        ALLOW
+    );
+    assert_eq!(
+        run(&program, call(Arch::X86_64, "personality", &[0x4_0000])),
+        EPERM
+    );
 }
 
 #[test]
@@ -147,23 +244,76 @@ fn x32_new_calls_and_strange_architectures() {
     let program = default_program(DOCKER);
     assert_eq!(run(&program, call(Arch::X32, "read", &[])), ENOSYS);
     let x86_64 = Arch::X86_64.audit();
-    assert_eq!(run(&program, Call { arch: x86_64, number: u32::MAX, args: [0; 6] }), ENOSYS);
-    assert_eq!(run(&program, Call { arch: x86_64, number: 600, args: [0; 6] }), ENOSYS);
+    assert_eq!(
+        run(
+            &program,
+            Call {
+                arch: x86_64,
+                number: u32::MAX,
+                args: [0; 6]
+            }
+        ),
+        ENOSYS
+    );
+    assert_eq!(
+        run(
+            &program,
+            Call {
+                arch: x86_64,
+                number: 600,
+                args: [0; 6]
+            }
+        ),
+        ENOSYS
+    );
     // Numbers that nobody has, below the newest known one.
-    assert_eq!(run(&program, Call { arch: x86_64, number: 400, args: [0; 6] }), EPERM);
-    assert_eq!(run(&program, Call { arch: 0xc000_00b7, number: 0, args: [0; 6] }), KILL_PROCESS);
+    assert_eq!(
+        run(
+            &program,
+            Call {
+                arch: x86_64,
+                number: 400,
+                args: [0; 6]
+            }
+        ),
+        EPERM
+    );
+    assert_eq!(
+        run(
+            &program,
+            Call {
+                arch: 0xc000_00b7,
+                number: 0,
+                args: [0; 6]
+            }
+        ),
+        KILL_PROCESS
+    );
 }
 
 #[test]
 fn capabilities_and_the_kernel_open_calls() {
     let admin = default_program(DOCKER | SYS_ADMIN);
-    for (name, arg) in [("mount", 0), ("clone3", 0), ("clone", 0x1000_0000), ("setns", 0), ("open_tree_attr", 0)] {
-        assert_eq!(run(&admin, call(Arch::X86_64, name, &[arg])), ALLOW, "{name}");
+    for (name, arg) in [
+        ("mount", 0),
+        ("clone3", 0),
+        ("clone", 0x1000_0000),
+        ("setns", 0),
+        ("open_tree_attr", 0),
+    ] {
+        assert_eq!(
+            run(&admin, call(Arch::X86_64, name, &[arg])),
+            ALLOW,
+            "{name}"
+        );
     }
     assert_eq!(run(&admin, call(Arch::X86_64, "reboot", &[])), EPERM);
     let old = compile(&builtin::profile(), DOCKER, Arch::X86_64, (4, 7)).unwrap();
     assert_eq!(run(&old, call(Arch::X86_64, "ptrace", &[])), EPERM);
-    assert_eq!(run(&default_program(0), call(Arch::X86_64, "chroot", &[])), EPERM);
+    assert_eq!(
+        run(&default_program(0), call(Arch::X86_64, "chroot", &[])),
+        EPERM
+    );
 }
 
 #[test]
@@ -177,15 +327,28 @@ fn the_default_on_arm() {
         (Arch::Arm, "set_tls", 0, ALLOW),
         (Arch::Arm, "open", 0, ALLOW),
     ] {
-        assert_eq!(run(&program, call(arch, name, &[arg])), answer, "{arch:?} {name}");
+        assert_eq!(
+            run(&program, call(arch, name, &[arg])),
+            answer,
+            "{arch:?} {name}"
+        );
     }
-    let unknown = Call { arch: Arch::Arm.audit(), number: 700, args: [0; 6] };
+    let unknown = Call {
+        arch: Arch::Arm.audit(),
+        number: 700,
+        args: [0; 6],
+    };
     assert_eq!(run(&program, unknown), ENOSYS);
     assert_eq!(run(&program, call(Arch::X86_64, "read", &[])), KILL_PROCESS);
 }
 
 fn from_json(text: &str) -> Result<Program, Error> {
-    compile(&Profile::parse(text.as_bytes())?, DOCKER, Arch::X86_64, KERNEL)
+    compile(
+        &Profile::parse(text.as_bytes())?,
+        DOCKER,
+        Arch::X86_64,
+        KERNEL,
+    )
 }
 
 #[test]
@@ -218,10 +381,18 @@ fn profiles_in_the_oci_form() {
         (Arch::X86_64, "dup2", [0, 0], ALLOW),
         (Arch::X86_64, "dup3", [0, 0], ALLOW),
     ] {
-        assert_eq!(run(&program, call(arch, name, &args)), answer, "{arch:?} {name} {args:?}");
+        assert_eq!(
+            run(&program, call(arch, name, &args)),
+            answer,
+            "{arch:?} {name} {args:?}"
+        );
     }
     // A default that allows needs no answer for new calls.
-    let new = Call { arch: Arch::X86_64.audit(), number: 5000, args: [0; 6] };
+    let new = Call {
+        arch: Arch::X86_64.audit(),
+        number: 5000,
+        args: [0; 6],
+    };
     assert_eq!(run(&program, new), ALLOW);
 }
 
@@ -239,7 +410,8 @@ fn two_comparisons_of_one_argument_are_alternatives() {
 
 #[test]
 fn what_is_not_understood_is_refused() {
-    let rule = |rule: &str| format!(r#"{{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{rule}]}}"#);
+    let rule =
+        |rule: &str| format!(r#"{{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{rule}]}}"#);
     let bad = [
         String::new(),
         "{}".into(),
@@ -248,14 +420,25 @@ fn what_is_not_understood_is_refused() {
         r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#.into(),
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4096}"#.into(),
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/run/agent.sock"}"#.into(),
-        r#"{"defaultAction": "SCMP_ACT_ERRNO", "flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}"#.into(),
+        r#"{"defaultAction": "SCMP_ACT_ERRNO", "flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}"#
+            .into(),
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_VAX"]}"#.into(),
         rule(r#"{"names": ["kill"], "action": "SCMP_ACT_NOTIFY"}"#),
-        rule(r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}"#),
-        rule(r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_XX"}]}"#),
-        rule(r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": -1, "op": "SCMP_CMP_EQ"}]}"#),
-        rule(r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_NOPE"]}}"#),
-        rule(r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "new"}}"#),
+        rule(
+            r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}"#,
+        ),
+        rule(
+            r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_XX"}]}"#,
+        ),
+        rule(
+            r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": -1, "op": "SCMP_CMP_EQ"}]}"#,
+        ),
+        rule(
+            r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_NOPE"]}}"#,
+        ),
+        rule(
+            r#"{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "new"}}"#,
+        ),
     ];
     for text in bad {
         assert!(from_json(&text).is_err(), "{text}");
@@ -267,7 +450,10 @@ fn a_program_beyond_the_kernels_limit_is_refused() {
     let args: Vec<_> = (0..2000)
         .map(|value| format!(r#"{{"names": ["close"], "action": "SCMP_ACT_ALLOW", "args": [{{"index": 0, "value": {value}, "op": "SCMP_CMP_EQ"}}]}}"#))
         .collect();
-    let text = format!(r#"{{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{}]}}"#, args.join(","));
+    let text = format!(
+        r#"{{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{}]}}"#,
+        args.join(",")
+    );
     assert!(matches!(from_json(&text), Err(Error::TooLong(_))));
 }
 
@@ -275,17 +461,39 @@ fn a_program_beyond_the_kernels_limit_is_refused() {
 fn the_compiler_keeps_programs_by_profile_and_capabilities() {
     let compiler = Compiler::new(KERNEL).unwrap();
     let first = compiler.compile(Source::RuntimeDefault, DOCKER).unwrap();
-    assert!(Arc::ptr_eq(&first, &compiler.compile(Source::RuntimeDefault, DOCKER).unwrap()));
-    assert!(!Arc::ptr_eq(&first, &compiler.compile(Source::RuntimeDefault, SYS_ADMIN).unwrap()));
+    assert!(Arc::ptr_eq(
+        &first,
+        &compiler.compile(Source::RuntimeDefault, DOCKER).unwrap()
+    ));
+    assert!(!Arc::ptr_eq(
+        &first,
+        &compiler.compile(Source::RuntimeDefault, SYS_ADMIN).unwrap()
+    ));
     let begin = std::time::Instant::now();
     compiler.compile(Source::RuntimeDefault, 1).unwrap();
-    println!("compiling our own profile took {:?}, {} instructions", begin.elapsed(), first.len() / 8);
+    println!(
+        "compiling our own profile took {:?}, {} instructions",
+        begin.elapsed(),
+        first.len() / 8
+    );
 }
 
 /// Calls that random profiles name, with argument values near the ones that they compare with.
-const NAMES: [&str; 12] =
-    ["read", "write", "open", "close", "kill", "clone", "socket", "mmap", "ioctl", "prctl", "clone3", "openat2"];
-const VALUES: [u64; 9] = [0, 1, 2, 0xff, 0xffff_fffe, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, u64::MAX];
+const NAMES: [&str; 12] = [
+    "read", "write", "open", "close", "kill", "clone", "socket", "mmap", "ioctl", "prctl",
+    "clone3", "openat2",
+];
+const VALUES: [u64; 9] = [
+    0,
+    1,
+    2,
+    0xff,
+    0xffff_fffe,
+    0xffff_ffff,
+    0x1_0000_0000,
+    0x1_0000_0001,
+    u64::MAX,
+];
 
 fn operators() -> impl Strategy<Value = Operator> {
     prop_oneof![
@@ -302,8 +510,17 @@ fn operators() -> impl Strategy<Value = Operator> {
 fn comparisons() -> impl Strategy<Value = Comparison> {
     let value = || prop::sample::select(VALUES.to_vec());
     (0..3u32, operators(), value(), value()).prop_map(|(index, operator, value, second)| {
-        let second = if operator == Operator::MaskedEqual { second & value } else { 0 };
-        Comparison { index, operator, value, second }
+        let second = if operator == Operator::MaskedEqual {
+            second & value
+        } else {
+            0
+        };
+        Comparison {
+            index,
+            operator,
+            value,
+            second,
+        }
     })
 }
 
@@ -321,22 +538,29 @@ fn actions() -> impl Strategy<Value = Action> {
 
 fn profile_rules() -> impl Strategy<Value = ProfileRule> {
     let names = prop::collection::vec(prop::sample::select(NAMES.to_vec()), 1..4);
-    (names, actions(), prop::collection::vec(comparisons(), 0..4)).prop_map(|(names, action, args)| ProfileRule {
-        names: names.into_iter().map(str::to_owned).collect(),
-        action,
-        args,
-        includes: Conditions::default(),
-        excludes: Conditions::default(),
-    })
+    (names, actions(), prop::collection::vec(comparisons(), 0..4)).prop_map(
+        |(names, action, args)| ProfileRule {
+            names: names.into_iter().map(str::to_owned).collect(),
+            action,
+            args,
+            includes: Conditions::default(),
+            excludes: Conditions::default(),
+        },
+    )
 }
 
 fn profiles() -> impl Strategy<Value = Profile> {
     let arches = prop::sample::subsequence(vec![Arch::X86, Arch::X32], 0..3);
-    (actions(), arches, prop::collection::vec(profile_rules(), 0..30)).prop_map(|(default, arches, rules)| Profile {
-        default,
-        arches: Arches::List(arches),
-        rules,
-    })
+    (
+        actions(),
+        arches,
+        prop::collection::vec(profile_rules(), 0..30),
+    )
+        .prop_map(|(default, arches, rules)| Profile {
+            default,
+            arches: Arches::List(arches),
+            rules,
+        })
 }
 
 fn calls() -> impl Strategy<Value = Call> {
@@ -346,8 +570,18 @@ fn calls() -> impl Strategy<Value = Call> {
         let number = NAMES.get(name).and_then(|name| arch.number(name));
         let number = number.unwrap_or(if name % 2 == 0 { 333 } else { 9_999 });
         // 32-bit programs have no upper halves.
-        let args = args.map(|arg| if arch.narrow() { arg & 0xffff_ffff } else { arg });
-        Call { arch: arch.audit(), number, args: [args[0], args[1], args[2], 0, 0, 0] }
+        let args = args.map(|arg| {
+            if arch.narrow() {
+                arg & 0xffff_ffff
+            } else {
+                arg
+            }
+        });
+        Call {
+            arch: arch.audit(),
+            number,
+            args: [args[0], args[1], args[2], 0, 0, 0],
+        }
     })
 }
 
@@ -370,15 +604,28 @@ proptest! {
 }
 
 /// Builds a helper program; `None`, with a reason printed, where it cannot be built.
-fn helper(name: &str, source: &str, libraries: &[&str]) -> Option<(tempfile::TempDir, std::path::PathBuf)> {
+fn helper(
+    name: &str,
+    source: &str,
+    libraries: &[&str],
+) -> Option<(tempfile::TempDir, std::path::PathBuf)> {
     let dir = tempfile::tempdir().unwrap();
     let (code, program) = (dir.path().join("helper.c"), dir.path().join(name));
     std::fs::write(&code, source).unwrap();
-    let built = Command::new("cc").arg("-O1").arg("-o").arg(&program).arg(&code).args(libraries).output();
+    let built = Command::new("cc")
+        .arg("-O1")
+        .arg("-o")
+        .arg(&program)
+        .arg(&code)
+        .args(libraries)
+        .output();
     match built {
         Ok(output) if output.status.success() => Some((dir, program)),
         Ok(output) => {
-            println!("skipped: cc says {}", String::from_utf8_lossy(&output.stderr));
+            println!(
+                "skipped: cc says {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             None
         }
         Err(error) => {

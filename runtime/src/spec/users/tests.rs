@@ -26,13 +26,21 @@ fn image(user: &str) -> Result<ContainerUser, UserError> {
 }
 
 fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> ContainerUser {
-    ContainerUser { uid, gid, groups: groups.to_vec(), home: home.to_owned() }
+    ContainerUser {
+        uid,
+        gid,
+        groups: groups.to_vec(),
+        home: home.to_owned(),
+    }
 }
 
 #[test]
 fn nothing_said_is_root() {
     assert_eq!(image("").unwrap(), user(0, 0, &[0, 50], "/root"));
-    assert_eq!(resolve(None, None, &UserRequest::default(), "").unwrap(), user(0, 0, &[0], "/root"));
+    assert_eq!(
+        resolve(None, None, &UserRequest::default(), "").unwrap(),
+        user(0, 0, &[0], "/root")
+    );
 }
 
 #[test]
@@ -50,37 +58,97 @@ fn the_images_user_in_all_its_forms() {
 
 #[test]
 fn digits_are_never_a_name_and_never_wrap() {
-    for text in ["2147483648", "4294967295", "4294967296", "99999999999", "00", "010", "1000:4294967296"] {
-        assert!(matches!(image(text), Err(UserError::OutOfRange(_))), "{text}");
+    for text in [
+        "2147483648",
+        "4294967295",
+        "4294967296",
+        "99999999999",
+        "00",
+        "010",
+        "1000:4294967296",
+    ] {
+        assert!(
+            matches!(image(text), Err(UserError::OutOfRange(_))),
+            "{text}"
+        );
     }
-    for text in ["-1", "0x0", "+1000", " 1000", "1000 ", "nobody", "bad", "ap", "root:nope", "root:-1"] {
-        assert!(matches!(image(text), Err(UserError::NoUser(_) | UserError::NoGroup(_))), "{text}");
+    for text in [
+        "-1",
+        "0x0",
+        "+1000",
+        " 1000",
+        "1000 ",
+        "nobody",
+        "bad",
+        "ap",
+        "root:nope",
+        "root:-1",
+    ] {
+        assert!(
+            matches!(
+                image(text),
+                Err(UserError::NoUser(_) | UserError::NoGroup(_))
+            ),
+            "{text}"
+        );
     }
     // The passwd line named "12" is not what the number 12 means.
     assert_eq!(image("12").unwrap().uid, 12);
     for text in ["huge", "big"] {
-        assert!(matches!(image(text), Err(UserError::OutOfRange(_))), "{text}");
+        assert!(
+            matches!(image(text), Err(UserError::OutOfRange(_))),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn the_request_wins_over_the_image() {
-    let request = UserRequest { uid: Some(1000), ..UserRequest::default() };
+    let request = UserRequest {
+        uid: Some(1000),
+        ..UserRequest::default()
+    };
     assert_eq!(resolve_with(&request, "root:wheel").unwrap().gid, 1001);
-    let request = UserRequest { username: "app".into(), gid: Some(7), ..UserRequest::default() };
-    assert_eq!(resolve_with(&request, "").unwrap(), user(1000, 7, &[7, 10, 50, 60], "/home/app"));
-    let request = UserRequest { username: "1000".into(), ..UserRequest::default() };
+    let request = UserRequest {
+        username: "app".into(),
+        gid: Some(7),
+        ..UserRequest::default()
+    };
+    assert_eq!(
+        resolve_with(&request, "").unwrap(),
+        user(1000, 7, &[7, 10, 50, 60], "/home/app")
+    );
+    let request = UserRequest {
+        username: "1000".into(),
+        ..UserRequest::default()
+    };
     assert_eq!(resolve_with(&request, "").unwrap().uid, 1000);
-    let request = UserRequest { uid: Some(1 << 31), ..UserRequest::default() };
-    assert!(matches!(resolve_with(&request, ""), Err(UserError::OutOfRange(_))));
+    let request = UserRequest {
+        uid: Some(1 << 31),
+        ..UserRequest::default()
+    };
+    assert!(matches!(
+        resolve_with(&request, ""),
+        Err(UserError::OutOfRange(_))
+    ));
 }
 
 #[test]
 fn contradictions_are_refused() {
-    let both = UserRequest { uid: Some(1), username: "app".into(), ..UserRequest::default() };
+    let both = UserRequest {
+        uid: Some(1),
+        username: "app".into(),
+        ..UserRequest::default()
+    };
     assert_eq!(resolve_with(&both, ""), Err(UserError::Both));
-    let group = UserRequest { gid: Some(1), ..UserRequest::default() };
-    assert_eq!(resolve_with(&group, "app"), Err(UserError::GroupWithoutUser));
+    let group = UserRequest {
+        gid: Some(1),
+        ..UserRequest::default()
+    };
+    assert_eq!(
+        resolve_with(&group, "app"),
+        Err(UserError::GroupWithoutUser)
+    );
 }
 
 #[test]
@@ -92,8 +160,14 @@ fn strict_takes_only_what_was_given() {
         ..UserRequest::default()
     };
     assert_eq!(resolve_with(&request, "").unwrap().groups, [4, 5, 1001]);
-    let merge = UserRequest { policy: GroupsPolicy::Merge, ..request };
-    assert_eq!(resolve_with(&merge, "").unwrap().groups, [4, 5, 10, 50, 60, 1001]);
+    let merge = UserRequest {
+        policy: GroupsPolicy::Merge,
+        ..request
+    };
+    assert_eq!(
+        resolve_with(&merge, "").unwrap().groups,
+        [4, 5, 10, 50, 60, 1001]
+    );
 }
 
 #[test]
@@ -108,7 +182,10 @@ fn a_million_members_on_one_line_are_read_quickly() {
         group.extend_from_slice(format!("u{n},").as_bytes());
     }
     let begin = std::time::Instant::now();
-    let request = UserRequest { username: "app".into(), ..UserRequest::default() };
+    let request = UserRequest {
+        username: "app".into(),
+        ..UserRequest::default()
+    };
     let user = resolve(Some(PASSWD), Some(&group), &request, "").unwrap();
     assert_eq!(user.groups, [1001]);
     assert!(begin.elapsed().as_secs() < 5);
