@@ -301,7 +301,7 @@ fn a_taken_host_port_is_told_and_leaves_nothing_behind() {
     let error = machine.on_host(|| builtin.setup(&second)).unwrap_err();
     let expected = format!("host port 53/udp is in use by pod {}", first.id);
     assert!(error.to_string().starts_with(&expected), "{error}");
-    assert_eq!(builtin.pods(), [first.id.clone()]);
+    assert_eq!(builtin.pods(), std::slice::from_ref(&first.id));
     machine.teardown(&builtin, &first);
     // Free again; and a repeated setup of the same pod begins anew.
     machine.setup(&builtin, &second);
