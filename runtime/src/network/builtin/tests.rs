@@ -170,10 +170,8 @@ fn ask(from: &Path, target: &str) -> Option<String> {
     .unwrap()
 }
 
-fn ask_udp(socket: &UdpSocket, target: &str) -> Option<String> {
-    socket
-        .set_read_timeout(Some(Duration::from_millis(700)))
-        .unwrap();
+fn ask_udp(socket: &UdpSocket, target: &str, patience: Duration) -> Option<String> {
+    socket.set_read_timeout(Some(patience)).unwrap();
     socket.send_to(b"?", target).ok()?;
     let mut buffer = [0; 64];
     let (count, _) = socket.recv_from(&mut buffer).ok()?;
@@ -330,9 +328,15 @@ fn a_client_that_goes_on_sending_udp_finds_the_next_pod() {
         let pod = machine.pod(&ports);
         serve_udp(&pod.netns, 53, word);
         machine.setup(&builtin, &pod);
-        assert_eq!(ask_udp(&client, "192.0.2.1:5300").as_deref(), Some(word));
+        assert_eq!(
+            ask_udp(&client, "192.0.2.1:5300", PATIENCE).as_deref(),
+            Some(word)
+        );
         machine.teardown(&builtin, &pod);
-        assert_eq!(ask_udp(&client, "192.0.2.1:5300"), None);
+        assert_eq!(
+            ask_udp(&client, "192.0.2.1:5300", Duration::from_millis(500)),
+            None
+        );
     }
 }
 
