@@ -215,6 +215,8 @@ async fn spawn(path: &Path, environment: &[(&str, String)]) -> io::Result<Child>
     let mut command = Command::new(path);
     command
         .envs(environment.iter().map(|(key, value)| (key, value)))
+        // Not for plugins: it would let them speak to the service manager as the daemon.
+        .env_remove("NOTIFY_SOCKET")
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -407,14 +409,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mark = dir.path().join("pid");
         let body = format!("sleep 300 & echo $! > {}; wait", mark.display());
-        let failure = try_run(&body, Duration::from_millis(500))
-            .await
-            .unwrap_err();
+        let failure = try_run(&body, Duration::from_secs(2)).await.unwrap_err();
         assert!(matches!(failure, Failure::Timeout(_)), "{failure}");
         let pid = std::fs::read_to_string(mark).unwrap();
-        // Killed, and reaped by whoever inherited it, or still a zombie.
-        let status = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(status.map_or(true, |stat| stat.contains(") Z ")));
+        // Reaped by whoever inherited it, or a zombie; soon, for signals take a moment.
+        let ended = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        };
+        let start = std::time::Instant::now();
+        while !ended() {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "child {pid} lives"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Encodes nf_tables transactions: the part of `linux/netfilter/nf_tables.h` that the built-in
-//! network needs. No crate has its nat, masquerade, fib, ct and map expressions
-//! (docs/adr: netlink-packet-netfilter stops at payload, cmp and lookup).
+//! network needs. Written by hand, because no crate has its nat, masquerade, fib and ct expressions:
+//! netlink-packet-netfilter 0.4 stops at payload, cmp, bitwise, meta, immediate and lookup.
 //!
 //! A [`Batch`] is one transaction: the kernel does all of it or nothing.
 

@@ -216,7 +216,7 @@ async fn plugins_are_chained_and_undone_in_reverse_by_what_add_used() {
     drop(network);
     fs::remove_dir_all(node.path("conf")).unwrap();
     let network = node.open();
-    assert_eq!(network.known().unwrap(), [pod.id.clone()]);
+    assert_eq!(network.known().unwrap(), std::slice::from_ref(&pod.id));
     assert_eq!(network.result(&pod.id).await.unwrap().unwrap(), found);
     netns::unpin(&pod.netns).unwrap();
     network.teardown(&pod).await.unwrap();
@@ -259,7 +259,7 @@ async fn a_failed_add_is_undone_and_may_be_repeated() {
         "{error}"
     );
     assert_eq!(node.log(), "one ADD, two ADD, two DEL, one DEL");
-    assert_eq!(network.known().unwrap(), [pod.id.clone()]);
+    assert_eq!(network.known().unwrap(), std::slice::from_ref(&pod.id));
     assert!(network.forget(&pod.id).await.is_err());
     node.unsay("two", "DEL.fail");
     node.unsay("two", "ADD.fail");
@@ -299,7 +299,7 @@ async fn what_a_crash_during_add_leaves_is_found() {
         assert!(cut_short.is_err());
     }
     let network = node.open();
-    assert_eq!(network.known().unwrap(), [pod.id.clone()]);
+    assert_eq!(network.known().unwrap(), std::slice::from_ref(&pod.id));
     assert_eq!(network.result(&pod.id).await.unwrap(), None);
     network.forget(&pod.id).await.unwrap();
     assert_eq!(node.log(), "one ADD, two ADD, two DEL, one DEL");
@@ -323,7 +323,7 @@ async fn a_torn_attachment_is_undone_by_the_configuration() {
     let file = node.path("root/cni/attachments").join(pod.id.as_str());
     fs::write(&file, "{\"version\":1").unwrap();
     fs::write(node.path("root/cni/attachments/.new-x"), "").unwrap();
-    assert_eq!(network.known().unwrap(), [pod.id.clone()]);
+    assert_eq!(network.known().unwrap(), std::slice::from_ref(&pod.id));
     network.teardown(&pod).await.unwrap();
     assert_eq!(node.log(), "two DEL, one DEL");
     assert!(!file.exists());

@@ -6,6 +6,7 @@
 //! id in their comment. There is no accept rule for forwarded packets: an accept in one table does
 //! not overrule a drop in another, and with nobody else dropping there is nothing to accept.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::Subnet;
@@ -157,15 +158,8 @@ impl Rules {
         self.add_guard(&mut batch);
         add_host_ports(&mut batch);
         self.add_source_nat(&mut batch, subnet);
-        for lease in leases {
-            for port in lease
-                .ports
-                .iter()
-                .filter_map(|p| HostPort::new(p).ok().flatten())
-            {
-                let element = port.element(&lease.pod, lease.address);
-                batch.add_elements(port.map(), &[element]);
-            }
+        for (map, elements) in published(leases) {
+            batch.add_elements(map, &elements);
         }
         Ok(self.sockets.with(|netlink| batch.commit(netlink))?)
     }
@@ -302,6 +296,26 @@ impl Rules {
     }
 }
 
+/// The elements of each map that these leases make. A port counts once: a crash before a refused
+/// port was undone leaves a lease that claims it too, and must not keep everybody else out.
+fn published(leases: &[Lease]) -> BTreeMap<&'static str, Vec<Element>> {
+    let mut all: BTreeMap<_, Vec<Element>> = BTreeMap::new();
+    for lease in leases {
+        for port in lease
+            .ports
+            .iter()
+            .filter_map(|p| HostPort::new(p).ok().flatten())
+        {
+            let element = port.element(&lease.pod, lease.address);
+            let map = all.entry(port.map()).or_default();
+            if !map.iter().any(|held| held.key == element.key) {
+                map.push(element);
+            }
+        }
+    }
+    all
+}
+
 /// Host ports, for packets to an address of this machine only: traffic to other machines that
 /// passes through is never touched (CVE-2019-9946).
 fn add_host_ports(batch: &mut Batch) {
@@ -358,6 +372,21 @@ mod tests {
         assert!(HostPort::new(&mapping("", 53, 0)).is_err());
         assert!(HostPort::new(&mapping("::1", 53, 53)).is_err());
         assert!(HostPort::new(&mapping("localhost", 53, 53)).is_err());
+    }
+
+    #[test]
+    fn a_port_that_two_leases_claim_is_published_once() {
+        let lease = |address| Lease {
+            pod: PodId::generate().unwrap(),
+            address,
+            ports: vec![mapping("", 53, 53), mapping("192.0.2.1", 53, 53)],
+            result: serde_json::Value::Null,
+        };
+        let leases = [lease([10, 0, 0, 2].into()), lease([10, 0, 0, 3].into())];
+        let all = published(&leases);
+        assert_eq!(all[PORTS].len(), 1);
+        assert_eq!(all[ADDRESS_PORTS].len(), 1);
+        assert_eq!(all[PORTS][0].comment, leases[0].pod.as_str());
     }
 
     #[test]

@@ -170,10 +170,8 @@ fn ask(from: &Path, target: &str) -> Option<String> {
     .unwrap()
 }
 
-fn ask_udp(socket: &UdpSocket, target: &str) -> Option<String> {
-    socket
-        .set_read_timeout(Some(Duration::from_millis(700)))
-        .unwrap();
+fn ask_udp(socket: &UdpSocket, target: &str, patience: Duration) -> Option<String> {
+    socket.set_read_timeout(Some(patience)).unwrap();
     socket.send_to(b"?", target).ok()?;
     let mut buffer = [0; 64];
     let (count, _) = socket.recv_from(&mut buffer).ok()?;
@@ -301,7 +299,7 @@ fn a_taken_host_port_is_told_and_leaves_nothing_behind() {
     let error = machine.on_host(|| builtin.setup(&second)).unwrap_err();
     let expected = format!("host port 53/udp is in use by pod {}", first.id);
     assert!(error.to_string().starts_with(&expected), "{error}");
-    assert_eq!(builtin.pods(), [first.id.clone()]);
+    assert_eq!(builtin.pods(), std::slice::from_ref(&first.id));
     machine.teardown(&builtin, &first);
     // Free again; and a repeated setup of the same pod begins anew.
     machine.setup(&builtin, &second);
@@ -330,9 +328,15 @@ fn a_client_that_goes_on_sending_udp_finds_the_next_pod() {
         let pod = machine.pod(&ports);
         serve_udp(&pod.netns, 53, word);
         machine.setup(&builtin, &pod);
-        assert_eq!(ask_udp(&client, "192.0.2.1:5300").as_deref(), Some(word));
+        assert_eq!(
+            ask_udp(&client, "192.0.2.1:5300", PATIENCE).as_deref(),
+            Some(word)
+        );
         machine.teardown(&builtin, &pod);
-        assert_eq!(ask_udp(&client, "192.0.2.1:5300"), None);
+        assert_eq!(
+            ask_udp(&client, "192.0.2.1:5300", Duration::from_millis(500)),
+            None
+        );
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,9 @@ struct Shared {
     view: RwLock<Arc<View>>,
     /// The directory changed.
     changed: Notify,
+    /// Something happened to the directory itself: a watch may have ended with it, even when one
+    /// with the same inode is in its place.
+    moved: AtomicBool,
     /// Somebody wants a fresh answer to STATUS.
     stale: Notify,
 }
@@ -66,6 +70,7 @@ impl Watch {
             plugins,
             view: RwLock::default(),
             changed: Notify::new(),
+            moved: AtomicBool::new(false),
             stale: Notify::new(),
         });
         shared.publish(conf::load(&shared.dir));
@@ -218,7 +223,7 @@ async fn watch(shared: Arc<Shared>) {
         let seen = blocking(move || Ok(identity(&dir)))
             .await
             .unwrap_or_default();
-        if seen != watched || watcher.is_none() {
+        if seen != watched || watcher.is_none() || shared.moved.swap(false, Ordering::AcqRel) {
             drop(watcher.take());
             watcher = seen.and_then(|_| observe(&shared));
             watched = seen;
@@ -239,11 +244,19 @@ async fn watch(shared: Arc<Shared>) {
 fn observe(shared: &Arc<Shared>) -> Option<RecommendedWatcher> {
     let weak = Arc::downgrade(shared);
     let told = move |event: notify::Result<notify::Event>| {
-        let read = event.is_ok_and(|event| event.kind.is_access());
-        // Our own reading of the files is no change.
-        if !read && let Some(shared) = weak.upgrade() {
-            shared.changed.notify_one();
+        let Some(shared) = weak.upgrade() else {
+            return;
+        };
+        if let Ok(event) = &event {
+            // Our own reading of the files is no change.
+            if event.kind.is_access() {
+                return;
+            }
+            if event.paths.contains(&shared.dir) {
+                shared.moved.store(true, Ordering::Release);
+            }
         }
+        shared.changed.notify_one();
     };
     let mut watcher = notify::recommended_watcher(told).ok()?;
     match watcher.watch(&shared.dir, RecursiveMode::NonRecursive) {
