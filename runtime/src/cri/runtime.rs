@@ -22,6 +22,9 @@ mod update_container_resources;
 mod update_runtime_config;
 mod version;
 
+#[cfg(test)]
+mod tests;
+
 use berth_cri_api::v1;
 use berth_cri_api::v1::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
