@@ -180,6 +180,15 @@ impl Client {
         Ok(())
     }
 
+    /// Whether the registry has a tag.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn has(&self, repository: &str, tag: &str) -> Result<bool> {
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        Ok(self.request(Method::HEAD, &path, None).await?.status() != StatusCode::NOT_FOUND)
+    }
+
     async fn push_blob(&self, repository: &str, blob: &Blob) -> Result<()> {
         let known = format!("/v2/{repository}/blobs/{}", blob.digest);
         if self.request(Method::HEAD, &known, None).await?.status() == StatusCode::OK {

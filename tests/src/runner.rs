@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::cri::Cri;
 use crate::images;
 use crate::leak::Snapshot;
-use crate::pods::{Pod, pod_config};
+use crate::pods::{Pod, container, pod_config};
 use crate::registry::Registry;
 use crate::runtime::{Instance, Kind, Net, Options};
 
@@ -153,7 +153,7 @@ impl Case {
         &self.shared
     }
 
-    /// Starts a daemon, pulls busybox, runs and removes one pod, and notes what is there from then on.
+    /// Starts a daemon, pulls busybox, runs and removes one pod with a container, and notes what is there from then on.
     ///
     /// # Errors
     /// When any of that fails.
@@ -164,10 +164,9 @@ impl Case {
         let cri = instance.cri()?;
         cri.pull(images::BUSYBOX).await.context("pulling busybox")?;
         if instance.options.net != Net::None {
-            Pod::run(cri, pod_config(instance, "warm-up"))
-                .await?
-                .remove()
-                .await?;
+            let pod = Pod::run(cri, pod_config(instance, "warm-up")).await?;
+            pod.start(&container(&["true"])).await?.wait().await?;
+            pod.remove().await?;
         }
         *before = instance.snapshot();
         Ok(instance)

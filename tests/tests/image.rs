@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::cri::image_spec;
 use berth_tests::pods::{Pod, container, pod_config};
@@ -196,24 +196,30 @@ async fn status_of_the_unknown(case: &mut Case) -> Result<()> {
 
 async fn file_system_info(case: &mut Case) -> Result<()> {
     let cri = case.start().await?.cri()?.clone();
-    let info = cri
-        .image
-        .clone()
-        .image_fs_info(ImageFsInfoRequest {})
-        .await?
-        .into_inner();
-    let first = info
-        .image_filesystems
-        .first()
-        .context("no image file system")?;
-    let path = &first.fs_id.as_ref().context("no fs_id")?.mountpoint;
-    ensure!(std::path::Path::new(path).exists(), "{path} is not there");
-    ensure!(
-        first.used_bytes.as_ref().is_some_and(|used| used.value > 0),
-        "{first:?}"
-    );
-    ensure!(first.timestamp > 0, "no time");
-    Ok(())
+    let mut last = None;
+    // containerd counts every ten seconds.
+    for _ in 0..24 {
+        let info = cri
+            .image
+            .clone()
+            .image_fs_info(ImageFsInfoRequest {})
+            .await?
+            .into_inner();
+        let first = info
+            .image_filesystems
+            .first()
+            .context("no image file system")?
+            .clone();
+        let path = &first.fs_id.as_ref().context("no fs_id")?.mountpoint;
+        ensure!(std::path::Path::new(path).exists(), "{path} is not there");
+        ensure!(first.timestamp > 0, "no time");
+        if first.used_bytes.as_ref().is_some_and(|used| used.value > 0) {
+            return Ok(());
+        }
+        last = Some(first);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    bail!("an image takes no room: {last:?}")
 }
 
 async fn streamed_list_is_the_list(case: &mut Case) -> Result<()> {
@@ -224,7 +230,10 @@ async fn streamed_list_is_the_list(case: &mut Case) -> Result<()> {
     while let Some(message) = stream.message().await? {
         images.extend(message.images);
     }
-    ensure_eq!(images, cri.list_images().await?);
+    let mut list = cri.list_images().await?;
+    list.sort_by(|a, b| a.id.cmp(&b.id));
+    images.sort_by(|a, b| a.id.cmp(&b.id));
+    ensure_eq!(images, list);
     Ok(())
 }
 
