@@ -1,0 +1,2 @@
+//! The manager against registries that behave and registries that do not.
+
