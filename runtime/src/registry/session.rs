@@ -114,14 +114,14 @@ impl Registry {
 }
 
 impl Session {
-    /// The digest that a tag has now, if a registry says so without sending the manifest. Unverified:
+    /// The digest that a target has now, if a registry says so without sending the manifest. Unverified:
     /// good only to find out that nothing changed.
-    pub async fn peek(&self, tag: &str) -> Option<Digest> {
-        let what = format!("manifest {tag}");
-        for index in self.candidates(true) {
+    pub async fn peek(&self, target: &Target<'_>) -> Option<Digest> {
+        let what = format!("manifest {target}");
+        for index in self.candidates(matches!(target, Target::Tag(_))) {
             let request = Wanted {
                 method: Method::HEAD,
-                path: format!("manifests/{tag}"),
+                path: format!("manifests/{target}"),
                 accept: Some(manifest::ACCEPT),
                 offset: 0,
                 what: &what,
