@@ -1,6 +1,6 @@
 //! The command line.
 
-mod images;
+//ADMIN mod images;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Load, list and remove images of a running daemon
-    Images(images::ImagesArgs),
+    //ADMIN Images(images::ImagesArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
         Command::Config(ConfigCommand::Show(args)) => {
             args.load().map_err(|e| chain(&e)).and_then(|config| print(&config.show()))
         }
-        Command::Images(args) => images::run(&args),
+        //ADMIN Command::Images(args) => images::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -76,14 +76,14 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
         ready: ready.clone(),
     };
     let cri_server = tokio::spawn(cri::serve(listener, deps, told(stopping.clone())));
-    let admin_deps = admin::Deps {
-        images: parts.images.clone(),
-        metrics: parts.metrics.clone(),
-        log,
-        config: config.show(),
-        ready: ready.clone(),
-    };
-    let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
+    //ADMIN let admin_deps = admin::Deps {
+    //ADMIN images: parts.images.clone(),
+    //ADMIN metrics: parts.metrics.clone(),
+    //ADMIN log,
+    //ADMIN config: config.show(),
+    //ADMIN ready: ready.clone(),
+    //ADMIN };
+    //ADMIN let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
 
     recover::all(&parts.containers, &parts.pods, &parts.images).await?;
     ready.set();
@@ -94,7 +94,7 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
     tracing::info!("stopping; containers go on");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.send_replace(true);
-    let _ = tokio::time::timeout(DRAIN, async { tokio::join!(cri_server, admin_server) }).await;
+    let _ = tokio::time::timeout(DRAIN, async { tokio::join!(cri_server) }).await;
     parts.close(&config).await;
     for socket in [&config.listen, &config.admin] {
         // Another daemon cannot have made it: the locks are still ours.
@@ -194,9 +194,12 @@ impl Parts {
         if let Err(error) = sys::mount::detach_unmount(&config.state.join("stage")) {
             tracing::warn!(%error, "cannot unmount the staging directory");
         }
-        self.network.shutdown().await;
-        let shims = self.shims;
-        crate::blocking::run("remove empty cgroups", move || cgroup::remove_if_empty(&shims)).await;
+        if let Err(error) = self.network.shutdown().await {
+            tracing::warn!(error = %chain(&error), "cannot remove the built-in network");
+        }
+        let mut made = self.shims;
+        made.extend(spec::leaves(&self.facts.cgroup, &config.default_cgroup_parent).iter().map(PathBuf::from));
+        crate::blocking::run("remove empty cgroups", move || cgroup::remove_parents(&made)).await;
     }
 }
 

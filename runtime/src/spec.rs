@@ -25,7 +25,7 @@ pub use error::Error;
 pub use mounts::normalise;
 pub use plan::{container, pause};
 pub use process::exec;
-pub use resources::{Update, update};
+pub use resources::{Place, Update, update};
 
 use crate::host::{Cpuset, HostFacts, SourcePropagation};
 use crate::id::{ContainerId, PodId};

@@ -263,7 +263,7 @@ impl Making {
                 process: Some(plan.process),
                 propagation: plan.propagation,
                 all_private: plan.all_private,
-                rlimits: plan.rlimits,
+                rlimits: Vec::new(),
                 make_dirs: plan.make_dirs,
             }),
             boot_id: deps.facts.boot_id.clone(),
@@ -344,8 +344,7 @@ fn prepare_blocking(
     let mounts = mounts::resolve(&spec.mounts).map_err(invalid)?;
     let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
     let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
-        .map_err(|e| ("read the pod's cpuset", Kind::Unknown, chain(&e)))?
-        .map(|set| spec::ParentCpuset { cpus: set.cpus, mems: set.mems });
+        .map_err(|e| ("read the pod's cpuset", Kind::Unknown, chain(&e)))?;
     let dir = inner.state_dir(id);
     let plan = spec::container(&spec::ContainerInput {
         id,

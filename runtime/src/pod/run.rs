@@ -135,7 +135,7 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
     Ok(pod)
 }
 
-fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
+pub(super) fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
     inner.deps.config.netns_dir.join(format!("berth-{id}"))
 }
 
@@ -156,8 +156,7 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         cgroup::cpuset(&facts.cgroup, &parent)
     })
     .await
-    .map_err(|e| failed("make the parent cgroup", Kind::Unknown, chain(&e)))?
-    .map(|set| spec::ParentCpuset { cpus: set.cpus, mems: set.mems });
+    .map_err(|e| failed("make the parent cgroup", Kind::Unknown, chain(&e)))?;
     let plan = spec::pause(&spec::PauseInput {
         id: &pod.id,
         spec,

@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::model::SeccompProfile;
+
 pub use arch::Arch;
 pub use profile::Profile;
 
@@ -56,6 +58,15 @@ pub enum Error {
         "the seccomp profile compares argument {0} of {1:?}, but system calls have arguments 0 to 5"
     )]
     Argument(u32, String),
+    /// The file of a profile cannot be read.
+    #[error("the seccomp profile {file:?} cannot be read")]
+    File {
+        /// Which.
+        file: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The kernel has room for 12 bits.
     #[error("errno {0} in the seccomp profile is above 4095")]
     Errno(u32),
@@ -101,6 +112,26 @@ impl Compiler {
             arch,
             kept: Mutex::default(),
         })
+    }
+
+    /// The filter that a request asks for; `read` fetches a profile by its absolute file name.
+    ///
+    /// # Errors
+    /// A profile that cannot be read or is not valid.
+    pub fn program(
+        &self,
+        profile: &SeccompProfile,
+        capabilities: u64,
+        read: impl FnOnce(&str) -> std::io::Result<Vec<u8>>,
+    ) -> Result<Option<Program>, Error> {
+        match profile {
+            SeccompProfile::Unconfined => Ok(None),
+            SeccompProfile::RuntimeDefault => self.compile(Source::RuntimeDefault, capabilities).map(Some),
+            SeccompProfile::Localhost(file) => {
+                let bytes = read(file).map_err(|source| Error::File { file: file.clone(), source })?;
+                self.compile(Source::Json(&bytes), capabilities).map(Some)
+            }
+        }
     }
 
     /// The filter for a container whose bounding set is `capabilities` (bit N is capability N).
