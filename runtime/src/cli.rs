@@ -26,7 +26,6 @@ enum Command {
     /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Load, list and remove images of a running daemon
     //ADMIN Images(images::ImagesArgs),
 }
 

@@ -27,11 +27,11 @@ pub use plan::{container, pause};
 pub use process::exec;
 pub use resources::{Place, Update, update};
 
-use crate::host::{Cpuset, HostFacts, SourcePropagation};
+use crate::host::{Cpuset, HostDevice, HostFacts, SourcePropagation};
 use crate::id::{ContainerId, PodId};
 use crate::model::{
-    ContainerSpec, ContainerUser, ImageConfig, MountRequest, NamespaceMode, PodSpec, ReadyPod,
-    SeccompProfile,
+    ContainerSpec, ContainerUser, DeviceRequest, ImageConfig, MountRequest, NamespaceMode, PodSpec,
+    ReadyPod, SeccompProfile,
 };
 
 /// A mount of the request, looked at on the host.
@@ -64,6 +64,35 @@ pub struct DeviceNode {
     pub gid: u32,
     /// Subset of `rwm`.
     pub access: String,
+}
+
+impl DeviceNode {
+    /// A node that was asked for, as [`crate::host::device_at`] found it; of a directory, each keeps its place.
+    pub fn requested(request: &DeviceRequest, found: &HostDevice) -> Self {
+        let path = match found.below.to_string_lossy().as_ref() {
+            "" => request.container_path.clone(),
+            below => format!("{}/{below}", request.container_path.trim_end_matches('/')),
+        };
+        Self::new(path, found, &request.permissions)
+    }
+
+    /// A node of the host's, for a privileged container.
+    pub fn of_host(found: &HostDevice) -> Self {
+        Self::new(found.path.to_string_lossy().into_owned(), found, "rwm")
+    }
+
+    fn new(path: String, found: &HostDevice, access: &str) -> Self {
+        Self {
+            path,
+            kind: found.kind,
+            major: found.major,
+            minor: found.minor,
+            mode: found.mode,
+            uid: found.uid,
+            gid: found.gid,
+            access: access.to_owned(),
+        }
+    }
 }
 
 /// Everything that decides what a container will be.

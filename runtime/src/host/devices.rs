@@ -12,6 +12,8 @@ const MAX_NODES: usize = 20_000;
 pub struct HostDevice {
     /// Its path.
     pub path: PathBuf,
+    /// Its path below the directory that was asked for; empty when it was asked for itself.
+    pub below: PathBuf,
     /// `b` or `c`.
     pub kind: char,
     /// Major number.
@@ -35,9 +37,9 @@ pub fn device_at(path: &Path) -> io::Result<Vec<HostDevice>> {
     let resolved = std::fs::canonicalize(path)?;
     let mut nodes = Vec::new();
     if resolved.is_dir() {
-        walk(&resolved, &mut nodes, &|_| false)?;
+        walk(&resolved, &resolved, &mut nodes, &|_| false)?;
     } else {
-        nodes.extend(node(&resolved)?);
+        nodes.extend(node(&resolved, &resolved)?);
     }
     if nodes.is_empty() {
         let text = format!(
@@ -56,7 +58,8 @@ pub fn device_at(path: &Path) -> io::Result<Vec<HostDevice>> {
 /// When `/dev` cannot be listed.
 pub fn all_devices() -> io::Result<Vec<HostDevice>> {
     let mut nodes = Vec::new();
-    walk(Path::new("/dev"), &mut nodes, &|path| {
+    let dev = Path::new("/dev");
+    walk(dev, dev, &mut nodes, &|path| {
         let own = [
             "/dev/pts",
             "/dev/shm",
@@ -70,7 +73,12 @@ pub fn all_devices() -> io::Result<Vec<HostDevice>> {
     Ok(nodes)
 }
 
-fn walk(dir: &Path, nodes: &mut Vec<HostDevice>, skip: &dyn Fn(&Path) -> bool) -> io::Result<()> {
+fn walk(
+    root: &Path,
+    dir: &Path,
+    nodes: &mut Vec<HostDevice>,
+    skip: &dyn Fn(&Path) -> bool,
+) -> io::Result<()> {
     let mut entries: Vec<_> = std::fs::read_dir(dir)?.collect::<Result<_, _>>()?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
@@ -83,12 +91,12 @@ fn walk(dir: &Path, nodes: &mut Vec<HostDevice>, skip: &dyn Fn(&Path) -> bool) -
             continue;
         };
         if kind.is_dir() {
-            match walk(&path, nodes, skip) {
+            match walk(root, &path, nodes, skip) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         } else if (kind.is_char_device() || kind.is_block_device())
-            && let Ok(Some(device)) = node(&path)
+            && let Ok(Some(device)) = node(root, &path)
         {
             nodes.push(device);
         }
@@ -96,7 +104,7 @@ fn walk(dir: &Path, nodes: &mut Vec<HostDevice>, skip: &dyn Fn(&Path) -> bool) -
     Ok(())
 }
 
-fn node(path: &Path) -> io::Result<Option<HostDevice>> {
+fn node(root: &Path, path: &Path) -> io::Result<Option<HostDevice>> {
     let meta = std::fs::symlink_metadata(path)?;
     let kind = match meta.file_type() {
         kind if kind.is_char_device() => 'c',
@@ -105,6 +113,10 @@ fn node(path: &Path) -> io::Result<Option<HostDevice>> {
     };
     Ok(Some(HostDevice {
         path: path.to_owned(),
+        below: path
+            .strip_prefix(root)
+            .map(Path::to_owned)
+            .unwrap_or_default(),
         kind,
         major: rustix::fs::major(meta.rdev()),
         minor: rustix::fs::minor(meta.rdev()),
@@ -122,6 +134,9 @@ mod tests {
     fn null_is_a_character_device_and_a_file_is_none() {
         let null = device_at(Path::new("/dev/null")).unwrap();
         assert_eq!((null[0].kind, null[0].major, null[0].minor), ('c', 1, 3));
+        assert_eq!(null[0].below, Path::new(""));
+        let dir = device_at(Path::new("/dev")).unwrap();
+        assert!(dir.iter().any(|node| node.below == Path::new("null")));
         assert!(device_at(Path::new("/etc/passwd")).is_err());
         assert!(device_at(Path::new("/no/such/device")).is_err());
     }

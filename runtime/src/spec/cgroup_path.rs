@@ -1,6 +1,6 @@
 //! Where cgroups go: parents as the kubelet names them, leaves, directories.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Error;
 use crate::host::CgroupFacts;
@@ -111,7 +111,7 @@ pub(super) fn chain(facts: &CgroupFacts, path: &str) -> Vec<String> {
         .collect()
 }
 
-fn chain_below(mount: &PathBuf, path: &str) -> Vec<String> {
+fn chain_below(mount: &Path, path: &str) -> Vec<String> {
     let ends = path
         .match_indices('/')
         .skip(1)

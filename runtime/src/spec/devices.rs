@@ -38,7 +38,7 @@ pub(super) fn nodes(devices: &[DeviceNode], taken: &[String]) -> Result<Vec<Valu
         check(device)?;
         let path = super::mounts::normalise(&device.path);
         // A mount of the request lies where the node would be: the mount wins, as on every runtime.
-        let covered = taken.iter().any(|mount| *mount == path);
+        let covered = taken.contains(&path);
         let own = OWN_NODES.contains(&path.as_str()) || path.starts_with("/dev/pts/");
         if covered || own || !seen.insert(path.clone()) {
             continue;

@@ -16,10 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::model::SeccompProfile;
+use crate::model::{Kind, Kinded, SeccompProfile};
 
 pub use arch::Arch;
 pub use profile::Profile;
+
+/// Bytes of a profile file that are worth reading; the reader refuses longer ones. Real ones have some 15 KiB.
+pub const MAX_PROFILE: u64 = 1 << 20;
 
 /// How many programs are kept; a node has a handful of profiles.
 const KEPT: usize = 256;
@@ -78,6 +81,15 @@ pub enum Error {
     /// The machine is of a kind that nobody wrote the table for.
     #[error("seccomp filters are not supported on this processor architecture")]
     Machine,
+}
+
+impl Kinded for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Notify | Self::Flag(_) | Self::Machine => Kind::Unimplemented,
+            _ => Kind::InvalidArgument,
+        }
+    }
 }
 
 /// Where the profile comes from.

@@ -1,7 +1,8 @@
 //! The emitter against others: libseccomp's programs, and the kernel.
 
-use proptest::strategy::ValueTree as _;
+use proptest::strategy::{Strategy as _, ValueTree as _};
 
+use super::random::{VALUES, calls, profiles};
 use super::*;
 
 /// Reads a profile as lines of numbers, and writes the program that libseccomp makes of it.
