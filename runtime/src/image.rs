@@ -9,12 +9,10 @@ mod catalog;
 mod document;
 mod flight;
 mod layers;
-mod lease;
 mod progress;
 mod pull;
 mod shelf;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,17 +21,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use oci_spec::image::Descriptor;
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{
-    ChainId, Digest, FsUsage, Image, ImageId, Kind, Kinded, RegistryAuth, ResolvedImage,
-};
+use crate::model::{Digest, FsUsage, Image, ImageId, Kind, Kinded, RegistryAuth, ResolvedImage};
 use crate::registry::{self, Reference, Registry};
+pub use crate::storage::Lease;
 use crate::storage::Storage;
 use crate::{layer, storage};
 use catalog::{Catalog, Change};
 use flight::{Alone, Flights};
 use layers::LayerFlights;
-use lease::Leases;
-pub use lease::Lease;
 use progress::Board;
 pub use progress::PullStatus;
 use shelf::Shelf;
@@ -76,7 +71,9 @@ pub enum Error {
         got: Digest,
     },
     /// A layer is not the one that the configuration names (row S25).
-    #[error("diff id mismatch: layer {layer} unpacks to {got}, and the image's configuration names {want}")]
+    #[error(
+        "diff id mismatch: layer {layer} unpacks to {got}, and the image's configuration names {want}"
+    )]
     DiffId {
         /// Digest of the compressed layer.
         layer: Digest,
@@ -137,7 +134,7 @@ impl From<storage::Error> for Error {
 
 impl Error {
     /// Says which registry it was that sent the wrong bytes.
-    fn from_host(self, name: &str) -> Self {
+    fn at_host(self, name: &str) -> Self {
         match self {
             Self::Content { want, got, .. } => Self::Content {
                 host: name.to_owned(),
@@ -149,31 +146,17 @@ impl Error {
     }
 }
 
-/// Chain ids that containers in existence use, whatever images there are. Called on blocking threads.
-pub type InUse = Arc<dyn Fn() -> HashSet<ChainId> + Send + Sync>;
-
 /// What the manager needs.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Layers, documents and the index.
-    pub storage: Arc<Storage>,
+    pub storage: Storage,
     /// Directory of `hosts.toml` files; may be absent.
     pub registry_hosts_dir: PathBuf,
     /// References that are never collected.
     pub pinned: Vec<String>,
     /// Layers of one pull at a time; 0 means [`PARALLEL_LAYERS`].
     pub parallel_layers: usize,
-    /// Layers that must stay although their image is removed.
-    pub in_use: InUse,
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("registry_hosts_dir", &self.registry_hosts_dir)
-            .field("pinned", &self.pinned)
-            .finish_non_exhaustive()
-    }
 }
 
 /// All images of this daemon.
@@ -190,13 +173,11 @@ struct Inner {
     registry: Arc<Registry>,
     pinned: Vec<Reference>,
     parallel_layers: usize,
-    in_use: InUse,
     catalog: RwLock<Arc<Catalog>>,
     /// Held by blocking threads while the index on disk and the catalog change; readers never wait for it.
     writer: Mutex<()>,
     pulls: Arc<Flights<PullKey, Result<ImageId, Error>>>,
     layers: Arc<LayerFlights>,
-    leases: Arc<Leases>,
     board: Arc<Board>,
 }
 
@@ -207,15 +188,15 @@ impl fmt::Debug for Inner {
 }
 
 impl ImageManager {
-    /// With the images that the index has. Reads files: for blocking threads, or before the runtime starts.
+    /// With the images that the index has.
     ///
     /// # Errors
-    /// The index cannot be read, or a pinned name is not a reference.
+    /// A pinned name is not a reference.
     pub fn open(config: Config) -> Result<Self, Error> {
         let shelf = Shelf::new(config.storage);
         let pinned = config.pinned.iter().map(|text| text.parse());
         let inner = Inner {
-            catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()?))),
+            catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()))),
             shelf,
             registry: Registry::new(config.registry_hosts_dir),
             pinned: pinned.collect::<Result<_, registry::Error>>()?,
@@ -223,11 +204,9 @@ impl ImageManager {
                 0 => PARALLEL_LAYERS,
                 some => some,
             },
-            in_use: config.in_use,
             writer: Mutex::default(),
             pulls: Arc::default(),
             layers: Arc::default(),
-            leases: Arc::default(),
             board: Arc::default(),
         };
         Ok(Self {
@@ -281,7 +260,9 @@ impl ImageManager {
     pub fn list(&self) -> Vec<Image> {
         let catalog = self.inner.catalog();
         let entries = catalog.entries();
-        entries.map(|entry| entry.image(&self.inner.pinned)).collect()
+        entries
+            .map(|entry| entry.image(&self.inner.pinned))
+            .collect()
     }
 
     /// Looks an image up by any name, digest, id or unique id prefix (row X058).
@@ -294,8 +275,8 @@ impl ImageManager {
         Ok(found.map(|entry| entry.image(&self.inner.pinned)))
     }
 
-    /// Removes an image with all its names; an absent one is fine. Layers that containers use stay until
-    /// [`Self::collect`] finds them unused.
+    /// Removes an image with all its names; an absent one is fine. Layers below a container's writable layer
+    /// stay until [`Self::collect`] finds them unused.
     ///
     /// # Errors
     /// See [`Error`].
@@ -303,7 +284,9 @@ impl ImageManager {
         let Some(id) = self.inner.catalog().find(reference)?.map(|entry| entry.id) else {
             return Ok(());
         };
-        self.inner.commit(Vec::new(), move |catalog| catalog.remove(&id)).await?;
+        self.inner
+            .commit(Vec::new(), move |catalog| catalog.remove(&id))
+            .await?;
         self.collect().await
     }
 
@@ -315,7 +298,7 @@ impl ImageManager {
     pub async fn collect(&self) -> Result<(), Error> {
         let inner = Arc::clone(&self.inner);
         // A task of its own: a caller that goes away must not leave it half done.
-        let task = tokio::spawn(blocking(move || inner.collect()));
+        let task = tokio::spawn(blocking(move || inner.shelf.collect()));
         task.await.map_err(|_| Error::Interrupted)??
     }
 
@@ -331,19 +314,20 @@ impl ImageManager {
     }
 
     /// As [`Self::resolve`], with the promise that the layers stay until the lease is dropped: for the time
-    /// until the container that needs them is among those in use.
+    /// until the container has its writable layer, which keeps them from then on.
     ///
     /// # Errors
     /// Not in the store, or malformed.
-    pub async fn acquire(&self, reference: &str) -> Result<(ResolvedImage, Lease), Error> {
-        loop {
-            let image = self.resolve(reference)?;
-            let lease = self.inner.leases.hold(&image.chain).await;
-            // It may have been removed, or its tag moved, before the lease was there.
-            if self.resolve(reference)?.id == image.id {
-                return Ok((image, lease));
+    pub fn acquire(&self, reference: &str) -> Result<(ResolvedImage, Lease), Error> {
+        let image = self.resolve(reference)?;
+        let mut lease = self.inner.shelf.lease();
+        for layer in &image.chain {
+            if !lease.hold_layer(*layer) {
+                // It was removed before the lease was there, or its layer is damaged.
+                return Err(storage::Error::NoLayer(*layer).into());
             }
         }
+        Ok((image, lease))
     }
 
     /// The pulls in progress.
@@ -351,16 +335,12 @@ impl ImageManager {
         self.inner.board.statuses()
     }
 
-    /// Use of the image store, cheap.
-    ///
-    /// # Errors
-    /// What the file system said.
-    pub async fn fs_usage(&self) -> Result<FsUsage, Error> {
-        let shelf = self.inner.shelf.clone();
-        blocking(move || shelf.image_usage()).await?
+    /// Use of the image store: a sum in memory.
+    pub fn fs_usage(&self) -> FsUsage {
+        self.inner.shelf.image_usage()
     }
 
-    /// Use of the containers' writable layers, cheap.
+    /// Use of the containers' writable layers, at most half a minute old: they have to be walked.
     ///
     /// # Errors
     /// What the file system said.
@@ -384,55 +364,22 @@ impl Inner {
     ) -> Result<Arc<Catalog>, Error> {
         let inner = Arc::clone(self);
         blocking(move || {
-            let _writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
             for (digest, bytes) in &documents {
                 inner.shelf.put_document(digest, bytes)?;
             }
+            let _writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
             let mut next = Catalog::clone(&inner.catalog());
             let change = change(&mut next);
             inner.shelf.write(&next, &change)?;
             let next = Arc::new(next);
-            let mut shown = inner.catalog.write().unwrap_or_else(PoisonError::into_inner);
+            let mut shown = inner
+                .catalog
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             *shown = Arc::clone(&next);
             Ok(next)
         })
         .await?
-    }
-
-    fn collect(&self) -> Result<(), Error> {
-        let layers = self.shelf.layers()?;
-        // First doomed, then looked at: whoever wants one of them from here on waits.
-        let dooms: Vec<_> = layers
-            .into_iter()
-            .filter_map(|id| Some((id, self.leases.doom(id)?)))
-            .collect();
-        let mut used = (self.in_use)();
-        used.extend(self.catalog().entries().flat_map(|entry| entry.chain.clone()));
-        let mut outcome = Ok(());
-        for (id, doom) in dooms {
-            if !used.contains(&id) {
-                outcome = outcome.and(self.shelf.remove_layer(&id));
-            }
-            drop(doom);
-        }
-        outcome.and(self.collect_documents())
-    }
-
-    fn collect_documents(&self) -> Result<(), Error> {
-        // A pull writes its documents and its index entry under this lock.
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut used = HashSet::new();
-        for entry in self.catalog().entries() {
-            used.insert(entry.id);
-            used.extend(entry.documents.iter().copied());
-        }
-        let mut outcome = Ok(());
-        for digest in self.shelf.documents()? {
-            if !used.contains(&digest) {
-                outcome = outcome.and(self.shelf.remove_document(&digest));
-            }
-        }
-        outcome
     }
 }
 

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, ImageManifestBuilder, MediaType};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
@@ -168,10 +168,11 @@ impl Spool {
 
     /// A blob.
     pub(crate) fn open(&self, digest: &Digest) -> Result<File, Error> {
-        let number = self
-            .by_digest
-            .get(digest)
-            .ok_or_else(|| bad(format!("blob {digest} is not in it, or its content is another")))?;
+        let number = self.by_digest.get(digest).ok_or_else(|| {
+            bad(format!(
+                "blob {digest} is not in it, or its content is another"
+            ))
+        })?;
         self.file(*number)
     }
 
@@ -186,7 +187,9 @@ impl Spool {
             return Err(bad(format!("a document is longer than {limit} bytes")));
         }
         let mut bytes = Vec::new();
-        self.file(number)?.read_to_end(&mut bytes).map_err(unreadable)?;
+        self.file(number)?
+            .read_to_end(&mut bytes)
+            .map_err(unreadable)?;
         Ok(bytes)
     }
 
@@ -196,10 +199,11 @@ impl Spool {
     }
 
     fn blob(&self, digest: &Digest, limit: usize) -> Result<Vec<u8>, Error> {
-        let number = self
-            .by_digest
-            .get(digest)
-            .ok_or_else(|| bad(format!("blob {digest} is not in it, or its content is another")))?;
+        let number = self.by_digest.get(digest).ok_or_else(|| {
+            bad(format!(
+                "blob {digest} is not in it, or its content is another"
+            ))
+        })?;
         self.bytes(*number, limit)
     }
 
@@ -212,10 +216,15 @@ impl Spool {
         // Current archives of docker are both; then the layout is the better one, for it has digests.
         let found = match self.named("index.json", MAX_MANIFEST)? {
             Some(bytes) => self.layout(&bytes, &saved)?,
-            None => saved.iter().map(|image| self.saved(image)).collect::<Result<_, _>>()?,
+            None => saved
+                .iter()
+                .map(|image| self.saved(image))
+                .collect::<Result<_, _>>()?,
         };
         if found.is_empty() {
-            return Err(bad("it holds no images: neither index.json nor manifest.json names any"));
+            return Err(bad(
+                "it holds no images: neither index.json nor manifest.json names any",
+            ));
         }
         Ok(found)
     }
@@ -230,7 +239,7 @@ impl Spool {
             let id = digest_of(resolved.manifest.config())?;
             let config = self.blob(&id, MAX_CONFIG)?;
             let mut names = Names::default();
-            for reference in annotated(descriptor) {
+            if let Some(reference) = annotated(descriptor) {
                 names.digests.insert(reference.with_digest(digest));
                 names.tags.extend(reference.tagged());
             }
@@ -259,7 +268,7 @@ impl Spool {
                 Content::Manifest(manifest) => {
                     return Ok(Resolved {
                         documents,
-                        manifest,
+                        manifest: *manifest,
                         host: String::new(),
                     });
                 }
@@ -293,12 +302,13 @@ impl Spool {
             .iter()
             .map(|name| describe(find(name)?, MediaType::ImageLayer))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut manifest = ImageManifest::default();
-        manifest
-            .set_schema_version(2)
-            .set_media_type(Some(MediaType::ImageManifest))
-            .set_config(describe(number, MediaType::ImageConfig)?)
-            .set_layers(layers);
+        let manifest: ImageManifest = ImageManifestBuilder::default()
+            .schema_version(2_u32)
+            .media_type(MediaType::ImageManifest)
+            .config(describe(number, MediaType::ImageConfig)?)
+            .layers(layers)
+            .build()
+            .map_err(|error| bad(error.to_string()))?;
         let bytes = serde_json::to_vec(&manifest).map_err(|error| bad(error.to_string()))?;
         let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
         Ok(Found {
@@ -328,10 +338,13 @@ fn tags(image: &Saved) -> Result<BTreeSet<String>, Error> {
 /// Names that a layout gives an image. A bare tag is not one: it says nothing about the repository.
 fn annotated(descriptor: &Descriptor) -> Option<Reference> {
     let annotations = descriptor.annotations().as_ref()?;
-    ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
-        .iter()
-        .filter_map(|key| annotations.get(*key))
-        .find_map(|text| text.contains([':', '/']).then(|| text.parse().ok())?)
+    [
+        "io.containerd.image.name",
+        "org.opencontainers.image.ref.name",
+    ]
+    .iter()
+    .filter_map(|key| annotations.get(*key))
+    .find_map(|text| text.contains([':', '/']).then(|| text.parse().ok())?)
 }
 
 /// A name without `.`, `..` and empty parts, for comparison.

@@ -18,11 +18,17 @@ pub(crate) struct Entry {
     pub(crate) tags: BTreeSet<String>,
     /// `registry/repository@digest`, as pulled.
     pub(crate) digests: BTreeSet<String>,
-    /// Manifests and indexes that led to it.
+    /// The manifest of the last pull.
+    pub(crate) manifest: Digest,
+    /// Its configuration, and all manifests and indexes that led to it.
     pub(crate) documents: BTreeSet<Digest>,
     pub(crate) chain: Vec<ChainId>,
     pub(crate) size: u64,
     pub(crate) config: ImageConfig,
+    /// Never collected, whatever its names are.
+    pub(crate) pinned: bool,
+    /// First pull, nanoseconds since the Unix epoch.
+    pub(crate) pulled_at: i64,
 }
 
 /// All images.
@@ -79,7 +85,9 @@ impl Catalog {
         let bare = text.strip_prefix("sha256:").unwrap_or(text);
         let hex = !bare.is_empty()
             && bare.len() <= 64
-            && bare.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            && bare
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if hex && bare.len() == 64 {
             let id: Option<ImageId> = format!("sha256:{bare}").parse().ok();
             return Ok(id.and_then(|id| self.images.get(&id)));
@@ -145,6 +153,8 @@ impl Catalog {
             entry.tags.extend(old.tags.iter().cloned());
             entry.digests.extend(old.digests.iter().cloned());
             entry.documents.extend(old.documents.iter().copied());
+            entry.pinned |= old.pinned;
+            entry.pulled_at = old.pulled_at;
             if **old == entry && change.put.is_empty() {
                 return change;
             }
@@ -183,7 +193,9 @@ impl Entry {
     pub(crate) fn image(&self, pinned: &[Reference]) -> Image {
         let named = |reference: &Reference| match reference.digest() {
             Some(digest) => self.documents.contains(&digest) && self.is_in(&reference.name()),
-            None => reference.tagged().is_some_and(|tag| self.tags.contains(&tag)),
+            None => reference
+                .tagged()
+                .is_some_and(|tag| self.tags.contains(&tag)),
         };
         Image {
             id: self.id,
@@ -191,7 +203,7 @@ impl Entry {
             repo_digests: self.digests.iter().cloned().collect(),
             size: self.size,
             user: document::user(&self.config.user),
-            pinned: pinned.iter().any(named),
+            pinned: self.pinned || pinned.iter().any(named),
             config: self.config.clone(),
             chain: self.chain.clone(),
         }
@@ -229,16 +241,29 @@ mod tests {
         Entry {
             id: digest(id),
             tags: tags.iter().map(|t| (*t).to_owned()).collect(),
-            digests: digests.iter().map(|(r, d)| format!("{r}@{}", digest(*d))).collect(),
-            documents: digests.iter().map(|(_, d)| digest(*d)).chain([digest(id ^ 0x80)]).collect(),
+            digests: digests
+                .iter()
+                .map(|(r, d)| format!("{r}@{}", digest(*d)))
+                .collect(),
+            documents: digests
+                .iter()
+                .map(|(_, d)| digest(*d))
+                .chain([digest(id ^ 0x80)])
+                .collect(),
             chain: vec![digest(id)],
             size: 1,
             config: ImageConfig::default(),
+            manifest: digest(id ^ 0x80),
+            pinned: false,
+            pulled_at: 1,
         }
     }
 
     fn hit(catalog: &Catalog, text: &str) -> Option<u8> {
-        catalog.find(text).unwrap().map(|entry| entry.id.as_bytes()[0])
+        catalog
+            .find(text)
+            .unwrap()
+            .map(|entry| entry.id.as_bytes()[0])
     }
 
     const BUSY: &str = "docker.io/library/busybox";
@@ -268,7 +293,13 @@ mod tests {
         ] {
             assert_eq!(hit(&catalog, &form), Some(0xab), "{form}");
         }
-        for form in ["busybox:1", "r.io/busybox", "cafe", "aba0", &format!("r.io/x@{index}")] {
+        for form in [
+            "busybox:1",
+            "r.io/busybox",
+            "cafe",
+            "aba0",
+            &format!("r.io/x@{index}"),
+        ] {
             assert_eq!(hit(&catalog, form), None, "{form}");
         }
         assert_eq!(hit(&catalog, "ab"), Some(0x12), "a name wins over an id");
@@ -290,7 +321,10 @@ mod tests {
         let again = catalog.add(entry(2, &["r.io/a:1"], &[("r.io/a", 8)]));
         assert!(again.put.is_empty(), "nothing changed, nothing to write");
         catalog.add(entry(2, &["r.io/a:2", "r.io/b:1"], &[("r.io/b", 8)]));
-        let both = catalog.get(&digest(2)).unwrap().image(&["r.io/b:1".parse().unwrap()]);
+        let both = catalog
+            .get(&digest(2))
+            .unwrap()
+            .image(&["r.io/b:1".parse().unwrap()]);
         assert_eq!((both.repo_tags.len(), both.repo_digests.len()), (3, 2));
         assert!(both.pinned);
         catalog.remove(&digest(2));

@@ -71,7 +71,7 @@ impl Fetcher {
     /// The first failure; what was published until then stays for the next try.
     pub(crate) async fn ensure(&self, image: &Layers<'_>) -> Result<(), Error> {
         loop {
-            let (result, shared) = self.attempt(image).await?;
+            let (result, shared) = self.attempt(image).await;
             match result {
                 // Another pull's run failed, perhaps for a reason of its own: its credentials, its host. That
                 // run is over, so the next attempt starts one of ours in its place.
@@ -84,8 +84,12 @@ impl Fetcher {
     }
 
     /// The outcome, and whether a run of somebody else had a part in it.
-    async fn attempt(&self, image: &Layers<'_>) -> Result<(Result<(), Error>, bool), Error> {
-        let missing = self.missing(image.chain).await?;
+    async fn attempt(&self, image: &Layers<'_>) -> (Result<(), Error>, bool) {
+        let chain = image.chain.iter().enumerate();
+        let missing: BTreeSet<usize> = chain
+            .filter(|(_, layer)| !self.shelf.has_layer(layer))
+            .map(|(index, _)| index)
+            .collect();
         self.announce(image, &missing);
         let mut below: Option<Ticket<Result<(), Error>>> = None;
         let mut tickets = Vec::with_capacity(missing.len());
@@ -104,11 +108,11 @@ impl Fetcher {
         for mut ticket in tickets {
             let result = ticket.wait().await.unwrap_or(Err(Error::Interrupted));
             if result.is_err() {
-                return Ok((result, shared));
+                return (result, shared);
             }
             self.progress.layers_done.fetch_add(1, Ordering::Relaxed);
         }
-        Ok((Ok(()), shared))
+        (Ok(()), shared)
     }
 
     fn announce(&self, image: &Layers<'_>, missing: &BTreeSet<usize>) {
@@ -124,15 +128,6 @@ impl Fetcher {
         layers.store(image.chain.len() as u64, Ordering::Relaxed);
         layers_done.store(there as u64, Ordering::Relaxed);
         total.store(bytes, Ordering::Relaxed);
-    }
-
-    async fn missing(&self, chain: &[ChainId]) -> Result<BTreeSet<usize>, Error> {
-        let (shelf, chain) = (self.shelf.clone(), chain.to_vec());
-        super::blocking(move || {
-            let absent = |n: &usize| chain.get(*n).is_some_and(|id| !shelf.has_layer(id));
-            (0..chain.len()).filter(absent).collect()
-        })
-        .await
     }
 
     fn start(
@@ -191,7 +186,7 @@ impl Fetcher {
                     tokio::join!(pump(blob, sender, &self.progress), unpacking);
                 // A stream that broke is the cause of whatever the unpacking says about it.
                 pumped?;
-                unpacked?.map_err(|error| error.from_host(&host))
+                unpacked?.map_err(|error| error.at_host(&host))
             }
         }
     }
@@ -218,7 +213,9 @@ async fn pump(
     progress: &Progress,
 ) -> Result<(), registry::Error> {
     while let Some(mut bytes) = blob.chunk().await? {
-        progress.bytes_done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        progress
+            .bytes_done
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE));
             if sender.send(Piece::Bytes(piece)).await.is_err() {

@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 use super::catalog::Entry;
 use super::document::{self, Configuration};
 use super::layers::{Fetcher, Layers, Source};
-use super::lease::Lease;
 use super::progress::{Progress, Row};
+use super::shelf::now;
 use super::{Error, Inner, Reference, digest_of};
 use crate::model::{ChainId, Digest, ImageId, RegistryAuth};
 use crate::registry::{Content, Document, MAX_CONFIG, Session, Target, choose};
@@ -51,7 +51,10 @@ pub(crate) async fn run(
     let first = resolved.documents.first().map(|(digest, _)| *digest);
     let names = Names {
         tags: reference.tagged().into_iter().collect(),
-        digests: first.map(|digest| reference.with_digest(digest)).into_iter().collect(),
+        digests: first
+            .map(|digest| reference.with_digest(digest))
+            .into_iter()
+            .collect(),
     };
     let source = Source::Registry(session);
     import(&inner, source, resolved, config, names, &row).await
@@ -87,8 +90,19 @@ pub(crate) async fn import(
         )));
     }
     let chain = document::chain_ids(&parsed.diff_ids);
-    // Until the index has the image, nothing else keeps its layers from the collector.
-    let _lease: Lease = inner.leases.hold(&chain).await;
+    // Until the index has the image, nothing else keeps its parts from the collector.
+    let mut lease = inner.shelf.lease();
+    for layer in &chain {
+        lease.hold_layer(*layer);
+    }
+    for digest in resolved
+        .documents
+        .iter()
+        .map(|(digest, _)| digest)
+        .chain([&id])
+    {
+        lease.hold_blob(*digest);
+    }
     let fetcher = fetcher(inner, source, &row.progress);
     let wanted = Layers {
         descriptors: layers,
@@ -99,7 +113,9 @@ pub(crate) async fn import(
     let entry = entry(id, &resolved, &config, parsed, chain, names);
     let mut documents = resolved.documents;
     documents.push((id, config));
-    inner.commit(documents, move |catalog| catalog.add(entry)).await?;
+    inner
+        .commit(documents, move |catalog| catalog.add(entry))
+        .await?;
     Ok(id)
 }
 
@@ -122,20 +138,24 @@ fn entry(
     chain: Vec<ChainId>,
     names: Names,
 ) -> Entry {
-    let manifest = resolved.documents.last().map_or(0, |(_, bytes)| bytes.len());
-    let layers: u64 = resolved
-        .manifest
-        .layers()
-        .iter()
-        .fold(0, |sum, layer| layer.size().saturating_add(sum));
+    let (manifest, length) = match resolved.documents.last() {
+        Some((digest, bytes)) => (*digest, bytes.len()),
+        None => (id, 0),
+    };
+    let layers = resolved.manifest.layers().iter();
+    let layers = layers.fold(0, |sum: u64, layer| sum.saturating_add(layer.size()));
+    let documents = resolved.documents.iter().map(|(digest, _)| *digest);
     Entry {
         id,
         tags: names.tags,
         digests: names.digests,
-        documents: resolved.documents.iter().map(|(digest, _)| *digest).collect(),
+        manifest,
+        documents: documents.chain([id]).collect(),
         chain,
-        size: layers.saturating_add((manifest + config.len()) as u64),
+        size: layers.saturating_add((length + config.len()) as u64),
         config: parsed.config,
+        pinned: false,
+        pulled_at: now(),
     }
 }
 
@@ -160,8 +180,12 @@ async fn unchanged(
     let Some(entry) = inner.catalog().by_digest(&name, digest).cloned() else {
         return Ok(None);
     };
-    let _lease = inner.leases.hold(&entry.chain).await;
-    if !claimed || !inner.shelf.complete(&entry).await? {
+    let mut lease = inner.shelf.lease();
+    let mut whole = claimed;
+    for layer in &entry.chain {
+        whole &= lease.hold_layer(*layer);
+    }
+    if !whole {
         return Ok(None);
     }
     let mut names = Entry::clone(&entry);
@@ -195,7 +219,7 @@ async fn resolve(session: &Session, target: &Target<'_>) -> Result<Resolved, Err
             Content::Manifest(manifest) => {
                 return Ok(Resolved {
                     documents,
-                    manifest,
+                    manifest: *manifest,
                     host,
                 });
             }

@@ -3,9 +3,7 @@
 mod archives;
 mod real;
 
-use std::collections::HashSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
@@ -16,30 +14,28 @@ use crate::registry::fake::{self, Fake, Made, Pack, image, index_of, tar_of};
 /// A manager on a directory of its own.
 struct Rig {
     root: tempfile::TempDir,
+    storage: Storage,
     manager: ImageManager,
-    in_use: Arc<Mutex<HashSet<ChainId>>>,
-}
-
-fn manager(root: &Path, in_use: &Arc<Mutex<HashSet<ChainId>>>) -> ImageManager {
-    let in_use = Arc::clone(in_use);
-    ImageManager::open(Config {
-        storage: Arc::new(Storage::open(root).unwrap()),
-        registry_hosts_dir: root.join("certs.d"),
-        pinned: vec!["r.test/pinned:1".to_owned()],
-        parallel_layers: 0,
-        in_use: Arc::new(move || in_use.lock().unwrap().clone()),
-    })
-    .unwrap()
 }
 
 impl Rig {
     fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let in_use = Arc::default();
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    fn at(root: tempfile::TempDir) -> Self {
+        let storage = Storage::open(&root.path().join("store")).unwrap();
+        let manager = ImageManager::open(Config {
+            storage: storage.clone(),
+            registry_hosts_dir: root.path().join("certs.d"),
+            pinned: vec!["r.test/pinned:1".to_owned()],
+            parallel_layers: 0,
+        })
+        .unwrap();
         Self {
-            manager: manager(root.path(), &in_use),
             root,
-            in_use,
+            storage,
+            manager,
         }
     }
 
@@ -47,19 +43,26 @@ impl Rig {
     fn reopen(self) -> Self {
         let Self {
             root,
-            manager: old,
-            in_use,
+            storage,
+            manager,
         } = self;
-        drop(old);
-        Self {
-            manager: manager(root.path(), &in_use),
-            root,
-            in_use,
-        }
+        drop((storage, manager));
+        Self::at(root)
     }
 
     async fn pull(&self, reference: &str) -> Result<ImageId, Error> {
         self.manager.pull(reference, None).await
+    }
+
+    /// Waits until no file's name holds the text: what was given up is deleted by the thread that works on it.
+    async fn wait_until_gone(&self, name: &str) {
+        for _ in 0..200 {
+            if self.files(name) == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("files called {name} stay");
     }
 
     /// Files of layers whose name holds the text.
@@ -91,7 +94,10 @@ fn three_layers() -> Made {
         (layer("etc/canary-zstd", "2"), Pack::Zstd),
         (layer("canary-plain", "3"), Pack::Plain),
     ];
-    image(&layers, &json!({"User": "1002:5", "Cmd": ["sh"], "Env": ["A=b"]}))
+    image(
+        &layers,
+        &json!({"User": "1002:5", "Cmd": ["sh"], "Env": ["A=b"]}),
+    )
 }
 
 fn one_layer(text: &str) -> Made {
@@ -116,10 +122,13 @@ async fn an_image_is_pulled_with_everything_that_cri_asks_for() {
     assert!(!image.pinned);
     assert_eq!(rig.files("canary-"), 3);
     let resolved = rig.manager.resolve(&made.id.hex()[..9]).unwrap();
-    assert_eq!((resolved.name, resolved.reference), (format!("{name}:1"), format!("{name}@{digest}")));
+    assert_eq!(
+        (resolved.name, resolved.reference),
+        (format!("{name}:1"), format!("{name}@{digest}"))
+    );
     assert_eq!(resolved.config.env, ["A=b"]);
     assert!(rig.manager.pulls().is_empty());
-    assert!(rig.manager.fs_usage().await.unwrap().used_bytes > 0);
+    assert!(rig.manager.fs_usage().used_bytes > 0);
     assert!(rig.manager.container_fs_usage().await.is_ok());
     let rig = rig.reopen();
     assert_eq!(rig.manager.list(), [image]);
@@ -164,13 +173,18 @@ async fn equal_pulls_are_one_and_shared_layers_are_fetched_once() {
     let (rig, fake) = (Rig::new(), Fake::http().await);
     let base = layer("base", "base");
     let make = |text: &str| {
-        image(&[(base.clone(), Pack::Gzip), (layer("top", text), Pack::Zstd)], &json!({}))
+        image(
+            &[(base.clone(), Pack::Gzip), (layer("top", text), Pack::Zstd)],
+            &json!({}),
+        )
     };
     let (one, two) = (make("1"), make("2"));
     fake.put_image("x", "1", &one);
     fake.put_image("x", "2", &two);
     fake.plan(|p| p.drip = Some((20, Duration::from_millis(10))));
-    let names: Vec<_> = (0..20).map(|n| fake.name(&format!("x:{}", n % 2 + 1))).collect();
+    let names: Vec<_> = (0..20)
+        .map(|n| fake.name(&format!("x:{}", n % 2 + 1)))
+        .collect();
     let pulls = names.iter().map(|name| rig.pull(name));
     let ids = futures_util::future::join_all(pulls).await;
     for (n, id) in ids.into_iter().enumerate() {
@@ -188,11 +202,19 @@ async fn a_pull_of_what_is_there_costs_one_request() {
     let made = one_layer("x");
     let digest = fake.put_image("x", "1", &made);
     rig.pull(&fake.name("x:1")).await.unwrap();
-    for form in ["x:1".to_owned(), format!("x@{digest}"), format!("x:9@{digest}")] {
+    for form in [
+        "x:1".to_owned(),
+        format!("x@{digest}"),
+        format!("x:9@{digest}"),
+    ] {
         let before = fake.log().len();
         rig.pull(&fake.name(&form)).await.unwrap();
         let log = fake.log();
-        assert_eq!((log.len(), log[before].method.as_str()), (before + 1, "HEAD"), "{form}");
+        assert_eq!(
+            (log.len(), log[before].method.as_str()),
+            (before + 1, "HEAD"),
+            "{form}"
+        );
     }
     fake.put_manifest("x", "2", fake::MANIFEST, &made.manifest);
     rig.pull(&fake.name("x:2")).await.unwrap();
@@ -208,7 +230,10 @@ async fn a_registry_does_not_get_another_ones_image_by_its_digest() {
     rig.pull(&good.name("x:1")).await.unwrap();
     evil.put_image("x", "1", &one_layer("evil"));
     rig.pull(&evil.name("x:1")).await.unwrap();
-    let error = rig.pull(&evil.name(&format!("x@{digest}"))).await.unwrap_err();
+    let error = rig
+        .pull(&evil.name(&format!("x@{digest}")))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound, "{error}");
 }
 
@@ -223,7 +248,10 @@ async fn a_retag_moves_the_tag() {
     let kept = rig.manager.find(&old.id.to_string()).unwrap().unwrap();
     assert!(kept.repo_tags.is_empty());
     assert_eq!(kept.repo_digests, [fake.name(&format!("x@{digest}"))]);
-    assert_eq!(rig.manager.find(&fake.name("x:1")).unwrap().unwrap().id, new.id);
+    assert_eq!(
+        rig.manager.find(&fake.name("x:1")).unwrap().unwrap().id,
+        new.id
+    );
 }
 
 #[tokio::test]
@@ -236,7 +264,8 @@ async fn removal_takes_all_names_and_the_bytes_but_not_a_containers() {
         rig.pull(&fake.name(name)).await.unwrap();
     }
     let chain = document::chain_ids(&made.diff_ids);
-    rig.in_use.lock().unwrap().extend(chain);
+    let container = crate::id::ContainerId::generate().unwrap();
+    rig.storage.prepare(&container, &chain).unwrap();
     let removals = (0..8).map(|_| async { rig.manager.remove(&fake.name("y:2")).await });
     for outcome in futures_util::future::join_all(removals).await {
         outcome.unwrap();
@@ -244,7 +273,7 @@ async fn removal_takes_all_names_and_the_bytes_but_not_a_containers() {
     assert!(rig.manager.list().is_empty());
     assert_eq!(rig.manager.find(&fake.name("x:1")).unwrap(), None);
     assert_eq!(rig.files("canary-"), 3);
-    rig.in_use.lock().unwrap().clear();
+    rig.storage.remove_snapshot(&container).unwrap();
     rig.manager.collect().await.unwrap();
     assert_eq!(rig.files("canary-"), 0);
     rig.manager.remove("no.test/such:image").await.unwrap();
@@ -258,13 +287,13 @@ async fn a_lease_keeps_layers() {
     let (rig, fake) = (Rig::new(), Fake::http().await);
     fake.put_image("x", "1", &three_layers());
     rig.pull(&fake.name("x:1")).await.unwrap();
-    let (_image, lease) = rig.manager.acquire(&fake.name("x:1")).await.unwrap();
+    let (_image, lease) = rig.manager.acquire(&fake.name("x:1")).unwrap();
     rig.manager.remove(&fake.name("x:1")).await.unwrap();
     assert_eq!(rig.files("canary-"), 3);
     drop(lease);
     rig.manager.collect().await.unwrap();
     assert_eq!(rig.files("canary-"), 0);
-    let absent = rig.manager.acquire(&fake.name("x:1")).await.unwrap_err();
+    let absent = rig.manager.acquire(&fake.name("x:1")).unwrap_err();
     assert_eq!(absent.kind(), Kind::NotFound);
 }
 
@@ -292,7 +321,10 @@ async fn bad_layers_leave_nothing_and_good_ones_follow() {
             let text = String::from_utf8(good.manifest.clone()).unwrap();
             let text = text
                 .replace(&digest.to_string(), &fake::digest(&wrong).to_string())
-                .replace(&format!("\"size\":{}", bytes.len()), &format!("\"size\":{}", wrong.len()));
+                .replace(
+                    &format!("\"size\":{}", bytes.len()),
+                    &format!("\"size\":{}", wrong.len()),
+                );
             made.manifest = text.into_bytes();
             made.blobs[0] = (fake::digest(&wrong), wrong);
         }
@@ -316,8 +348,7 @@ async fn bad_layers_leave_nothing_and_good_ones_follow() {
         };
         assert!(said.contains(want), "{pack:?} {fault}: {said}");
         assert!(rig.manager.list().is_empty());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(rig.files("canary"), 0, "{pack:?} {fault}");
+        rig.wait_until_gone("canary").await;
         fake.put_image("x", "1", &good);
         rig.pull(&fake.name("x:1")).await.unwrap();
         assert_eq!(rig.files("canary"), 1);
@@ -340,7 +371,9 @@ async fn a_manifest_and_a_configuration_that_disagree_make_no_image() {
 #[tokio::test]
 async fn a_cut_layer_goes_on() {
     let (rig, fake) = (Rig::new(), Fake::http().await);
-    let text: String = (0..200_000).map(|n| char::from(b'a' + (n * n % 23) as u8)).collect();
+    let text: String = (0..200_000_u64)
+        .map(|n| char::from(b'a' + u8::try_from(n * n % 23).unwrap()))
+        .collect();
     let made = image(&[(layer("canary", &text), Pack::Plain)], &json!({}));
     fake.put_image("x", "1", &made);
     fake.plan(|p| p.cut = Some((70_000, 2)));
@@ -412,7 +445,10 @@ async fn credentials_keep_pulls_apart() {
 async fn errors_have_the_kubelets_words() {
     let rig = Rig::new();
     let error = rig.pull("127.0.0.1:1/x:1").await.unwrap_err();
-    assert!(error.to_string().starts_with("RegistryUnavailable"), "{error}");
+    assert!(
+        error.to_string().starts_with("RegistryUnavailable"),
+        "{error}"
+    );
     let error = rig.pull("Not A Name").await.unwrap_err();
     assert_eq!(error.kind(), Kind::InvalidArgument);
     assert_eq!(rig.manager.find("absent").unwrap(), None);

@@ -26,8 +26,8 @@ const MAX_CLIENTS: usize = 64;
 /// Receive window of an HTTP/2 stream, bytes: bounds what waits in memory for a slow disk.
 const WINDOW: u32 = 1 << 20;
 
-/// How to connect to a host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+/// How to connect to a host. Its `Debug` shows nothing: keys and proxies' passwords are in it.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {
     /// Authorities beside the system's, PEM.
     pub(crate) ca: Vec<Vec<u8>>,
@@ -57,6 +57,12 @@ pub(crate) struct Clients {
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Key(***)")
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(***)")
     }
 }
 

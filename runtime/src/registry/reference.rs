@@ -220,9 +220,8 @@ fn is_registry(registry: &str) -> bool {
         Ok(name) => name.split('.').all(is_domain_component),
         Err(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
     };
-    host && port.is_none_or(|port| {
-        port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
-    })
+    host && port
+        .is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok())
 }
 
 fn is_domain_component(component: &str) -> bool {
@@ -296,12 +295,44 @@ mod tests {
     fn what_is_not_a_reference_is_refused() {
         let long = format!("r.io/{}", "a".repeat(251));
         for bad in [
-            "", ":", "a:", "@", "a@", "/a", "a/", "a//b", "a/../b", "../a", "a b", "A", "r.io/A",
-            "r.io/a:é", "r.io/é", "r.io/a:-x", "r.io/a:b:c", "a___b", "a..b", "-a", "a-", "r.io:x/a",
-            "r.io:/a:1:2", "r.io:99999/a", "-r.io/a", "r..io/a", "[::1/a", "[x]/a", "http://r.io/a",
-            "user@r.io/a", "r.io/a@sha512:00", "r.io/a@sha256:../../x", &long, &"a".repeat(64),
-            &format!("r.io/a@{}", D.to_uppercase()), &format!("r.io/a:{}", "t".repeat(129)),
-            "r.io/a\n", "r.io/a\0",
+            "",
+            ":",
+            "a:",
+            "@",
+            "a@",
+            "/a",
+            "a/",
+            "a//b",
+            "a/../b",
+            "../a",
+            "a b",
+            "A",
+            "r.io/A",
+            "r.io/a:é",
+            "r.io/é",
+            "r.io/a:-x",
+            "r.io/a:b:c",
+            "a___b",
+            "a..b",
+            "-a",
+            "a-",
+            "r.io:x/a",
+            "r.io:/a:1:2",
+            "r.io:99999/a",
+            "-r.io/a",
+            "r..io/a",
+            "[::1/a",
+            "[x]/a",
+            "http://r.io/a",
+            "user@r.io/a",
+            "r.io/a@sha512:00",
+            "r.io/a@sha256:../../x",
+            &long,
+            &"a".repeat(64),
+            &format!("r.io/a@{}", D.to_uppercase()),
+            &format!("r.io/a:{}", "t".repeat(129)),
+            "r.io/a\n",
+            "r.io/a\0",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
         }

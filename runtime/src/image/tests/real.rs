@@ -24,7 +24,11 @@ impl Drop for Server {
 
 fn start() -> Option<Server> {
     let dir = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let config = dir.path().join("config.yml");
     let text = format!(
         "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
@@ -52,10 +56,15 @@ fn start() -> Option<Server> {
 
 async fn push(client: &Client, base: &str, repo: &str, tag: &str, made: &Made) {
     for (digest, bytes) in &made.blobs {
-        let started = client.post(format!("{base}/v2/{repo}/blobs/uploads/")).send().await.unwrap();
+        let started = client
+            .post(format!("{base}/v2/{repo}/blobs/uploads/"))
+            .send()
+            .await
+            .unwrap();
         let location = started.headers()[LOCATION].to_str().unwrap();
         let mut url = Url::parse(base).unwrap().join(location).unwrap();
-        url.query_pairs_mut().append_pair("digest", &digest.to_string());
+        url.query_pairs_mut()
+            .append_pair("digest", &digest.to_string());
         let done = client.put(url).body(bytes.clone()).send().await.unwrap();
         assert_eq!(done.status(), 201);
     }
@@ -88,7 +97,12 @@ async fn images_come_from_a_real_registry() {
     let image = rig.manager.list().remove(0);
     assert_eq!(image.repo_tags.len(), 2);
     assert_eq!(rig.files("canary-"), 3);
-    rig.pull(&format!("127.0.0.1:{}/a/b:1", server.port)).await.unwrap();
-    let absent = rig.pull(&format!("127.0.0.1:{}/a/b:2", server.port)).await.unwrap_err();
+    rig.pull(&format!("127.0.0.1:{}/a/b:1", server.port))
+        .await
+        .unwrap();
+    let absent = rig
+        .pull(&format!("127.0.0.1:{}/a/b:2", server.port))
+        .await
+        .unwrap_err();
     assert_eq!(absent.kind(), Kind::NotFound, "{absent}");
 }
