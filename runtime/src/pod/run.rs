@@ -221,6 +221,7 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         record.phase = Phase::Made;
         record.state = PodState::Ready;
     }
+    pod.over.send_replace(false);
     inner.save(pod).await.map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
     watch(inner, pod, pause);
     Ok(())
