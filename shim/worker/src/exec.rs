@@ -42,11 +42,17 @@ struct Child<'a> {
 
 /// Starts a process in a container, as a child of this process's parent.
 pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
-    let process = request.process.as_ref().ok_or_else(|| Error::invalid("exec without a process"))?;
+    let process = request
+        .process
+        .as_ref()
+        .ok_or_else(|| Error::invalid("exec without a process"))?;
     let plan = Plan::new(process, fds.take(Fd::Seccomp), request.rlimits.clone())?;
     let init = fds.require(Fd::Pidfd)?;
     let error = fds.require(Fd::ErrorPipe)?;
-    let mut stream = |role| fds.take(role).map_or_else(engine::null, engine::above_standard);
+    let mut stream = |role| {
+        fds.take(role)
+            .map_or_else(engine::null, engine::above_standard)
+    };
     let standard = [stream(Fd::Stdin)?, stream(Fd::Stdout)?, stream(Fd::Stderr)?];
     let proc = process::host_proc()?;
 
@@ -83,7 +89,10 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
     let start_time = process::start_time(proc.as_fd(), pid).unwrap_or_default();
     let mut fds = vec![(Fd::Pidfd, pidfd)];
     fds.extend(terminal.map(|t| (Fd::Console, t.master)));
-    Ok(Made { started: worker::Started { pid, start_time }, fds })
+    Ok(Made {
+        started: worker::Started { pid, start_time },
+        fds,
+    })
 }
 
 /// The namespaces to enter: those of init that are not ours already.
@@ -103,7 +112,10 @@ fn namespaces(proc: BorrowedFd<'_>, request: &worker::Exec) -> Result<i32> {
             other => other.context(|| format!("look at our {name} namespace"))?,
         };
         let theirs = identity(&request.init.to_string()).map_err(|_| {
-            Error::state(format!("the container's init (pid {}) is gone", request.init))
+            Error::state(format!(
+                "the container's init (pid {}) is gone",
+                request.init
+            ))
         })?;
         if ours != theirs {
             flags |= flag;
@@ -114,7 +126,10 @@ fn namespaces(proc: BorrowedFd<'_>, request: &worker::Exec) -> Result<i32> {
 
 fn require_alive(init: BorrowedFd<'_>) -> Result<()> {
     let mut fds = [PollFd::new(&init, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     let ended = poll(&mut fds, Some(&now)).context(|| "poll the container's init".to_owned())? > 0;
     if ended {
         return Err(Error::state("the container is not running"));
@@ -147,7 +162,10 @@ fn enter(init: BorrowedFd<'_>, flags: i32) -> Result<()> {
 fn start(child: Child<'_>, joins: &mut Joins, init: i32) -> Result<(i32, OwnedFd)> {
     let parent = u64::from(libc::CLONE_PARENT.cast_unsigned());
     let mut cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
-    if cloned.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
+    if cloned
+        .as_ref()
+        .is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+    {
         joins.follow(child.proc, init)?;
         cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
     }
@@ -179,8 +197,10 @@ impl Child<'_> {
             // The namespace's own root, so that files made from here on are its.
             nix::unistd::setgroups(&[]).context(|| "clear groups".to_owned())?;
             let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
-            nix::unistd::setresgid(gid, gid, gid).context(|| "become the namespace's root".to_owned())?;
-            nix::unistd::setresuid(uid, uid, uid).context(|| "become the namespace's root".to_owned())?;
+            nix::unistd::setresgid(gid, gid, gid)
+                .context(|| "become the namespace's root".to_owned())?;
+            nix::unistd::setresuid(uid, uid, uid)
+                .context(|| "become the namespace's root".to_owned())?;
             // The change of ids has made the process dumpable or not by a host setting; it must not be.
             not_dumpable()?;
         }

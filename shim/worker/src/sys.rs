@@ -51,7 +51,11 @@ pub(crate) fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::R
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
     // A sibling signals its parent in the way that the caller does; clone3 refuses another wish.
-    args.exit_signal = if flags & parent == 0 { libc::SIGCHLD as u64 } else { 0 };
+    args.exit_signal = if flags & parent == 0 {
+        libc::SIGCHLD as u64
+    } else {
+        0
+    };
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
@@ -153,7 +157,10 @@ pub(crate) fn duplicate_at(fd: BorrowedFd<'_>, at: i32) -> io::Result<OwnedFd> {
 /// Puts a copy of `fd` in place of standard descriptor `at` (0, 1 or 2), kept across execve.
 pub(crate) fn replace_standard(fd: BorrowedFd<'_>, at: i32) -> io::Result<()> {
     // SAFETY: nothing owns the numbers 0 to 2.
-    check(libc::c_long::from(unsafe { libc::dup2(fd.as_raw_fd(), at) })).map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::dup2(fd.as_raw_fd(), at)
+    }))
+    .map(drop)
 }
 
 /// Borrows a standard descriptor (0, 1 or 2).
@@ -173,9 +180,7 @@ pub(crate) fn reset_signals() -> io::Result<()> {
             continue;
         }
         // SAFETY: the structure is as large as the kernel's sigaction on 64-bit machines.
-        check(unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, set)
-        })?;
+        check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, set) })?;
     }
     let none = 0u64;
     // SAFETY: the mask is a u64, as the size says.
@@ -230,10 +235,15 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let up = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).map_err(io::Error::other)?;
     // SAFETY: SIOCSIFFLAGS reads an ifreq (netdevice(7)).
     let result = unsafe {
-        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, std::ptr::from_ref(&request))
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            std::ptr::from_ref(&request),
+        )
     };
     check(libc::c_long::from(result)).map(drop)
 }
@@ -291,8 +301,9 @@ mod tests {
 
     #[test]
     fn resource_limits_read_back() {
-        let (soft, hard) = resource_limit(libc::RLIMIT_NOFILE as u32).unwrap();
-        set_resource_limit(libc::RLIMIT_NOFILE as u32, soft, hard).unwrap();
+        const NOFILE: u32 = 7;
+        let (soft, hard) = resource_limit(NOFILE).unwrap();
+        set_resource_limit(NOFILE, soft, hard).unwrap();
         assert!(soft <= hard);
     }
 }
