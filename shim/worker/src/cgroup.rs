@@ -1,5 +1,6 @@
 //! A container's or pause's cgroup: made, written, joined, and undone.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -294,16 +295,57 @@ pub(crate) fn refuse_frozen(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Makes the directories of an exec's own cgroup; undone on drop unless kept.
-pub(crate) fn make_own(dirs: &[String]) -> Result<Made> {
-    let mut made = Made {
-        dirs: Vec::new(),
-        leaves: dirs.iter().map(PathBuf::from).collect(),
-    };
-    for dir in dirs {
-        made.directory(Path::new(dir))?;
+/// An exec's own cgroup; undone on drop unless kept. By descriptor: the worker is in the container's
+/// mount namespace by then.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    made: Vec<(OwnedFd, OsString)>,
+}
+
+impl Own {
+    /// Makes the directories.
+    pub(crate) fn new(dirs: &[String]) -> Result<Self> {
+        let mut own = Self::default();
+        for dir in dirs.iter().map(Path::new) {
+            let shown = dir.display();
+            let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+                return Err(Error::invalid(format!(
+                    "cgroup directory {shown} is not plain"
+                )));
+            };
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let parent = rustix::fs::open(parent, flags, Mode::empty())
+                .context(|| format!("open the parent of cgroup {shown}"))?;
+            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => own.made.push((parent, name.to_owned())),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(e) => return Err(e).context(|| format!("make cgroup {shown}")),
+            }
+            inherit_cpuset(dir)?;
+        }
+        Ok(own)
     }
-    Ok(made)
+
+    /// It stays: the process is in it.
+    pub(crate) fn keep(mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        for (parent, name) in self.made.iter().rev() {
+            // This worker may be in it; nobody else is.
+            let procs = rustix::fs::openat(
+                parent,
+                "cgroup.procs",
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+            let _moved = procs.and_then(|procs| rustix::io::write(procs, b"0"));
+            let _used = rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR);
+        }
+    }
 }
 
 /// Whether the machine has cgroup v2 alone.

@@ -61,6 +61,9 @@ pub(crate) fn create(
     );
     init.propagation = (!request.all_private).then(|| request.propagation.clone());
     let (console, standard) = streams(process, fds)?;
+    if !config.users.is_empty() && !process.terminal {
+        process::own_streams(&standard, process.uid, &config.users)?;
+    }
     init.console = console.as_ref().map(|c| c.0.try_clone()).transpose()?;
     let ours = console.map(|c| c.1);
     let job = Job {
@@ -232,6 +235,7 @@ impl Drop for Scratch {
 struct Config {
     value: Value,
     read_only: bool,
+    users: Vec<process::Range>,
     destinations: Vec<PathBuf>,
 }
 
@@ -285,6 +289,7 @@ impl Config {
             "cwd": "/",
         });
         Ok(Self {
+            users: users(&value)?,
             read_only: value
                 .pointer("/root/readonly")
                 .and_then(Value::as_bool)
@@ -312,6 +317,30 @@ impl Config {
         let file = bundle.join("config.json");
         fs::write(&file, self.value.to_string()).context(|| format!("write {}", file.display()))
     }
+}
+
+/// The user namespace's ids (OCI `linux.uidMappings`).
+fn users(config: &Value) -> Result<Vec<process::Range>> {
+    let number = |range: &Value, key: &str| {
+        range
+            .get(key)
+            .and_then(Value::as_u64)
+            .and_then(|n| u32::try_from(n).ok())
+    };
+    let list = config
+        .pointer("/linux/uidMappings")
+        .and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .map(|r| {
+            Some((
+                number(r, "containerID")?,
+                number(r, "hostID")?,
+                number(r, "size")?,
+            ))
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::invalid("/linux/uidMappings is malformed"))
 }
 
 impl Console {

@@ -58,6 +58,10 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
 
     let flags = namespaces(proc.as_fd(), request)?;
     require_alive(init.as_fd())?;
+    if flags & libc::CLONE_NEWUSER != 0 && !process.terminal {
+        let map = process::user_map(proc.as_fd(), request.init)?;
+        process::own_streams(&standard, process.uid, &map)?;
+    }
     process::raise_hard_limits(&request.rlimits)?;
     if let Some(score) = process.oom_score_adj {
         process::set_oom_score(proc.as_fd(), score)?;
@@ -137,13 +141,13 @@ fn require_alive(init: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-fn cgroups(request: &worker::Exec) -> Result<(cgroup::Made, Joins)> {
+fn cgroups(request: &worker::Exec) -> Result<(cgroup::Own, Joins)> {
     let own = request.own_cgroup.iter().map(PathBuf::from);
     let mut dirs: Vec<PathBuf> = request.join_cgroup.iter().map(PathBuf::from).collect();
     let parents = own.clone().filter_map(|d| d.parent().map(Path::to_owned));
     let watched: Vec<PathBuf> = dirs.iter().cloned().chain(parents).collect();
     cgroup::refuse_frozen(&watched)?;
-    let made = cgroup::make_own(&request.own_cgroup)?;
+    let made = cgroup::Own::new(&request.own_cgroup)?;
     dirs.extend(own);
     let joins = cgroup::joins(&dirs)?;
     // Here, and inherited: one grace period of the kernel, not one more for the child.

@@ -182,6 +182,8 @@ impl Plan {
     /// Ids and the capability sets that may change before the filter is loaded.
     fn credentials(&self, chdir_again: Option<()>) -> Result<()> {
         let sets = &self.capabilities;
+        // Else the keys of whoever started the daemon are in the container's possession.
+        sys::new_session_keyring().context(|| "make a session keyring".to_owned())?;
         drop_bounding(&sets.bounding)?;
         let groups: Vec<nix::unistd::Gid> = self
             .groups
@@ -383,6 +385,50 @@ pub(crate) fn set_oom_score(proc: BorrowedFd<'_>, value: i32) -> Result<()> {
     rustix::io::write(file, value.to_string().as_bytes()).map(drop).context(|| {
         format!("set oom_score_adj to {value} (a value below the present one needs CAP_SYS_RESOURCE)")
     })
+}
+
+/// A range of user ids: first in the container, first on the host, how many.
+pub(crate) type Range = (u32, u32, u32);
+
+/// The user ids of a process's user namespace.
+pub(crate) fn user_map(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<Range>> {
+    let path = format!("{pid}/uid_map");
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, &path, flags, Mode::empty())
+        .context(|| format!("open /proc/{path}"))?;
+    let text = io::read_to_string(File::from(file)).context(|| format!("read /proc/{path}"))?;
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().map(|n| n.parse().ok());
+        Some((numbers.next()??, numbers.next()??, numbers.next()??))
+    };
+    text.lines()
+        .map(|l| range(l).ok_or_else(|| Error::internal(format!("/proc/{path} has a line {l:?}"))))
+        .collect()
+}
+
+/// Gives streams to a user of a user namespace, from outside: inside, nobody may.
+pub(crate) fn own_streams(streams: &[OwnedFd], uid: u32, map: &[Range]) -> Result<()> {
+    let host = map
+        .iter()
+        .find_map(|(inside, host, count)| {
+            uid.checked_sub(*inside)
+                .filter(|at| at < count)
+                .and_then(|at| host.checked_add(at))
+        })
+        .ok_or_else(|| Error::invalid(format!("uid {uid} is not mapped in the user namespace")))?;
+    for stream in streams {
+        let stat = rustix::fs::fstat(stream).context(|| "stat a stream".to_owned())?;
+        // Only pipes and sockets are the container's alone; /dev/null is everybody's.
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        if matches!(
+            kind,
+            rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket
+        ) {
+            rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(host)), None)
+                .context(|| format!("give a stream to uid {host}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// The host's procfs, for what a process tells about itself after it has left the host's files.

@@ -206,6 +206,24 @@ pub(crate) fn reset_attributes() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
 }
 
+/// Leaves the inherited session keyring for a new one without a name (keyctl(2)).
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    let nameless = std::ptr::null::<libc::c_char>();
+    // SAFETY: a null name asks for a new anonymous keyring.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            nameless,
+        )
+    };
+    match check(result) {
+        // A kernel without keys has none to hide.
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// The soft and hard value of a resource limit (kernel number) of this process.
 pub(crate) fn resource_limit(resource: u32) -> io::Result<(u64, u64)> {
     let mut now = [0u64; 2];
@@ -297,6 +315,23 @@ mod tests {
                 assert_eq!(status.exit_status(), Some(7));
             }
         }
+    }
+
+    /// libcontainer leaves the session keyring of whoever started it in the container's possession.
+    #[test]
+    fn a_session_keyring_is_new_each_time() {
+        // SAFETY: plain integers; -3 is the session keyring, 0 makes none.
+        let own = || unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_GET_KEYRING_ID, -3, 0) };
+        let seen = std::thread::spawn(move || {
+            let inherited = own();
+            new_session_keyring().unwrap();
+            let first = own();
+            new_session_keyring().unwrap();
+            [inherited, first, own()]
+        });
+        let [inherited, first, second] = seen.join().unwrap();
+        assert!(first > 0 && second > 0, "this kernel has no keyrings");
+        assert!(inherited != first && first != second);
     }
 
     #[test]

@@ -134,6 +134,23 @@ fn a_cgroup_of_its_own_is_made_and_on_failure_removed() {
     assert!(!own.exists());
 }
 
+/// When it fails, the worker is in the new cgroup already, and in the container's mount namespace.
+#[test]
+fn a_late_failure_removes_the_execs_cgroup_too() {
+    let mut fixture = Fixture::new();
+    let mounts = fixture.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|m| m["destination"] != "/dev/pts");
+    let container = sleeping(&fixture);
+    let own = fixture.leaf("pids").join("exec-3");
+    let mut process = sh("true");
+    process.terminal = true;
+    let mut request = container.exec_request(process);
+    request.own_cgroup = vec![own.display().to_string()];
+    let error = container.try_exec(request, None).err().unwrap();
+    assert!(error.contains("/dev/pts/ptmx"), "{error}");
+    assert!(!own.exists());
+}
+
 /// The unified hierarchy takes the process by `CLONE_INTO_CGROUP`; here it has no controllers, but the
 /// same call.
 #[test]
@@ -233,7 +250,7 @@ fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
     let mut process = argv(&[
         "/bin/sh",
         "-c",
-        "id -u; cat /proc/self/uid_map; exec sleep 100 >&2",
+        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
     ]);
     process.cwd = b"/".to_vec();
     let request = shim_protocol::worker::Exec {
