@@ -21,6 +21,10 @@ use crate::process::{self, Plan};
 use crate::sys::{self, Cloned};
 use crate::{cgroup, engine};
 
+/// SIGINT, SIGTERM and SIGCHLD as a signal set.
+const WAITED_FOR: u64 =
+    1 << (libc::SIGINT - 1) | 1 << (libc::SIGTERM - 1) | 1 << (libc::SIGCHLD - 1);
+
 /// Starts pause in the namespaces that this process is in. It is an orphan, so a child of pid 1, once
 /// this process has ended.
 pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
@@ -160,7 +164,9 @@ fn settle(joins: &Joins, null: &OwnedFd) -> Result<()> {
     sys::close_on_exec_from(3).context(|| "mark descriptors close-on-exec".to_owned())?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::reset_attributes();
-    sys::reset_signals().context(|| "reset signals".to_owned())
+    // What pause waits for, blocked from the start: a signal that came before it has blocked them itself
+    // would be lost, since a pid 1 gets none that it does not handle.
+    sys::reset_signals(WAITED_FOR).context(|| "reset signals".to_owned())
 }
 
 fn empty_root() -> Result<OwnedFd> {

@@ -162,7 +162,7 @@ impl Plan {
     }
 
     fn confine(&self, chdir_again: bool, error_pipe: BorrowedFd<'_>) -> Result<()> {
-        sys::reset_signals().context(|| "reset signals".to_owned())?;
+        sys::reset_signals(0).context(|| "reset signals".to_owned())?;
         sys::reset_attributes();
         rustix::process::umask(Mode::from_raw_mode(self.umask));
         for limit in &self.rlimits {

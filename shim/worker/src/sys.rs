@@ -170,8 +170,8 @@ pub(crate) fn standard(at: i32) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(at) }
 }
 
-/// All signals at their default action, none blocked.
-pub(crate) fn reset_signals() -> io::Result<()> {
+/// All signals at their default action, and only those of the mask blocked (bit N-1 is signal N).
+pub(crate) fn reset_signals(blocked: u64) -> io::Result<()> {
     // The kernel's own structure, of all zeros: SIG_DFL. The C library refuses its private signals.
     let default = [0u64; 4];
     let set = size_of::<u64>();
@@ -182,13 +182,12 @@ pub(crate) fn reset_signals() -> io::Result<()> {
         // SAFETY: the structure is as large as the kernel's sigaction on 64-bit machines.
         check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, set) })?;
     }
-    let none = 0u64;
     // SAFETY: the mask is a u64, as the size says.
     check(unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,
-            std::ptr::from_ref(&none),
+            std::ptr::from_ref(&blocked),
             0,
             set,
         )

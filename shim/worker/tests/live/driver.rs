@@ -144,13 +144,16 @@ pub(crate) fn cgroup(path: &str) -> Cgroup {
 }
 
 pub(crate) fn remove_cgroup(leaves: &[String]) {
+    let end = Instant::now() + Duration::from_secs(5);
     for leaf in leaves {
-        let end = Instant::now() + Duration::from_secs(5);
-        while Path::new(leaf).exists() {
+        while Path::new(leaf).exists() && Instant::now() < end {
             let _ = fs::remove_dir(leaf);
-            assert!(Instant::now() < end, "{leaf} cannot be removed");
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(1));
         }
+        assert!(
+            !Path::new(leaf).exists() || std::thread::panicking(),
+            "{leaf} cannot be removed"
+        );
     }
 }
 
@@ -296,13 +299,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&*self.request.rootfs, UnmountFlags::DETACH);
-        if !std::thread::panicking() {
-            remove_cgroup(&self.leaves());
-        } else {
-            for leaf in self.leaves() {
-                let _ = fs::remove_dir(leaf);
-            }
-        }
+        remove_cgroup(&self.leaves());
     }
 }
 

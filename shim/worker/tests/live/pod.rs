@@ -94,9 +94,7 @@ impl Drop for Place {
                 fs::read_to_string(Path::new(&leaf).join("cgroup.procs")).unwrap_or_default();
             procs.lines().for_each(|p| kill(p.parse().unwrap()));
         }
-        if !std::thread::panicking() {
-            remove_cgroup(&leaves(&format!("/{}", self.name)));
-        }
+        remove_cgroup(&leaves(&format!("/{}", self.name)));
     }
 }
 
