@@ -18,6 +18,8 @@ const RECHECKS: u32 = 20;
 #[derive(Default)]
 pub(crate) struct Oom {
     counter: Option<File>,
+    /// v2: the counter itself can be polled.
+    polled: bool,
     /// v1: signalled by the kernel.
     event: Option<OwnedFd>,
     /// v2: the pod's counter, and what it stood at when the container was made.
@@ -34,6 +36,7 @@ impl Oom {
         let mut oom = Self::default();
         if !source.v2_dir.is_empty() {
             oom.counter = File::open(Path::new(&source.v2_dir).join("memory.events")).ok();
+            oom.polled = true;
             oom.pod = File::open(Path::new(&source.v2_pod_dir).join("memory.events"))
                 .ok()
                 .map(|file| {
@@ -103,7 +106,7 @@ impl Oom {
             let rose = self
                 .pod
                 .as_ref()
-                .and_then(|(file, base)| Some(read(file)? - base));
+                .and_then(|(file, base)| Some(read(file)?.saturating_sub(*base)));
             self.kills = rose.unwrap_or(0);
         }
     }

@@ -272,8 +272,11 @@ impl Server {
             return;
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = accept_with(listener, flags) else {
-            return;
+        let socket = match accept_with(listener, flags) {
+            Ok(socket) => socket,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+            // Out of descriptors or memory: the listener stays ready, and the loop must not spin.
+            Err(_) => return std::thread::sleep(Duration::from_millis(10)),
         };
         let peer = sockopt::socket_peercred(&socket);
         let ours = peer.is_ok_and(|p| p.uid.is_root() || p.uid == geteuid());

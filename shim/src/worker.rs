@@ -148,7 +148,9 @@ fn answer(frame: frame::Frame) -> Result<Made, Failure> {
     let (mut roles, mut fds) = (reply.fds, frame.fds);
     let console = take_fd(&mut roles, &mut fds, Fd::Console);
     let pidfd = take_fd(&mut roles, &mut fds, Fd::Pidfd);
-    let pid = Pid::from_raw(started.pid).filter(|_| started.pid > 0);
+    let pid = Some(started.pid)
+        .filter(|pid| *pid > 0)
+        .and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| nonsense("no pid"))?;
     if let Err(Errno::CHILD) = peek(pid) {
         return Err(nonsense("the process is not a child of the monitor"));

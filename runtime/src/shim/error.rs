@@ -78,18 +78,29 @@ pub enum Error {
 impl Error {
     /// The words of a monitor or worker.
     pub(super) fn refused(name: &str, failure: Failure) -> Self {
-        Self::Refused { name: name.to_owned(), kind: failure.kind(), message: failure.message }
+        Self::Refused {
+            name: name.to_owned(),
+            kind: failure.kind(),
+            message: failure.message,
+        }
     }
 }
 
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Refused { kind: FailureKind::State | FailureKind::Version, .. } => {
-                Kind::FailedPrecondition
-            }
-            Self::Refused { kind: FailureKind::Invalid, .. } => Kind::InvalidArgument,
-            Self::Refused { kind: FailureKind::Timeout, .. } => Kind::DeadlineExceeded,
+            Self::Refused {
+                kind: FailureKind::State | FailureKind::Version,
+                ..
+            } => Kind::FailedPrecondition,
+            Self::Refused {
+                kind: FailureKind::Invalid,
+                ..
+            } => Kind::InvalidArgument,
+            Self::Refused {
+                kind: FailureKind::Timeout,
+                ..
+            } => Kind::DeadlineExceeded,
             // Not DeadlineExceeded: that would count as a failed probe.
             Self::Silent { .. } => Kind::Unavailable,
             _ => Kind::Unknown,
@@ -101,8 +112,8 @@ impl Kinded for Error {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// There is no monitor; if it ended by itself it has left an exit record.
-    #[error("container {0} has no monitor")]
-    Gone(String),
+    #[error("the container has no monitor")]
+    Gone,
     /// It is there but does not answer.
     #[error("the monitor of container {0} does not answer; is the disk of its log hanging?")]
     Hung(String),
@@ -114,7 +125,7 @@ pub enum ConnectError {
 impl Kinded for ConnectError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Gone(_) => Kind::FailedPrecondition,
+            Self::Gone => Kind::FailedPrecondition,
             Self::Hung(_) => Kind::Unavailable,
             Self::Other(error) => error.kind(),
         }

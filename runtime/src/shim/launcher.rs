@@ -12,9 +12,9 @@ use std::time::Duration;
 use rustix::fs::Mode;
 use rustix::mount::MountAttrFlags;
 use sha2::{Digest, Sha256};
+use shim_protocol::Fd;
 use shim_protocol::monitor::{self, State};
 use shim_protocol::worker::{self, Started};
-use shim_protocol::Fd;
 use tokio::sync::mpsc;
 
 use super::link::{dial, greet, pair, short_path};
@@ -23,6 +23,7 @@ use super::pause::PAUSE;
 use super::pod::PodWorker;
 use super::spawner::Spawner;
 use super::{ConnectError, Error};
+use crate::blocking;
 use crate::id::ContainerId;
 use crate::sys::{self, mount, process};
 
@@ -100,7 +101,9 @@ impl Launcher {
     }
 
     pub(super) async fn spawn_worker(&self, stdin: OwnedFd) -> io::Result<OwnedFd> {
-        self.spawner.spawn(&self.worker, "berth-worker", stdin).await
+        self.spawner
+            .spawn(&self.worker, "berth-worker", stdin)
+            .await
     }
 
     pub(super) fn pause_exe(&self) -> Arc<OwnedFd> {
@@ -119,18 +122,26 @@ impl Launcher {
             move |source| Error::Io { name, what, source }
         };
         let dir = launch.dir.clone();
-        let prepared = tokio::task::spawn_blocking(move || prepare(&dir)).await;
-        let prepared = prepared.unwrap_or_else(|e| Err(io::Error::other(e)));
+        let prepared = blocking::run("make a monitor's socket", move || prepare(&dir)).await;
         let (dir_fd, listener) = prepared.map_err(io("make the monitor's socket"))?;
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
         let spawned = self.spawner.spawn(&self.shim, "berth-shim", theirs).await;
         let pidfd = spawned.map_err(io("start a monitor"))?;
-        let mut guard = Guard { pidfd: pidfd.try_clone().ok(), reap: true };
+        let mut guard = Guard {
+            pidfd: pidfd.try_clone().ok(),
+            reap: true,
+        };
         let what = "hello";
         match tokio::time::timeout(FIRST_HELLO, greet(&stream)).await {
             Ok(Some(_)) => {}
             Ok(None) => return Err(Error::Gone { name, what }),
-            Err(_) => return Err(Error::Silent { name, what, limit: FIRST_HELLO }),
+            Err(_) => {
+                return Err(Error::Silent {
+                    name,
+                    what,
+                    limit: FIRST_HELLO,
+                });
+            }
         }
         let worker = self.worker.try_clone().map_err(io("share the worker"))?;
         let given = [
@@ -141,7 +152,10 @@ impl Launcher {
             (Fd::Seccomp, launch.seccomp),
             (Fd::LogDir, launch.log_dir),
         ];
-        let fds = given.into_iter().filter_map(|(role, fd)| Some((role, fd?))).collect();
+        let fds = given
+            .into_iter()
+            .filter_map(|(role, fd)| Some((role, fd?)))
+            .collect();
         let monitor = Monitor::open(Opening {
             id: launch.id,
             dir: launch.dir.clone(),
@@ -188,7 +202,7 @@ impl Launcher {
             };
             match greet(&stream).await {
                 Some((state, fds)) => Ok((stream, state, fds)),
-                None => Err(ConnectError::Gone(id.to_string())),
+                None => Err(ConnectError::Gone),
             }
         };
         let reached = tokio::time::timeout(HELLO, reach).await;
@@ -217,14 +231,16 @@ impl Launcher {
 
 fn unreachable(id: &ContainerId, source: io::Error) -> ConnectError {
     match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ConnectError::Gone(id.to_string())
-        }
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ConnectError::Gone,
         // The queue of connections that it has not accepted is full.
         io::ErrorKind::WouldBlock => ConnectError::Hung(id.to_string()),
         _ => {
             let name = format!("container {id}");
-            ConnectError::Other(Error::Io { name, what: "connect to its monitor", source })
+            ConnectError::Other(Error::Io {
+                name,
+                what: "connect to its monitor",
+                source,
+            })
         }
     }
 }
@@ -239,7 +255,9 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(pidfd) = self.pidfd.take() {
             let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
-            if self.reap && let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            if self.reap
+                && let Ok(runtime) = tokio::runtime::Handle::try_current()
+            {
                 runtime.spawn(async move {
                     if let Ok(pidfd) = process::ended(pidfd).await {
                         process::reap(pidfd.as_fd());
@@ -265,7 +283,10 @@ fn prepare(dir: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// A program that nothing which it starts can overwrite.
 fn seal(path: &Path) -> Result<Arc<OwnedFd>, Error> {
-    let failed = |source| Error::Program { path: path.to_owned(), source };
+    let failed = |source| Error::Program {
+        path: path.to_owned(),
+        source,
+    };
     let mount = mount::sealed_exe(path).map_err(failed)?;
     // The state directory may be on a file system from which nothing may be executed.
     let change = mount::MountChange {
@@ -276,20 +297,23 @@ fn seal(path: &Path) -> Result<Arc<OwnedFd>, Error> {
     Ok(Arc::new(mount))
 }
 
-/// Puts the built-in pause program into a file of its own; its name changes with its content.
+/// Puts the built-in pause program into a file of its own. Its directory is named by its content; it
+/// is called `pause` because the kernel names the process after it (since Linux 6.14).
 fn write_pause(state: &Path) -> Result<PathBuf, Error> {
-    let dir = state.join("bin");
     let hash = Sha256::digest(PAUSE);
     let hash: String = hash.iter().take(8).map(|b| format!("{b:02x}")).collect();
-    let path = dir.join(format!("pause-{hash}"));
-    let failed = |source| Error::Program { path: path.clone(), source };
+    let dir = state.join("bin").join(format!("pause-{hash}"));
+    let path = dir.join("pause");
+    let failed = |source| Error::Program {
+        path: path.clone(),
+        source,
+    };
     if fs::read(&path).is_ok_and(|there| there == PAUSE) {
         return Ok(path);
     }
     fs::create_dir_all(&dir).map_err(failed)?;
     let dir = fs::File::open(&dir).map_err(failed)?;
     let mode = Mode::from_raw_mode(0o755);
-    let name = format!("pause-{hash}");
-    sys::fs::write_atomic(dir.as_fd(), &name, PAUSE, mode, false).map_err(failed)?;
+    sys::fs::write_atomic(dir.as_fd(), "pause", PAUSE, mode, false).map_err(failed)?;
     Ok(path)
 }

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::monitor::{MonitorEvent, MonitorEventKind, Shared};
 use super::record::read_exit;
+use crate::blocking;
 use crate::sys::process;
 
 /// How long a monitor may take to end after its last word, and between attempts to reach it again.
@@ -37,6 +38,13 @@ pub(super) struct Ask {
     pub(super) exit: Option<oneshot::Sender<ExecExit>>,
 }
 
+/// Who waits for an answer.
+pub(super) struct Pending {
+    answer: oneshot::Sender<Answer>,
+    /// For an exec: its id.
+    exec: Option<String>,
+}
+
 /// What the task works with. It lives until the monitor is dead, whoever else still holds a handle.
 pub(super) struct Link {
     pub(super) shared: Arc<Shared>,
@@ -46,7 +54,7 @@ pub(super) struct Link {
     pub(super) dir: PathBuf,
     /// Events are told: the container exists.
     pub(super) armed: bool,
-    pub(super) pending: HashMap<u64, oneshot::Sender<Answer>>,
+    pub(super) pending: HashMap<u64, Pending>,
     pub(super) execs: HashMap<String, oneshot::Sender<ExecExit>>,
     pub(super) next: u64,
     pub(super) over: bool,
@@ -90,16 +98,24 @@ impl Link {
             return Ok(());
         }
         self.next += 1;
+        let mut pending = Pending {
+            answer: ask.answer,
+            exec: None,
+        };
         if let (Call::Exec(exec), Some(exit)) = (&ask.call, ask.exit) {
+            pending.exec = Some(exec.exec_id.clone());
             self.execs.insert(exec.exec_id.clone(), exit);
         }
-        self.pending.insert(self.next, ask.answer);
+        self.pending.insert(self.next, pending);
         send_request(&self.stream, self.next, ask.call, &ask.fds).await
     }
 
     fn on_frame(&mut self, frame: Frame) -> io::Result<()> {
         let message = FromMonitor::decode(&*frame.message).map_err(io::Error::other)?;
-        let roles = message.fds.into_iter().filter_map(|role| Fd::try_from(role).ok());
+        let roles = message
+            .fds
+            .into_iter()
+            .filter_map(|role| Fd::try_from(role).ok());
         let fds = roles.zip(frame.fds).collect();
         match message.message {
             Some(Body::Reply(reply)) => {
@@ -107,8 +123,11 @@ impl Link {
                     (reply.outcome, self.pending.remove(&reply.id))
                 {
                     self.armed |= matches!(outcome, Outcome::Created(_));
-                    // Nobody waits any more: time was up. The descriptors are closed with it.
-                    let _ = waiting.send((outcome, fds));
+                    if let (Outcome::Failure(_), Some(exec)) = (&outcome, waiting.exec) {
+                        self.execs.remove(&exec);
+                    }
+                    // When time was up nobody waits any more; the descriptors are closed then.
+                    let _ = waiting.answer.send((outcome, fds));
                 }
             }
             Some(Body::Event(event)) => self.on_event(event.event),
@@ -136,7 +155,10 @@ impl Link {
     fn tell(&self, kind: MonitorEventKind) {
         if self.armed {
             // Without a receiver the daemon is ending; the exit record tells the next one.
-            let _ = self.events.send(MonitorEvent { id: self.shared.id.clone(), kind });
+            let _ = self.events.send(MonitorEvent {
+                id: self.shared.id.clone(),
+                kind,
+            });
         }
     }
 
@@ -145,9 +167,9 @@ impl Link {
         loop {
             if self.is_dead(AGAIN).await {
                 let dir = self.dir.clone();
-                let record = tokio::task::spawn_blocking(move || read_exit(&dir)).await;
+                let record = blocking::run("read an exit record", move || read_exit(&dir)).await;
                 match record {
-                    Ok(Ok(Some(record))) => self.tell(MonitorEventKind::Exited(record.exit)),
+                    Ok(Some(record)) => self.tell(MonitorEventKind::Exited(record.exit)),
                     _ => self.tell(MonitorEventKind::Lost),
                 }
                 return false;
@@ -170,7 +192,9 @@ impl Link {
 
     async fn is_dead(&self, limit: Duration) -> bool {
         match self.shared.pidfd.as_ref().map(OwnedFd::try_clone) {
-            Some(Ok(pidfd)) => tokio::time::timeout(limit, process::ended(pidfd)).await.is_ok(),
+            Some(Ok(pidfd)) => tokio::time::timeout(limit, process::ended(pidfd))
+                .await
+                .is_ok(),
             // Without a pidfd the closed connection is all there is.
             _ => true,
         }
@@ -195,7 +219,12 @@ pub(super) async fn send_request(
     fds: &[(Fd, OwnedFd)],
 ) -> io::Result<()> {
     let roles = fds.iter().map(|(role, _)| *role as i32).collect();
-    let message = Request { id, call: Some(call), fds: roles }.encode_to_vec();
+    let message = Request {
+        id,
+        call: Some(call),
+        fds: roles,
+    }
+    .encode_to_vec();
     send_frame(stream, &message, fds).await
 }
 
@@ -233,7 +262,9 @@ pub(super) fn receive(stream: &UnixStream, decoder: &mut Decoder) -> io::Result<
         }
         // No more than is missing, so that nothing is kept between frames.
         let want = decoder.missing();
-        match stream.try_io(Interest::READABLE, || decoder.read_some(stream.as_fd(), want)) {
+        match stream.try_io(Interest::READABLE, || {
+            decoder.read_some(stream.as_fd(), want)
+        }) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -254,7 +285,11 @@ pub(super) async fn next_frame(stream: &UnixStream, decoder: &mut Decoder) -> io
 
 /// Connects to the monitor that works in a directory.
 pub(super) async fn dial(dir: &Path) -> io::Result<UnixStream> {
-    let dir = tokio::fs::File::open(dir).await?;
+    let dir = dir.to_owned();
+    let dir = blocking::run("open a container's directory", move || {
+        std::fs::File::open(dir)
+    })
+    .await?;
     UnixStream::connect(short_path(&dir)).await
 }
 
@@ -267,11 +302,17 @@ pub(super) fn short_path(dir: &impl AsRawFd) -> PathBuf {
 pub(super) async fn greet(
     stream: &UnixStream,
 ) -> Option<(shim_protocol::monitor::State, Vec<(Fd, OwnedFd)>)> {
-    let hello = Call::Hello(Hello { version: VERSION, oldest: OLDEST });
+    let hello = Call::Hello(Hello {
+        version: VERSION,
+        oldest: OLDEST,
+    });
     send_request(stream, 0, hello, &[]).await.ok()?;
     let frame = next_frame(stream, &mut Decoder::default()).await.ok()?;
     let message = FromMonitor::decode(&*frame.message).ok()?;
-    let roles = message.fds.into_iter().filter_map(|role| Fd::try_from(role).ok());
+    let roles = message
+        .fds
+        .into_iter()
+        .filter_map(|role| Fd::try_from(role).ok());
     let fds = roles.zip(frame.fds).collect();
     match message.message? {
         Body::Reply(reply) => match reply.outcome? {

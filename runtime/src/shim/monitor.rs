@@ -130,20 +130,37 @@ impl Monitor {
         (what, limit): (&'static str, Duration),
     ) -> Result<Answer, Error> {
         let (answer, answered) = oneshot::channel();
-        let gone = || Error::Gone { name: self.name(), what };
-        self.asks.send(Box::new(Ask { call, fds, answer, exit })).map_err(|_| gone())?;
+        let gone = || Error::Gone {
+            name: self.name(),
+            what,
+        };
+        self.asks
+            .send(Box::new(Ask {
+                call,
+                fds,
+                answer,
+                exit,
+            }))
+            .map_err(|_| gone())?;
         match tokio::time::timeout(limit, answered).await {
             Ok(Ok((Outcome::Failure(failure), _))) => Err(Error::refused(&self.name(), failure)),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(Error::Silent { name: self.name(), what, limit }),
+            Err(_) => Err(Error::Silent {
+                name: self.name(),
+                what,
+                limit,
+            }),
         }
     }
 
     async fn ask_done(&self, call: Call, about: (&'static str, Duration)) -> Result<(), Error> {
         match self.ask(call, Vec::new(), None, about).await? {
             (Outcome::Done(_), _) => Ok(()),
-            _ => Err(Error::Nonsense { name: self.name(), what: about.0 }),
+            _ => Err(Error::Nonsense {
+                name: self.name(),
+                what: about.0,
+            }),
         }
     }
 
@@ -154,9 +171,14 @@ impl Monitor {
         fds: Vec<(Fd, OwnedFd)>,
     ) -> Result<Started, Error> {
         let what = "create";
-        let answer = self.ask(Call::Create(create), fds, None, (what, CREATE)).await?;
+        let answer = self
+            .ask(Call::Create(create), fds, None, (what, CREATE))
+            .await?;
         let (Outcome::Created(started), fds) = answer else {
-            return Err(Error::Nonsense { name: self.name(), what });
+            return Err(Error::Nonsense {
+                name: self.name(),
+                what,
+            });
         };
         if let Some((_, pidfd)) = fds.into_iter().find(|(role, _)| *role == Fd::Pidfd) {
             let _ = self.shared.init.set(pidfd);
@@ -171,9 +193,15 @@ impl Monitor {
     /// When the command cannot be executed; the container is over then, and its exit event has been sent.
     pub async fn start(&self) -> Result<i64, Error> {
         let what = "start";
-        match self.ask(Call::Start(Empty {}), Vec::new(), None, (what, START)).await? {
+        match self
+            .ask(Call::Start(Empty {}), Vec::new(), None, (what, START))
+            .await?
+        {
             (Outcome::Running(running), _) => Ok(running.started_at),
-            _ => Err(Error::Nonsense { name: self.name(), what }),
+            _ => Err(Error::Nonsense {
+                name: self.name(),
+                what,
+            }),
         }
     }
 
@@ -189,7 +217,11 @@ impl Monitor {
         seccomp: Option<OwnedFd>,
     ) -> Result<ExecHandle, Error> {
         let what = "exec";
-        let io = |source| Error::Io { name: self.name(), what: "share the worker", source };
+        let io = |source| Error::Io {
+            name: self.name(),
+            what: "share the worker",
+            source,
+        };
         let worker = self.shared.worker.try_clone().map_err(io)?;
         let given = [
             (Fd::WorkerExe, Some(worker)),
@@ -198,21 +230,45 @@ impl Monitor {
             (Fd::Stdout, stdio.stdout),
             (Fd::Stderr, stdio.stderr),
         ];
-        let fds = given.into_iter().filter_map(|(role, fd)| Some((role, fd?))).collect();
+        let fds = given
+            .into_iter()
+            .filter_map(|(role, fd)| Some((role, fd?)))
+            .collect();
         let (exit, ended) = oneshot::channel();
         let exec_id = exec.exec_id.clone();
-        let answer = self.ask(Call::Exec(exec), fds, Some(exit), (what, EXEC)).await;
+        let answer = self
+            .ask(Call::Exec(exec), fds, Some(exit), (what, EXEC))
+            .await;
         if let Err(Error::Silent { .. }) = &answer {
             // If it starts after all, nobody wants it any more.
-            let call = Call::KillExec(KillExec { exec_id: exec_id.clone() });
+            let call = Call::KillExec(KillExec {
+                exec_id: exec_id.clone(),
+            });
             let (answer, _) = oneshot::channel();
-            let _ = self.asks.send(Box::new(Ask { call, fds: Vec::new(), answer, exit: None }));
+            let _ = self.asks.send(Box::new(Ask {
+                call,
+                fds: Vec::new(),
+                answer,
+                exit: None,
+            }));
         }
         let (Outcome::ExecStarted(started), fds) = answer? else {
-            return Err(Error::Nonsense { name: self.name(), what });
+            return Err(Error::Nonsense {
+                name: self.name(),
+                what,
+            });
         };
-        let console = fds.into_iter().find(|(role, _)| *role == Fd::Console).map(|(_, fd)| fd);
-        Ok(ExecHandle { pid: started.pid, console, exec_id, ended, monitor: self.clone() })
+        let console = fds
+            .into_iter()
+            .find(|(role, _)| *role == Fd::Console)
+            .map(|(_, fd)| fd);
+        Ok(ExecHandle {
+            pid: started.pid,
+            console,
+            exec_id,
+            ended,
+            monitor: self.clone(),
+        })
     }
 
     /// Kills one exec'd process with everything that it started. One that is over is fine.
@@ -220,7 +276,9 @@ impl Monitor {
     /// # Errors
     /// When the monitor does not answer.
     pub async fn kill_exec(&self, exec_id: &str) -> Result<(), Error> {
-        let call = Call::KillExec(KillExec { exec_id: exec_id.to_owned() });
+        let call = Call::KillExec(KillExec {
+            exec_id: exec_id.to_owned(),
+        });
         self.ask_done(call, ("kill an exec", KILL)).await
     }
 
@@ -229,7 +287,8 @@ impl Monitor {
     /// # Errors
     /// When the file cannot be opened; the old one stays in use.
     pub async fn reopen_log(&self) -> Result<(), Error> {
-        self.ask_done(Call::ReopenLog(Empty {}), ("reopen the log", REOPEN)).await
+        self.ask_done(Call::ReopenLog(Empty {}), ("reopen the log", REOPEN))
+            .await
     }
 
     /// Ends the container, whatever it is doing, and then the monitor. One that has ended is fine.
@@ -237,7 +296,10 @@ impl Monitor {
     /// # Errors
     /// When the monitor does not answer.
     pub async fn destroy(&self) -> Result<(), Error> {
-        match self.ask_done(Call::Destroy(Empty {}), ("destroy", DESTROY)).await {
+        match self
+            .ask_done(Call::Destroy(Empty {}), ("destroy", DESTROY))
+            .await
+        {
             Err(Error::Gone { .. }) => Ok(()),
             other => other,
         }
@@ -250,24 +312,27 @@ impl Monitor {
     pub fn signal(&self, signal: i32) -> Result<bool, Error> {
         let what = "signal its first process";
         let Some(pidfd) = self.shared.init.get() else {
-            return Err(Error::Gone { name: self.name(), what });
+            return Err(Error::Gone {
+                name: self.name(),
+                what,
+            });
         };
-        process::send_signal(pidfd.as_fd(), signal)
-            .map_err(|source| Error::Io { name: self.name(), what, source })
+        process::send_signal(pidfd.as_fd(), signal).map_err(|source| Error::Io {
+            name: self.name(),
+            what,
+            source,
+        })
     }
 
     /// Kills the monitor, and with it the container, and waits until it is dead.
     pub(super) async fn kill(&self) {
-        let Some(pidfd) = &self.shared.pidfd else { return };
+        let Some(pidfd) = &self.shared.pidfd else {
+            return;
+        };
         let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
         if let Ok(pidfd) = pidfd.try_clone() {
             let _ = tokio::time::timeout(KILL, process::ended(pidfd)).await;
         }
-    }
-
-    /// The monitor's pidfd, to kill it by.
-    pub(super) fn pidfd(&self) -> Option<OwnedFd> {
-        self.shared.pidfd.as_ref()?.try_clone().ok()
     }
 }
 
@@ -294,8 +359,9 @@ impl ExecHandle {
     /// # Errors
     /// When the monitor dies, or hangs up for a moment, before it could tell.
     pub async fn wait(self) -> Result<ExecExit, Error> {
-        self.ended
-            .await
-            .map_err(|_| Error::Gone { name: self.monitor.name(), what: "wait for a command" })
+        self.ended.await.map_err(|_| Error::Gone {
+            name: self.monitor.name(),
+            what: "wait for a command",
+        })
     }
 }

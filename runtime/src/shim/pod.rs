@@ -53,13 +53,24 @@ impl PodWorker {
             move |source| Error::Io { name, what, source }
         };
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
-        let pidfd = launcher.spawn_worker(theirs).await.map_err(io("start a worker"))?;
+        let pidfd = launcher
+            .spawn_worker(theirs)
+            .await
+            .map_err(io("start a worker"))?;
         let (unused, dropped) = oneshot::channel();
         tokio::spawn(bury(pidfd, dropped));
         let pause = launcher.pause_exe();
-        let mut worker =
-            Self { name, stream, decoder: Decoder::default(), pause, _unused: unused };
-        match worker.call(worker::Call::Pod(pod), Vec::new(), "make namespaces").await? {
+        let mut worker = Self {
+            name,
+            stream,
+            decoder: Decoder::default(),
+            pause,
+            _unused: unused,
+        };
+        match worker
+            .call(worker::Call::Pod(pod), Vec::new(), "make namespaces")
+            .await?
+        {
             (Outcome::Namespaces(_), _) => Ok(worker),
             _ => Err(worker.nonsense("make namespaces")),
         }
@@ -76,13 +87,19 @@ impl PodWorker {
     ) -> Result<PauseHandle, Error> {
         let what = "start pause";
         let exe = self.pause.try_clone();
-        let exe = exe.map_err(|source| Error::Io { name: self.name.clone(), what, source })?;
+        let exe = exe.map_err(|source| Error::Io {
+            name: self.name.clone(),
+            what,
+            source,
+        })?;
         let mut fds = vec![(Fd::PauseExe, exe)];
         fds.extend(seccomp.map(|fd| (Fd::Seccomp, fd)));
         match self.call(worker::Call::Pause(pause), fds, what).await? {
-            (Outcome::Started(Started { pid, start_time }), Some(pidfd)) => {
-                Ok(PauseHandle { pid, start_time, pidfd })
-            }
+            (Outcome::Started(Started { pid, start_time }), Some(pidfd)) => Ok(PauseHandle {
+                pid,
+                start_time,
+                pidfd,
+            }),
             _ => Err(self.nonsense(what)),
         }
     }
@@ -94,7 +111,11 @@ impl PodWorker {
         what: &'static str,
     ) -> Result<(Outcome, Option<OwnedFd>), Error> {
         let roles = fds.iter().map(|(role, _)| *role as i32).collect();
-        let request = worker::Request { call: Some(call), fds: roles }.encode_to_vec();
+        let request = worker::Request {
+            call: Some(call),
+            fds: roles,
+        }
+        .encode_to_vec();
         let exchange = async {
             // A worker that cannot read has died; then there is no answer either.
             let _ = send_frame(&self.stream, &request, &fds).await;
@@ -103,11 +124,24 @@ impl PodWorker {
         let frame = match tokio::time::timeout(LIMIT, exchange).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(Error::Gone { name: self.name.clone(), what });
+                return Err(Error::Gone {
+                    name: self.name.clone(),
+                    what,
+                });
             }
-            Ok(Err(source)) => return Err(Error::Io { name: self.name.clone(), what, source }),
+            Ok(Err(source)) => {
+                return Err(Error::Io {
+                    name: self.name.clone(),
+                    what,
+                    source,
+                });
+            }
             Err(_) => {
-                return Err(Error::Silent { name: self.name.clone(), what, limit: LIMIT });
+                return Err(Error::Silent {
+                    name: self.name.clone(),
+                    what,
+                    limit: LIMIT,
+                });
             }
         };
         let mut fds = frame.fds;
@@ -120,13 +154,18 @@ impl PodWorker {
     }
 
     fn nonsense(&self, what: &'static str) -> Error {
-        Error::Nonsense { name: self.name.clone(), what }
+        Error::Nonsense {
+            name: self.name.clone(),
+            what,
+        }
     }
 }
 
 /// Reaps a worker; kills one that goes on although nobody needs it.
 async fn bury(pidfd: OwnedFd, dropped: oneshot::Receiver<()>) {
-    let (Ok(watched), Ok(kill)) = (pidfd.try_clone(), pidfd.try_clone()) else { return };
+    let (Ok(watched), Ok(kill)) = (pidfd.try_clone(), pidfd.try_clone()) else {
+        return;
+    };
     let ended = process::ended(watched);
     tokio::pin!(ended);
     tokio::select! {

@@ -108,6 +108,9 @@ mod tests {
         std::fs::write(&file, record::encode("b", &Exit::default())).unwrap();
         assert_eq!(read_exit(dir.path()).unwrap().unwrap().boot_id, "b");
         std::fs::write(&file, "").unwrap();
-        assert!(matches!(read_exit(dir.path()), Err(RecordError::Damaged { .. })));
+        assert!(matches!(
+            read_exit(dir.path()),
+            Err(RecordError::Damaged { .. })
+        ));
     }
 }

@@ -47,7 +47,9 @@ impl Spawner {
                 let _ = ready.send(Err(error));
             }
         };
-        let thread = std::thread::Builder::new().name("spawner".to_owned()).spawn(work);
+        let thread = std::thread::Builder::new()
+            .name("spawner".to_owned())
+            .spawn(work);
         thread.map_err(|source| failed("start a thread", source))?;
         let ended = || failed("place a thread", io::ErrorKind::BrokenPipe.into());
         placed.recv().map_err(|_| ended())??;
@@ -63,14 +65,23 @@ impl Spawner {
         stdin: OwnedFd,
     ) -> io::Result<OwnedFd> {
         let (done, pidfd) = oneshot::channel();
-        let job = Job { exe: exe.clone(), name, stdin, done };
+        let job = Job {
+            exe: exe.clone(),
+            name,
+            stdin,
+            done,
+        };
         self.jobs.send(job).map_err(|_| io::ErrorKind::BrokenPipe)?;
         pidfd.await.map_err(|_| io::ErrorKind::BrokenPipe)?
     }
 }
 
 fn failed(what: &'static str, source: io::Error) -> Error {
-    Error::Io { name: "monitors".to_owned(), what, source }
+    Error::Io {
+        name: "monitors".to_owned(),
+        what,
+        source,
+    }
 }
 
 /// Where new processes belong.

@@ -19,7 +19,10 @@ const DEATH: Duration = Duration::from_secs(10);
 /// # Errors
 /// `ESRCH` when there is none with this pid, `EINVAL` for a pid that cannot be.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::INVAL)?;
+    let pid = Some(pid)
+        .filter(|pid| *pid > 0)
+        .and_then(Pid::from_raw)
+        .ok_or(Errno::INVAL)?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
@@ -30,7 +33,10 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 pub fn start_time(pid: i32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_start_time(&stat).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time"))
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("/proc/{pid}/stat has no start time"),
+        )
     })
 }
 
@@ -70,7 +76,13 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<bool> {
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: takes numbers; a null pointer means what kill(2) would say of the sender.
     let done = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            info,
+            0,
+        )
     };
     if done == 0 {
         return Ok(true);
@@ -126,7 +138,9 @@ pub fn has_ended(pidfd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
 /// # Errors
 /// `TimedOut` when it does not die in time, else what the kernel says.
 pub fn kill_and_wait(pid: i32, start: u64) -> io::Result<()> {
-    let Some(pidfd) = open_same(pid, start)? else { return Ok(()) };
+    let Some(pidfd) = open_same(pid, start)? else {
+        return Ok(());
+    };
     send_signal(pidfd.as_fd(), libc::SIGKILL)?;
     if has_ended(pidfd.as_fd(), DEATH)? {
         return Ok(());
@@ -140,7 +154,9 @@ pub fn kill_and_wait(pid: i32, start: u64) -> io::Result<()> {
 /// # Errors
 /// When the descriptor cannot be watched.
 pub async fn ended(pidfd: OwnedFd) -> io::Result<OwnedFd> {
-    let watched = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+    // SAFETY: an `OwnedFd` stands for one open descriptor until it is dropped, which the watch does last.
+    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    let watched = watched.map_err(io::Error::from)?;
     // Never cleared: a process ends once.
     watched.readable().await?.retain_ready();
     Ok(watched.into_inner())

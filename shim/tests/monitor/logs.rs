@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use shim_protocol::monitor::{Call, Empty, FailureKind, Outcome};
 
 use crate::Test;
-use crate::harness::{Shim, eventually, script};
+use crate::harness::{Shim, command, eventually, script};
 
 pub(crate) const TESTS: &[Test] = &[
     ("log_every_line_arrives_in_order", in_order),
@@ -227,9 +227,10 @@ fn foreign_holder() {
 
 fn throughput() {
     let disk = tempfile::tempdir().unwrap();
-    let mut wish = script(
-        "yes 012345678901234567890123456789012345678901234567890123456789012 | head -c 256M",
-    );
+    let memory = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    let lines = [b"0123456789abcdef".repeat(4)[1..].to_vec(), b"\n".to_vec()].concat();
+    fs::write(memory.path(), lines.repeat((256 << 20) / 64)).unwrap();
+    let mut wish = command(&["/bin/cat", memory.path().to_str().unwrap()]);
     wish.log_dir = Some(disk.path().into());
     let mut shim = Shim::created(wish);
     let began = Instant::now();

@@ -1,0 +1,112 @@
+//! Pods' namespaces and pause processes, and the launcher itself.
+
+use super::*;
+
+#[tokio::test]
+async fn a_pod_has_namespaces_and_a_pause_process() {
+    let bench = Bench::new();
+    let dir = tempfile::tempdir().unwrap();
+    rustix::mount::mount_bind(dir.path(), dir.path()).unwrap();
+    rustix::mount::mount_change(dir.path(), MountPropagationFlags::PRIVATE).unwrap();
+    let pin = |name: &str| dir.path().join(name).display().to_string();
+    let pod = worker::Pod {
+        id: "p".into(),
+        net: pin("net"),
+        ipc: pin("ipc"),
+        uts: pin("uts"),
+        hostname: "podhost".into(),
+        ipc_sysctls: Vec::new(),
+    };
+    let worker = bench.launcher().pod(pod).await.unwrap();
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    let path = format!("/{}", unique("pause"));
+    let leaves = everywhere(&path);
+    let cgroup = worker::Cgroup {
+        path,
+        dirs: leaves.clone(),
+        leaves: leaves.clone(),
+        ..Default::default()
+    };
+    let pause = worker::Pause {
+        pid: pin("pid"),
+        cgroup: Some(cgroup),
+        process: Some(process(&[])),
+    };
+    let pause = worker.pause(pause, None).await.unwrap();
+    assert!(sys::process::is_alive(pause.pid, pause.start_time).unwrap());
+    let net = fs::read_link(format!("/proc/{}/ns/net", pause.pid)).unwrap();
+    assert_ne!(net, own);
+    let comm = fs::read_to_string(format!("/proc/{}/comm", pause.pid)).unwrap();
+    assert_eq!(comm, "pause\n");
+    sys::process::send_signal(pause.pidfd.as_fd(), libc::SIGKILL).unwrap();
+    tokio::time::timeout(LIMIT, sys::process::ended(pause.pidfd))
+        .await
+        .unwrap()
+        .unwrap();
+    for name in ["net", "ipc", "uts", "pid"] {
+        rustix::mount::unmount(dir.path().join(name), UnmountFlags::DETACH).unwrap();
+    }
+    rustix::mount::unmount(dir.path(), UnmountFlags::DETACH).unwrap();
+    for leaf in &leaves {
+        let give_up = Instant::now() + LIMIT;
+        while fs::remove_dir(leaf).is_err() && Path::new(leaf).exists() {
+            assert!(Instant::now() < give_up, "{leaf}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_made_is_an_error() {
+    let bench = Bench::new();
+    let pod = worker::Pod {
+        id: "p".into(),
+        net: "/no/such/dir/net".into(),
+        ..worker::Pod::default()
+    };
+    let error = bench.launcher().pod(pod).await.unwrap_err();
+    assert!(error.to_string().starts_with("pod p: "), "{error}");
+}
+
+#[tokio::test]
+async fn workers_and_monitors_are_in_their_own_control_groups() {
+    let bench = Bench::new();
+    let mut fixture = Fixture::script("exit 0");
+    let (monitor, _) = fixture.create(&bench).await.unwrap();
+    let (_, state) = bench
+        .launcher()
+        .connect(&fixture.id, fixture.dir.path())
+        .await
+        .unwrap();
+    let name = bench.shims[0].file_name().unwrap().to_str().unwrap();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let theirs = fs::read_to_string(format!("/proc/{}/cgroup", state.monitor_pid)).unwrap();
+    assert!(theirs.lines().all(|l| l.ends_with(name)), "{theirs}");
+    assert!(!own.contains(name), "{own}");
+    monitor.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn missing_programs_and_control_groups_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (events, _) = mpsc::unbounded_channel();
+    let config = |worker: PathBuf, shims_cgroup| LauncherConfig {
+        shim: program("berth-shim", "BERTH_SHIM"),
+        worker,
+        state_dir: dir.path().to_owned(),
+        shims_cgroup,
+        events: events.clone(),
+        boot_id: String::new(),
+    };
+    let error = Launcher::open(config("/no/such/worker".into(), Vec::new())).unwrap_err();
+    assert!(error.to_string().contains("/no/such/worker"), "{error}");
+    let worker = program("berth-worker", "BERTH_WORKER");
+    let missing = vec![PathBuf::from("/no/such/cgroup")];
+    let error = Launcher::open(config(worker, missing)).unwrap_err();
+    assert!(error.to_string().contains("/no/such/cgroup"), "{error}");
+    // The pause program was written once, and can be executed.
+    let names: Vec<_> = fs::read_dir(dir.path().join("bin")).unwrap().collect();
+    assert_eq!(names.len(), 1);
+    let program = names[0].as_ref().unwrap().path().join("pause");
+    assert_eq!(fs::read(program).unwrap(), pause::PAUSE);
+}
