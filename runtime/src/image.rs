@@ -188,15 +188,15 @@ impl fmt::Debug for Inner {
 }
 
 impl ImageManager {
-    /// With the images that the index has.
+    /// With the images that the index has. One that lost a layer is taken out of it, which writes the index.
     ///
     /// # Errors
-    /// A pinned name is not a reference.
+    /// The index cannot be written, or a pinned name is not a reference.
     pub fn open(config: Config) -> Result<Self, Error> {
         let shelf = Shelf::new(config.storage);
         let pinned = config.pinned.iter().map(|text| text.parse());
         let inner = Inner {
-            catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()))),
+            catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()?))),
             shelf,
             registry: Registry::new(config.registry_hosts_dir),
             pinned: pinned.collect::<Result<_, registry::Error>>()?,

@@ -95,16 +95,35 @@ impl Shelf {
 
     pub(crate) async fn document(&self, digest: Digest) -> Result<Option<Vec<u8>>, Error> {
         let storage = self.storage.clone();
-        Ok(blocking(move || storage.get_blob(&digest)).await??)
+        match blocking(move || storage.get_blob(&digest)).await? {
+            // As good as none: the next pull writes it again.
+            Err(storage::Error::Damaged(_)) => Ok(None),
+            document => Ok(document?),
+        }
     }
 
     pub(crate) fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         Ok(self.storage.put_blob(digest, bytes)?)
     }
 
-    pub(crate) fn entries(&self) -> Vec<Entry> {
-        let records = self.storage.index().all();
-        records.iter().map(|record| entry(record)).collect()
+    /// The images of the index. One that lost a layer is absent, so that it is pulled again.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        let mut broken = Vec::new();
+        for record in self.storage.index().all() {
+            match record.chain.iter().find(|layer| !self.has_layer(layer)) {
+                None => entries.push(entry(&record)),
+                Some(layer) => {
+                    tracing::warn!(
+                        image.id = %record.id, image.tags = ?record.tags, layer.chain = %layer,
+                        "an image is incomplete and taken out of the index: pull it again"
+                    );
+                    broken.push(record.id);
+                }
+            }
+        }
+        self.storage.index().change(Vec::new(), &broken)?;
+        Ok(entries)
     }
 
     /// Brings a change of the catalog to the index, in one transaction.

@@ -424,6 +424,42 @@ fn a_killed_pull_leaves_no_image() {
 }
 
 #[tokio::test]
+async fn an_image_that_lost_a_layer_or_a_document_is_pulled_again() {
+    let (rig, fake) = (Rig::new(), Fake::http().await);
+    let made = three_layers();
+    fake.put_image("x", "1", &made);
+    let name = fake.name("x:1");
+    rig.pull(&name).await.unwrap();
+    let chain = document::chain_ids(&made.diff_ids);
+    rig.storage.remove_layer(&chain[1]).unwrap();
+    let config = rig
+        .root
+        .path()
+        .join("store/blobs/sha256")
+        .join(made.id.hex());
+    std::fs::write(config, "damaged").unwrap();
+    let error = rig.manager.acquire(&name).unwrap_err();
+    assert!(
+        error.to_string().contains("pull the image again"),
+        "{error}"
+    );
+    let rig = rig.reopen();
+    assert_eq!(rig.manager.find(&name).unwrap(), None);
+    rig.pull(&name).await.unwrap();
+    rig.manager.acquire(&name).unwrap();
+    let layer = made.blobs[0].0.to_string();
+    assert_eq!(
+        fake.count("GET", &layer),
+        1,
+        "what is whole is not fetched again"
+    );
+    // Without a restart the next pull notices as well.
+    rig.storage.remove_layer(&chain[2]).unwrap();
+    rig.pull(&name).await.unwrap();
+    rig.manager.acquire(&name).unwrap();
+}
+
+#[tokio::test]
 async fn credentials_keep_pulls_apart() {
     let (rig, fake) = (Rig::new(), Fake::http().await);
     fake.put_image("x", "1", &one_layer("x"));

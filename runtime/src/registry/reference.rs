@@ -5,7 +5,7 @@
 //! `docker.io/library/busybox:latest`. It is parsed by hand: the regular expression behind
 //! `oci_spec::distribution::Reference` takes 56 ms to compile and keeps 12 MiB for the life of the
 //! process (measured, release build: nearly the daemon's whole budget), takes letters outside ASCII in
-//! tags, and knows no IPv6 hosts. A test compares the two where they agree.
+//! tags and underscores in hosts, and knows no IPv6 hosts. A test compares the two where they agree.
 
 use std::fmt;
 use std::str::FromStr;
@@ -351,7 +351,9 @@ mod tests {
         #[test]
         fn agrees_with_oci_spec(text in "([a-z0-9.-]{1,9}(:[0-9]{1,4})?/)?[a-z0-9._-]{1,6}(/[a-z0-9_.-]{1,6})?(:[A-Za-z0-9_.-]{0,5})?") {
             let ours = text.parse::<Reference>().map(|r| r.to_string()).ok();
-            let theirs = text.parse::<oci_spec::distribution::Reference>().map(|r| r.whole()).ok();
+            let theirs = text.parse::<oci_spec::distribution::Reference>().ok();
+            // It takes hosts that no host can be called, when they could be the beginning of a path.
+            let theirs = theirs.filter(|r| is_registry(r.registry())).map(|r| r.whole());
             prop_assert_eq!(ours, theirs);
         }
     }

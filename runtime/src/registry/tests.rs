@@ -389,6 +389,27 @@ async fn a_slow_drip_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_silent_registry_is_given_up() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let fake = Fake::http().await;
+    let bytes = vec![7; 2000];
+    fake.put_blob(&fake::digest(&bytes), &bytes);
+    fake.plan(|p| p.drip = Some((200, Duration::from_secs(3600))));
+    let mut registry = Registry::new(PathBuf::from("/nonexistent"));
+    let inner = Arc::get_mut(&mut registry).unwrap();
+    inner.clients = client::Clients::with_silence(Duration::from_millis(100));
+    let name = format!("{}/x:1", silent.local_addr().unwrap());
+    let error = manifest(&registry, &name, None).await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("RegistryUnavailable"),
+        "{error}"
+    );
+    // In the middle of a body: every try brings 200 bytes, so it goes on and ends.
+    assert_eq!(fetch(&registry, &fake, &bytes).await.unwrap(), bytes);
+    assert_eq!(fake.log().len(), 10);
+}
+
+#[tokio::test]
 async fn a_bad_hosts_file_stops_the_pull_and_is_named() {
     let (dir, registry) = hosts("r.test", "mirror = 1");
     let error = manifest(&registry, "r.test/x", None).await.unwrap_err();
