@@ -10,7 +10,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(exec_keeps_seccomp),
     test!(cgroup_mount_is_read_only),
     test!(own_program_cannot_be_overwritten).berth_only("it looks at Berth's programs"),
-    test!(signals_and_groups_are_reset),
+    test!(signals_and_groups_are_reset)
+        .berth_only("containerd hands on the ignored signals that it inherited"),
     test!(plain_user_opens_dev_stdout),
     test!(entrypoint_only_for_root),
     test!(environment_keeps_order_and_doubles),
