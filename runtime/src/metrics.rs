@@ -1,1 +1,401 @@
-//! TBD.
+//! Measurements for Prometheus, all with the prefix `berth_`.
+//!
+//! One [`Metrics`] is made by the daemon and handed to those who measure; there is no global one. No label
+//! ever holds the name of a pod or container: their number is not bounded.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Seconds; from a status that is served from memory to an image pull.
+const CALL_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0,
+];
+
+/// Seconds; from a system call to a hanging disk.
+const STEP_BUCKETS: [f64; 11] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 30.0,
+];
+
+/// A histogram for each set of labels.
+pub type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Labels of a finished RPC.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RpcLabels {
+    /// Name of the RPC.
+    pub method: &'static str,
+    /// Name of the gRPC code.
+    pub code: &'static str,
+}
+
+/// Labels of a step of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StepLabels {
+    /// The operation, such as `run_pod`.
+    pub operation: &'static str,
+    /// The step, such as `cni_add`.
+    pub step: &'static str,
+}
+
+/// Labels of a run of a CNI plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CniLabels {
+    /// Type of the plugin, or `builtin`.
+    pub plugin: String,
+    /// `ADD`, `DEL`, …
+    pub verb: &'static str,
+    /// `ok` or `error`.
+    pub result: &'static str,
+}
+
+/// The host that image bytes came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HostLabels {
+    /// Its name.
+    pub host: String,
+}
+
+/// A part of a pull.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PhaseLabels {
+    /// Such as `resolve` or `layers`.
+    pub phase: &'static str,
+}
+
+/// Why something failed, in one word.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// The word.
+    pub reason: &'static str,
+}
+
+/// Everything that is measured.
+pub struct Metrics {
+    /// Seconds from the arrival of an RPC to its answer.
+    pub rpc_duration: Histograms<RpcLabels>,
+    /// RPCs under way.
+    pub rpc_in_flight: Gauge,
+    /// RPCs whose handler panicked.
+    pub rpc_panics: Counter,
+    /// Seconds of each step of the longer operations.
+    pub step_duration: Histograms<StepLabels>,
+    /// Seconds of each run of a CNI plugin.
+    pub cni_duration: Histograms<CniLabels>,
+    /// Bytes received from registries.
+    pub pull_bytes: Family<HostLabels, Counter>,
+    /// Seconds of each part of a pull.
+    pub pull_duration: Histograms<PhaseLabels>,
+    /// Pulls that failed.
+    pub pull_failures: Family<ReasonLabels, Counter>,
+    /// Pulls under way.
+    pub pulls_in_progress: Gauge,
+    /// Layers that a pull found on the node.
+    pub layer_reuse: Counter,
+    /// Seconds until a new monitor answers.
+    pub shim_start_duration: Histogram,
+    /// Containers that the kernel killed for memory.
+    pub container_oom: Counter,
+    registry: Mutex<Registry>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn call_histogram() -> Histogram {
+    Histogram::new(CALL_BUCKETS)
+}
+
+fn step_histogram() -> Histogram {
+    Histogram::new(STEP_BUCKETS)
+}
+
+impl Metrics {
+    /// A registry with all families, each empty.
+    pub fn new() -> Self {
+        let metrics = Self {
+            rpc_duration: Family::new_with_constructor(call_histogram),
+            rpc_in_flight: Gauge::default(),
+            rpc_panics: Counter::default(),
+            step_duration: Family::new_with_constructor(step_histogram),
+            cni_duration: Family::new_with_constructor(step_histogram),
+            pull_bytes: Family::default(),
+            pull_duration: Family::new_with_constructor(call_histogram),
+            pull_failures: Family::default(),
+            pulls_in_progress: Gauge::default(),
+            layer_reuse: Counter::default(),
+            shim_start_duration: step_histogram(),
+            container_oom: Counter::default(),
+            registry: Mutex::new(Registry::with_prefix("berth")),
+        };
+        metrics.register_calls();
+        metrics.register_work();
+        metrics
+    }
+
+    fn register_calls(&self) {
+        let mut registry = self.registry();
+        let build = [
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("arch", std::env::consts::ARCH),
+        ];
+        registry.register("build", "The running program", Info::new(build.to_vec()));
+        registry.register_with_unit(
+            "rpc_duration",
+            "Time from the arrival of an RPC to its answer",
+            Unit::Seconds,
+            self.rpc_duration.clone(),
+        );
+        registry.register(
+            "rpc_in_flight",
+            "RPCs under way",
+            self.rpc_in_flight.clone(),
+        );
+        registry.register(
+            "rpc_panics",
+            "RPCs whose handler panicked",
+            self.rpc_panics.clone(),
+        );
+        registry.register_with_unit(
+            "operation_step_duration",
+            "Time of each step of the longer operations",
+            Unit::Seconds,
+            self.step_duration.clone(),
+        );
+    }
+
+    fn register_work(&self) {
+        let mut registry = self.registry();
+        registry.register_with_unit(
+            "cni_duration",
+            "Time of each run of a CNI plugin",
+            Unit::Seconds,
+            self.cni_duration.clone(),
+        );
+        registry.register_with_unit(
+            "pull",
+            "Bytes received from registries",
+            Unit::Bytes,
+            self.pull_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "pull_duration",
+            "Time of each part of a pull",
+            Unit::Seconds,
+            self.pull_duration.clone(),
+        );
+        registry.register(
+            "pull_failures",
+            "Pulls that failed",
+            self.pull_failures.clone(),
+        );
+        registry.register(
+            "pulls_in_progress",
+            "Pulls under way",
+            self.pulls_in_progress.clone(),
+        );
+        registry.register(
+            "layer_reuse",
+            "Layers that a pull found on the node",
+            self.layer_reuse.clone(),
+        );
+        registry.register_with_unit(
+            "shim_start_duration",
+            "Time until a new monitor answers",
+            Unit::Seconds,
+            self.shim_start_duration.clone(),
+        );
+        registry.register(
+            "container_oom",
+            "Containers that the kernel killed for memory",
+            self.container_oom.clone(),
+        );
+    }
+
+    /// Adds a gauge whose values are asked for at every scrape: one for each value of `label`.
+    pub fn observe_gauge(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        label: &'static str,
+        values: impl Fn() -> Vec<(&'static str, i64)> + Send + Sync + 'static,
+    ) {
+        let gauge = ObservedGauge {
+            name,
+            help,
+            label,
+            values: Box::new(values),
+        };
+        self.registry().register_collector(Box::new(gauge));
+    }
+
+    /// Adds a counter whose value is asked for at every scrape.
+    pub fn observe_counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        value: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        let counter = ObservedCounter {
+            name,
+            help,
+            value: Box::new(value),
+        };
+        self.registry().register_collector(Box::new(counter));
+    }
+
+    /// Everything as OpenMetrics text.
+    ///
+    /// # Errors
+    /// When a collector fails; ours do not.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry())?;
+        Ok(out)
+    }
+
+    /// Starts the clock of a step, which is observed when the guard goes.
+    pub fn step(self: &Arc<Self>, operation: &'static str, step: &'static str) -> StepTimer {
+        StepTimer {
+            metrics: self.clone(),
+            labels: StepLabels { operation, step },
+            started: Instant::now(),
+        }
+    }
+
+    /// Notes a finished RPC.
+    pub fn rpc_finished(&self, method: &'static str, code: &'static str, took: Duration) {
+        self.rpc_duration
+            .get_or_create(&RpcLabels { method, code })
+            .observe(took.as_secs_f64());
+    }
+
+    fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The clock of one step.
+#[derive(Debug)]
+#[must_use = "the step ends when this goes"]
+pub struct StepTimer {
+    metrics: Arc<Metrics>,
+    labels: StepLabels,
+    started: Instant,
+}
+
+impl Drop for StepTimer {
+    fn drop(&mut self) {
+        self.metrics
+            .step_duration
+            .get_or_create(&self.labels)
+            .observe(self.started.elapsed().as_secs_f64());
+    }
+}
+
+type Values<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+struct ObservedGauge {
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    values: Values<Vec<(&'static str, i64)>>,
+}
+
+impl fmt::Debug for ObservedGauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Collector for ObservedGauge {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family =
+            encoder.encode_descriptor(self.name, self.help, None, MetricType::Gauge)?;
+        for (value, number) in (self.values)() {
+            let labels = [(self.label, value)];
+            let one: MetricEncoder<'_> = family.encode_family(&labels)?;
+            ConstGauge::new(number).encode(one)?;
+        }
+        Ok(())
+    }
+}
+
+struct ObservedCounter {
+    name: &'static str,
+    help: &'static str,
+    value: Values<u64>,
+}
+
+impl fmt::Debug for ObservedCounter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Collector for ObservedCounter {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let metric = encoder.encode_descriptor(self.name, self.help, None, MetricType::Counter)?;
+        ConstCounter::new((self.value)()).encode(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_units_and_labels_are_as_documented() {
+        let metrics = Arc::new(Metrics::new());
+        metrics.rpc_finished("Version", "OK", Duration::from_millis(2));
+        metrics.rpc_in_flight.inc();
+        metrics.container_oom.inc();
+        drop(metrics.step("run_pod", "cni_add"));
+        let host = HostLabels {
+            host: "registry.example".into(),
+        };
+        metrics.pull_bytes.get_or_create(&host).inc_by(7);
+        metrics.observe_gauge("containers", "Containers by state", "state", || {
+            vec![("running", 3), ("exited", 0)]
+        });
+        metrics.observe_counter("events_dropped", "Events that listeners lost", || 9);
+        let text = metrics.encode().unwrap();
+        for line in [
+            "berth_rpc_duration_seconds_count{method=\"Version\",code=\"OK\"} 1",
+            "berth_rpc_in_flight 1",
+            "berth_container_oom_total 1",
+            "berth_operation_step_duration_seconds_count{operation=\"run_pod\",step=\"cni_add\"} 1",
+            "berth_pull_bytes_total{host=\"registry.example\"} 7",
+            "berth_containers{state=\"running\"} 3",
+            "berth_events_dropped_total 9",
+            "# TYPE berth_build info",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}

@@ -13,7 +13,7 @@ pub use container::{
     ContainerStatus, ContainerUser, DeviceRequest, ExecOutput, ExecRequest, ExitReason,
     MountPropagation, MountRequest, UserRequest,
 };
-pub use error::{Kind, Kinded};
+pub use error::{Kind, Kinded, chain, now_nanos};
 pub use image::{
     ChainId, Digest, FsUsage, Image, ImageConfig, ImageId, ImageUser, NotADigest, RegistryAuth,
     ResolvedImage,

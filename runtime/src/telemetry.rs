@@ -1,1 +1,262 @@
-//! TBD.
+//! The daemon's log: records of `tracing`, on standard error, as text or JSON.
+//!
+//! The filter can be changed while the daemon runs (`berth log-level`). Records made while an RPC is
+//! handled carry its span, and with it `rpc.id`.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::Subscriber;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+/// What is wrong with a log setting.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not a filter.
+    #[error(
+        "{0:?} is not a log filter: wanted is a level (error, warn, info, debug, trace) or a list such as \"info,berth::pod=debug\""
+    )]
+    Filter(String),
+    /// There is one already.
+    #[error("the log is already set up in this process")]
+    Twice,
+    /// The subscriber is gone.
+    #[error("the log is shut down")]
+    Gone,
+}
+
+/// Form of the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A line of text, coloured on a terminal.
+    Text,
+    /// A JSON object on a line.
+    Json,
+}
+
+/// Changes what is logged.
+#[derive(Clone)]
+pub struct LogFilter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    current: Arc<Mutex<String>>,
+}
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LogFilter({:?})", self.current())
+    }
+}
+
+impl LogFilter {
+    /// The filter in force, as it was given.
+    pub fn current(&self) -> String {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts another filter in force, for all records from now on.
+    ///
+    /// # Errors
+    /// When it is not a filter; the old one stays.
+    pub fn set(&self, filter: &str) -> Result<(), Error> {
+        let parsed = parse(filter)?;
+        self.handle.reload(parsed).map_err(|_| Error::Gone)?;
+        filter
+            .trim()
+            .clone_into(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+}
+
+/// Sets up the log of this process and reports panics in it.
+///
+/// # Errors
+/// When `filter` is not a filter, or the log is already set up.
+pub fn init(format: Format, filter: &str) -> Result<LogFilter, Error> {
+    let style = Style {
+        format,
+        colour: std::io::stderr().is_terminal(),
+        // journald stamps what it is given (systemd.exec(5) on this variable).
+        time: std::env::var_os("JOURNAL_STREAM").is_none(),
+    };
+    let (subscriber, handle) = build(style, filter, std::io::stderr)?;
+    subscriber.try_init().map_err(|_| Error::Twice)?;
+    log_panics();
+    Ok(handle)
+}
+
+#[derive(Clone, Copy)]
+struct Style {
+    format: Format,
+    colour: bool,
+    time: bool,
+}
+
+fn build<W>(
+    style: Style,
+    filter: &str,
+    writer: W,
+) -> Result<(impl Subscriber + Send + Sync, LogFilter), Error>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let (layer, handle) = reload::Layer::new(parse(filter)?);
+    let handle = LogFilter {
+        handle,
+        current: Arc::new(Mutex::new(filter.trim().to_owned())),
+    };
+    let subscriber = Registry::default().with(layer).with(output(style, writer));
+    Ok((subscriber, handle))
+}
+
+fn output<S, W>(style: Style, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(style.colour && style.format == Format::Text);
+    match (style.format, style.time) {
+        // All spans, not the innermost one only: rpc.id is in the outermost.
+        (Format::Json, true) => layer.json().with_current_span(false).boxed(),
+        (Format::Json, false) => layer.json().with_current_span(false).without_time().boxed(),
+        (Format::Text, true) => layer.boxed(),
+        (Format::Text, false) => layer.without_time().boxed(),
+    }
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, Error> {
+    let filter = filter.trim();
+    let wrong = || Error::Filter(filter.chars().take(200).collect());
+    if filter.is_empty() {
+        return Err(wrong());
+    }
+    // EnvFilter takes any bare word for a target; here it is a misspelt level.
+    for directive in filter.split(',') {
+        let level: Result<tracing::level_filters::LevelFilter, _> = directive.trim().parse();
+        let bare = !directive.contains(['=', '[', ':']);
+        if directive.trim().is_empty() || (bare && level.is_err()) {
+            return Err(wrong());
+        }
+    }
+    EnvFilter::try_new(filter).map_err(|_| wrong())
+}
+
+/// A panic is one record with its place, in the same form as all others.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info
+            .location()
+            .map_or_else(|| "unknown".to_owned(), ToString::to_string);
+        let thread = std::thread::current();
+        tracing::error!(
+            panic.place = place,
+            panic.thread = thread.name().unwrap_or("unnamed"),
+            "panic: {}",
+            panic_text(info.payload())
+        );
+    }));
+}
+
+/// What a panic said.
+pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Captured {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Captured {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    fn style(format: Format) -> Style {
+        Style {
+            format,
+            colour: false,
+            time: false,
+        }
+    }
+
+    fn speak() {
+        let outer = tracing::info_span!("rpc", rpc.id = 7);
+        outer.in_scope(|| {
+            tracing::info_span!("step", name = "network").in_scope(|| {
+                tracing::info!(pod.id = "abc", "the network is made");
+                tracing::debug!("a detail");
+            });
+        });
+    }
+
+    #[test]
+    fn every_record_of_an_rpc_has_its_id() {
+        for format in [Format::Text, Format::Json] {
+            let out = Captured::default();
+            let (subscriber, _) = build(style(format), "info", out.clone()).unwrap();
+            tracing::subscriber::with_default(subscriber, speak);
+            let text = out.text();
+            assert_eq!(text.lines().count(), 1, "{text}");
+            if format == Format::Json {
+                let record: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+                assert_eq!(record["spans"][0]["rpc.id"], 7, "{text}");
+                assert_eq!(record["fields"]["pod.id"], "abc", "{text}");
+            } else {
+                assert!(text.contains("rpc.id=7"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_filter_changes_while_it_runs() {
+        let out = Captured::default();
+        let (subscriber, filter) = build(style(Format::Text), "warn", out.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            speak();
+            assert_eq!(out.text(), "");
+            filter.set(" info,berth=debug\n").unwrap();
+            assert_eq!(filter.current(), "info,berth=debug");
+            speak();
+            assert!(out.text().contains("a detail"), "{}", out.text());
+            for bad in ["loud", "", "berth=loud", "info,,debug"] {
+                assert!(matches!(filter.set(bad), Err(Error::Filter(_))), "{bad:?}");
+            }
+            assert_eq!(filter.current(), "info,berth=debug");
+        });
+    }
+}
