@@ -23,7 +23,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(cni_delete_without_the_plugin),
     test!(cni_failing_plugin_fails_the_pod)
         .berth_only("containerd leaves the first plugin's lease and rule"),
-    test!(no_configuration_is_not_ready),
+    test!(no_configuration_is_not_ready)
+        .berth_only("containerd leaves an empty folder for namespaces"),
     test!(configuration_that_comes_later_is_seen),
     test!(loopback_is_up),
 ];
