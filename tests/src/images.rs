@@ -192,11 +192,12 @@ impl Kit {
         .build(Flavor::Oci)
     }
 
+    /// The label makes it an image with an id of its own: the config does not know how its layers are packed.
     fn repacked(pack: Pack) -> Result<Image> {
-        let layers = vec![files::busybox_tree()?.layer(pack)?];
         Recipe {
-            layers,
+            layers: vec![files::busybox_tree()?.layer(pack)?],
             cmd: words(&["sh"]),
+            labels: [("pack".to_owned(), format!("{pack:?}"))].into(),
             ..Recipe::default()
         }
         .build(Flavor::Oci)
@@ -216,7 +217,12 @@ impl Kit {
             ..Recipe::default()
         }
         .build_for(flavor, other)?;
-        let right = self.recipe(None)?.build(flavor)?;
+        let labels = [("flavor".to_owned(), format!("{flavor:?}"))].into();
+        let right = Recipe {
+            labels,
+            ..self.recipe(None)?
+        }
+        .build(flavor)?;
         Image::index(flavor, &[(other, &wrong), (go_arch(), &right)])
     }
 }

@@ -17,8 +17,10 @@ pub struct Scope {
     pub folders: Vec<PathBuf>,
     /// names below those folders that images live in: they stay
     pub image_names: Vec<&'static str>,
-    /// the daemon, whose open files are listed
+    /// the daemon; it is no process left behind
     pub daemon: Option<u32>,
+    /// whether the daemon's open files are counted
+    pub open_files: bool,
 }
 
 /// One look at the machine.
@@ -37,7 +39,11 @@ impl Snapshot {
     pub fn take(scope: &Scope) -> Self {
         let mut snapshot = Self::default();
         let marks: Vec<&str> = scope.marks.iter().map(String::as_str).collect();
-        for one in process::marked(&marks) {
+        // The daemon itself may be another one than before: a test restarted it.
+        for one in process::marked(&marks)
+            .iter()
+            .filter(|one| Some(one.pid) != scope.daemon)
+        {
             snapshot.add(
                 "process",
                 &format!("{} {} ({})", one.pid, one.name, one.command),
@@ -50,7 +56,7 @@ impl Snapshot {
         for folder in &scope.folders {
             snapshot.files(folder, folder, &scope.image_names);
         }
-        if let Some(pid) = scope.daemon {
+        if let Some(pid) = scope.daemon.filter(|_| scope.open_files) {
             snapshot.open_files = process::open_files(pid);
         }
         snapshot

@@ -66,6 +66,21 @@ pub fn namespaces(network_and_ipc: NamespaceMode, pid: NamespaceMode) -> Namespa
     }
 }
 
+/// Puts a pod into the host's network.
+pub fn use_host_network(config: &mut PodSandboxConfig) {
+    config.hostname = String::new();
+    let mode = NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        ..namespaces(NamespaceMode::Pod, NamespaceMode::Container)
+    };
+    config
+        .linux
+        .get_or_insert_with(LinuxPodSandboxConfig::default)
+        .security_context
+        .get_or_insert_with(LinuxSandboxSecurityContext::default)
+        .namespace_options = Some(mode);
+}
+
 /// What a kubelet would send for a plain container of busybox.
 #[must_use]
 pub fn container(command: &[&str]) -> ContainerConfig {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,7 +14,8 @@ use tokio::sync::Semaphore;
 use crate::cri::Cri;
 use crate::images;
 use crate::leak::Snapshot;
-use crate::pods::{Pod, container, pod_config};
+use crate::machine::unless_interrupted;
+use crate::pods::{Pod, container, pod_config, use_host_network};
 use crate::registry::Registry;
 use crate::runtime::{Instance, Kind, Net, Options};
 
@@ -103,6 +104,7 @@ pub struct Shared {
     pub hosts: PathBuf,
     kind: Kind,
     slots: AtomicU8,
+    over: AtomicBool,
     _work: tempfile::TempDir,
 }
 
@@ -122,6 +124,7 @@ impl Shared {
             hosts,
             kind,
             slots: AtomicU8::new(0),
+            over: AtomicBool::new(false),
             _work: work,
         })
     }
@@ -163,11 +166,13 @@ impl Case {
         let (instance, before) = self.instances.last_mut().context("no instance")?;
         let cri = instance.cri()?;
         cri.pull(images::BUSYBOX).await.context("pulling busybox")?;
-        if instance.options.net != Net::None {
-            let pod = Pod::run(cri, pod_config(instance, "warm-up")).await?;
-            pod.start(&container(&["true"])).await?.wait().await?;
-            pod.remove().await?;
+        let mut warm_up = pod_config(instance, "warm-up");
+        if instance.options.net == Net::None {
+            use_host_network(&mut warm_up);
         }
+        let pod = Pod::run(cri, warm_up).await?;
+        pod.start(&container(&["true"])).await?.wait().await?;
+        pod.remove().await?;
         *before = instance.snapshot();
         Ok(instance)
     }
@@ -318,6 +323,12 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
     }
     let (alone, together): (Vec<Test>, Vec<Test>) =
         runnable.into_iter().partition(|test| test.alone);
+    let watched = Arc::clone(&shared);
+    let watcher = tokio::spawn(async move {
+        // Tests that have not begun are not begun any more.
+        let _ = unless_interrupted(std::future::pending::<Result<()>>()).await;
+        watched.over.store(true, Ordering::Relaxed);
+    });
     let mut failed = Vec::new();
     for (group, width) in [(together, jobs.max(1)), (alone, 1)] {
         for (name, good) in run_group(&shared, group, width).await {
@@ -328,6 +339,7 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
             }
         }
     }
+    watcher.abort();
     crate::machine::forget_plugin_tables(&tables);
     count.failed = failed.len();
     for name in failed {
@@ -362,15 +374,19 @@ async fn run_group(
 
 async fn run_one(shared: Arc<Shared>, test: Test) -> bool {
     let start = Instant::now();
+    if shared.over.load(Ordering::Relaxed) {
+        return false;
+    }
     let mut case = Case {
         shared,
         instances: Vec::new(),
     };
     let limit = Duration::from_secs(180);
-    let mut outcome = match tokio::time::timeout(limit, (test.body)(&mut case)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(anyhow::anyhow!("still running after {} s", limit.as_secs())),
-    };
+    let mut outcome =
+        match tokio::time::timeout(limit, unless_interrupted((test.body)(&mut case))).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow::anyhow!("still running after {} s", limit.as_secs())),
+        };
     if outcome.is_ok() {
         outcome = match tokio::time::timeout(limit, case.finish()).await {
             Ok(outcome) => outcome.context("after the test"),

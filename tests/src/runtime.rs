@@ -312,6 +312,8 @@ impl Instance {
                 .collect(),
             image_names: config::IMAGE_NAMES.to_vec(),
             daemon: self.pid(),
+            // containerd keeps connections to the registry as long as it likes.
+            open_files: self.options.kind == Kind::Berth,
         }
     }
 

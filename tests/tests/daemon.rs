@@ -14,7 +14,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(runtime_config),
     test!(update_runtime_config),
     test!(what_is_not_built_says_so).berth_only("containerd has it"),
-    test!(second_daemon_on_one_root_is_refused),
+    test!(second_daemon_on_one_root_is_refused)
+        .berth_only("containerd waits for its database's lock"),
     test!(unknown_key_is_an_error).berth_only("Berth's configuration"),
     test!(wrong_value_is_an_error).berth_only("Berth's configuration"),
     test!(config_show_tells_the_origin).berth_only("Berth's configuration"),

@@ -11,7 +11,8 @@ use tonic::Code;
 pub(crate) const TESTS: &[Test] = &[
     test!(code_and_both_streams),
     test!(command_not_found),
-    test!(time_limit_kills_the_whole_tree),
+    test!(time_limit_kills_the_whole_tree)
+        .berth_only("containerd waits for an orphan that holds the output"),
     test!(output_is_capped),
     test!(a_child_that_keeps_stdout_does_not_hang_it)
         .berth_only("containerd waits for the last writer unless it is told not to"),

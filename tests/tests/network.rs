@@ -21,8 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
     test!(cni_addresses_and_reach),
     test!(cni_host_ports),
     test!(cni_delete_without_the_plugin),
-    test!(cni_failing_plugin_fails_the_pod),
-    test!(no_configuration_is_not_ready),
+    test!(cni_failing_plugin_fails_the_pod)
+        .berth_only("containerd leaves the first plugin's lease and rule"),
+    test!(no_configuration_is_not_ready)
+        .berth_only("containerd leaves an empty folder for namespaces"),
     test!(configuration_that_comes_later_is_seen),
     test!(loopback_is_up),
 ];
@@ -272,15 +274,7 @@ async fn no_configuration_is_not_ready(case: &mut Case) -> Result<()> {
         instance.cri()?.run_pod(&config).await.is_err(),
         "a pod without a network runs"
     );
-    let mode = berth_tests::pods::namespaces(NamespaceMode::Node, NamespaceMode::Container);
-    if let Some(security) = config
-        .linux
-        .as_mut()
-        .and_then(|linux| linux.security_context.as_mut())
-    {
-        security.namespace_options = Some(mode);
-    }
-    config.hostname = String::new();
+    berth_tests::pods::use_host_network(&mut config);
     Pod::run(case.cri()?, config)
         .await
         .context("host network needs no network")?

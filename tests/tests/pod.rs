@@ -31,7 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(stop_and_remove_are_idempotent),
     test!(remove_while_running),
     test!(stop_after_the_pause_process_died),
-    test!(stop_after_the_netns_is_gone),
+    test!(stop_after_the_netns_is_gone).berth_only("containerd leaves the masquerade rule"),
     test!(same_pod_twice_at_once).berth_only("containerd refuses the second as a taken name"),
     test!(the_name_is_free_after_removal),
     test!(user_namespaces_are_refused).berth_only("containerd has them"),

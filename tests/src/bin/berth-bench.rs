@@ -86,7 +86,8 @@ async fn main() -> Result<()> {
             extra: String::new(),
         };
         let mut instance = Instance::start(options).await?;
-        let figures = measure(&instance, registry.pid(), effort).await;
+        let work = measure(&instance, registry.pid(), effort);
+        let figures = machine::unless_interrupted(work).await;
         let log = instance.log_tail();
         instance.sweep().await;
         let figures = figures.with_context(|| format!("{}; its log:\n{log}", subject.name()))?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use berth_tests::critest::{self, Lists, Outcome, Verdict};
 use berth_tests::registry::Registry;
 use berth_tests::runtime::{Instance, Kind, Net, Options};
-use berth_tests::{images, paths};
+use berth_tests::{images, machine, paths};
 use clap::{Parser, ValueEnum};
 use tokio::process::Command;
 
@@ -51,6 +51,7 @@ async fn main() -> Result<ExitCode> {
         lists.required.len(),
         lists.waiting.len()
     );
+    let tables = machine::tables();
     let registry = Registry::start(&work.path().join("registry")).await?;
     let hosts = registry.write_hosts(&work.path().join("hosts"))?;
     images::push_all(registry.client()).await?;
@@ -67,10 +68,12 @@ async fn main() -> Result<ExitCode> {
     };
     let mut instance = Instance::start(options).await?;
     let start = Instant::now();
-    let outcome = run(&critest, &args, &lists, &instance, work.path()).await;
+    let work_to_do = run(&critest, &args, &lists, &instance, work.path());
+    let outcome = machine::unless_interrupted(work_to_do).await;
     println!("critest: ran for {:.0} s", start.elapsed().as_secs_f64());
     let log = instance.log_tail();
     instance.sweep().await;
+    machine::forget_plugin_tables(&tables);
     let specs = outcome.with_context(|| format!("the daemon's last words:\n{log}"))?;
     if args.focus.is_some() {
         return Ok(print_focus(&specs));
@@ -123,6 +126,7 @@ async fn run(
         ])
         .arg("-ginkgo.junit-report")
         .arg(&report)
+        .kill_on_drop(true)
         .stdin(std::process::Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file);

@@ -10,7 +10,7 @@ use super::{Instance, Kind, Net};
 use crate::paths;
 
 /// Names below root and state that hold images: they stay when pods go, and caches may grow.
-pub(super) const IMAGE_NAMES: [&str; 9] = [
+pub(super) const IMAGE_NAMES: [&str; 10] = [
     "blobs",
     "layers",
     "images",
@@ -19,6 +19,7 @@ pub(super) const IMAGE_NAMES: [&str; 9] = [
     "io.containerd.content",
     "io.containerd.metadata",
     "io.containerd.snapshotter",
+    "io.containerd.grpc.v1.introspection",
     "tmpmounts",
 ];
 
