@@ -1,1 +1,110 @@
-//! TBD.
+//! The command line.
+
+//ADMIN mod images;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::model::chain;
+
+/// A Kubernetes container runtime.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the CRI until told to stop; containers go on without the daemon
+    Serve(ConfigArgs),
+    /// Show the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    //ADMIN Images(images::ImagesArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every key with its value and where it came from
+    Show(ConfigArgs),
+}
+
+/// Flags that say which configuration is meant.
+#[derive(Debug, Clone, Args)]
+struct ConfigArgs {
+    /// Configuration file [default: /etc/berth/config.toml, which need not exist]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Persistent state (wins over the file)
+    #[arg(long, value_name = "DIR")]
+    root: Option<String>,
+    /// Volatile state (wins over the file)
+    #[arg(long, value_name = "DIR")]
+    state: Option<String>,
+    /// CRI socket (wins over the file)
+    #[arg(long, value_name = "SOCKET")]
+    listen: Option<String>,
+    /// Log filter, e.g. "debug" (wins over the file)
+    #[arg(long, value_name = "FILTER")]
+    log_level: Option<String>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> Result<Config, crate::config::Error> {
+        let flags = [
+            ("root", "--root", &self.root),
+            ("state", "--state", &self.state),
+            ("listen", "--listen", &self.listen),
+            ("log_level", "--log-level", &self.log_level),
+        ];
+        let given: Vec<_> = flags
+            .into_iter()
+            .filter_map(|(key, flag, value)| value.clone().map(|value| (key, flag, value)))
+            .collect();
+        Config::load(self.config.as_deref(), &given)
+    }
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(args) => args.load().map_err(|e| chain(&e)).and_then(crate::daemon::main),
+        Command::Config(ConfigCommand::Show(args)) => {
+            args.load().map_err(|e| chain(&e)).and_then(|config| print(&config.show()))
+        }
+        //ADMIN Command::Images(args) => images::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            // Nobody is left to tell when standard error is gone too.
+            let _ = writeln!(std::io::stderr(), "berth: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has left (`berth … | head`) is no error.
+fn print(text: &str) -> Result<(), String> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot write: {e}")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,13 +1,44 @@
 //! Containers: create, start, stop, remove, exec, update, status.
+//!
+//! A container is its record under `root/containers/<id>`, its bundle, socket and exit record under
+//! `state/containers/<id>`, its writable layer, its cgroup and its monitor. What happens to it comes from
+//! the monitor as messages ([`exit`]); the calls here only ask.
 
-use std::sync::Arc;
+mod create;
+mod devices;
+mod exec;
+mod exit;
+mod mounts;
+mod record;
+mod remove;
+mod restore;
+mod start;
+mod stop;
+mod update;
+mod users;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::id::{ContainerId, PodId};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::events::Events;
+use crate::host::HostFacts;
+use crate::id::{ContainerId, Lookup, PodId};
 use crate::model::{
-    ContainerFilter, ContainerSpec, ContainerStatus, ExecOutput, ExecRequest, Kind, Kinded,
-    PodSpec, ReadyPod, ResolvedImage, Resources,
+    ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
+    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain,
 };
+use crate::shim::{Launcher, Monitor, MonitorEvent};
+use crate::spec::seccomp::Compiler;
+use crate::storage::Storage;
+use crate::store::{Names, Programs, Records};
+use crate::undo::Failures;
+pub use record::ContainerRecord;
 
 /// Why a container operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,128 +49,419 @@ pub enum Error {
     /// More than one container has this prefix.
     #[error("container id {0:?} is ambiguous: give more digits")]
     Ambiguous(String),
-    /// Anything else.
-    #[error("{message}")]
-    Other {
-        /// Kind.
-        kind: Kind,
-        /// Words.
-        message: String,
+    /// The name is taken.
+    #[error("a container named {name} exists already in the pod: {id}; remove it first or raise the attempt")]
+    Exists {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: ContainerId,
     },
+    /// The same name is being made with other settings.
+    #[error("a container named {0} is being made with other settings: try again")]
+    Busy(String),
+    /// The request cannot be meant.
+    #[error("{0}")]
+    Invalid(String),
+    /// The container is in another state than the call needs.
+    #[error("container {id} is {state}, not {wanted}")]
+    State {
+        /// Which.
+        id: ContainerId,
+        /// What it is.
+        state: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// A step failed; creates are undone.
+    #[error("cannot {step} of container {name}: {problem}")]
+    Step {
+        /// The container's name or id.
+        name: String,
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        problem: String,
+        /// How to treat it.
+        kind: Kind,
+    },
+    /// A command was not done in time.
+    #[error("command {command:?} in container {id} timed out after {seconds} s and was killed")]
+    TimedOut {
+        /// Which container.
+        id: ContainerId,
+        /// The command.
+        command: Vec<String>,
+        /// The limit.
+        seconds: u64,
+    },
+    /// Something could not be given back.
+    #[error("container {id} is not released yet ({failures}): repeat the call")]
+    Release {
+        /// Which.
+        id: ContainerId,
+        /// What failed.
+        failures: Failures,
+    },
+    /// A create that was joined failed.
+    #[error(transparent)]
+    Shared(Arc<Error>),
 }
 
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound(_) => Kind::NotFound,
-            Self::Ambiguous(_) => Kind::InvalidArgument,
-            Self::Other { kind, .. } => *kind,
+            Self::Ambiguous(_) | Self::Invalid(_) => Kind::InvalidArgument,
+            Self::Exists { .. } => Kind::AlreadyExists,
+            Self::Busy(_) => Kind::Unavailable,
+            Self::State { .. } => Kind::FailedPrecondition,
+            Self::Step { kind, .. } => *kind,
+            Self::TimedOut { .. } => Kind::DeadlineExceeded,
+            Self::Release { .. } => Kind::Unknown,
+            Self::Shared(error) => error.kind(),
         }
     }
 }
 
-/// All containers of this daemon.
+/// What the containers stand on.
 #[derive(Debug)]
-pub struct ContainerManager {}
+pub struct Deps {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The machine.
+    pub facts: Arc<HostFacts>,
+    /// Starts monitors.
+    pub launcher: Arc<Launcher>,
+    /// Layers and writable layers.
+    pub storage: Arc<Storage>,
+    /// Compiles system call filters.
+    pub seccomp: Arc<Compiler>,
+    /// Keeps them.
+    pub programs: Arc<Programs>,
+    /// Told of every change.
+    pub events: Events,
+}
+
+/// All containers of this daemon.
+#[derive(Debug, Clone)]
+pub struct ContainerManager(Arc<Inner>);
+
+type Name = (PodId, ContainerMetadata);
+
+#[derive(Debug)]
+struct Inner {
+    deps: Deps,
+    records: Records<ContainerRecord>,
+    names: Names<Name, ContainerId, create::Request, Error>,
+    containers: RwLock<BTreeMap<ContainerId, Arc<Container>>>,
+    exec_ids: AtomicU64,
+}
+
+/// One container in memory.
+#[derive(Debug)]
+struct Container {
+    id: ContainerId,
+    pod: PodId,
+    spec: Arc<ContainerSpec>,
+    /// Everything else, as it is on disk.
+    now: Mutex<ContainerRecord>,
+    /// Start, update and remove take turns; lists and statuses never wait for them.
+    turn: tokio::sync::Mutex<()>,
+    /// The monitor, while there is one.
+    monitor: Mutex<Option<Monitor>>,
+    /// The state, for those who wait for a change.
+    state: watch::Sender<ContainerState>,
+    /// The stop signal was sent: it is sent once.
+    stop_sent: AtomicBool,
+}
+
+impl Container {
+    fn new(id: ContainerId, record: ContainerRecord, monitor: Option<Monitor>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            pod: record.pod.clone(),
+            spec: record.spec.clone(),
+            state: watch::Sender::new(record.state),
+            now: Mutex::new(record),
+            turn: tokio::sync::Mutex::default(),
+            monitor: Mutex::new(monitor),
+            stop_sent: AtomicBool::new(false),
+        })
+    }
+
+    fn now(&self) -> MutexGuard<'_, ContainerRecord> {
+        // Every change is a plain assignment: a panic in between leaves the record whole.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn monitor(&self) -> Option<Monitor> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn drop_monitor(&self) {
+        *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The monitor of a container in the wanted state.
+    fn live(&self, wanted: ContainerState) -> Result<Monitor, Error> {
+        let state = self.now().state;
+        match self.monitor() {
+            Some(monitor) if state == wanted => Ok(monitor),
+            _ => Err(Error::State { id: self.id.clone(), state: state_name(state), wanted: state_name(wanted) }),
+        }
+    }
+
+    fn name(&self) -> Name {
+        (self.pod.clone(), self.spec.metadata.clone())
+    }
+
+    fn step(&self, step: &'static str, kind: Kind, problem: impl Into<String>) -> Error {
+        Error::Step { name: self.id.to_string(), step, problem: problem.into(), kind }
+    }
+}
+
+fn state_name(state: ContainerState) -> &'static str {
+    match state {
+        ContainerState::Created => "created",
+        ContainerState::Running => "running",
+        ContainerState::Exited => "exited",
+        ContainerState::Unknown => "in an unknown state",
+    }
+}
 
 impl ContainerManager {
-    /// Makes a container in a ready pod; a repeated request is given the result of the first.
-    /// `request_pod` is the sandbox configuration that came with the request.
+    /// Opens the records and takes the monitors' events. [`ContainerManager::restore`] must come before the
+    /// first call.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn open(deps: Deps, events: mpsc::UnboundedReceiver<MonitorEvent>) -> Result<Self, crate::store::Error> {
+        let records = Records::open(deps.config.root.join("containers"), "container")?;
+        let inner = Arc::new(Inner {
+            deps,
+            records,
+            names: Names::default(),
+            containers: RwLock::default(),
+            exec_ids: AtomicU64::new(0),
+        });
+        tokio::spawn(exit::follow(Arc::downgrade(&inner), events));
+        Ok(Self(inner))
+    }
+
+    /// Makes a container in a ready pod; a repeated request is given the result of the first. Dropping the
+    /// future does not stop the work. `request_pod` is the sandbox configuration that came with the request.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn create(
         &self,
-        _pod: ReadyPod,
-        _request_pod: Option<PodSpec>,
-        _image: ResolvedImage,
-        _spec: ContainerSpec,
+        pod: ReadyPod,
+        request_pod: Option<PodSpec>,
+        image: ResolvedImage,
+        spec: ContainerSpec,
     ) -> Result<ContainerId, Error> {
-        todo!()
+        create::join_or_create(self, pod, request_pod, image, spec).await
     }
 
     /// Starts a created container.
     ///
     /// # Errors
     /// Not found, not created, or what `execve` said.
-    pub async fn start(&self, _id: &str) -> Result<(), Error> {
-        todo!()
+    pub async fn start(&self, id: &str) -> Result<(), Error> {
+        start::start(&self.0, &self.0.find(id)?).await
     }
 
     /// Stops a container: its stop signal, the grace time, SIGKILL. Unknown and dead ones are fine.
+    /// Dropping the future leaves the container alone; a later call may be shorter.
     ///
     /// # Errors
     /// When it will not die.
-    pub async fn stop(&self, _id: &str, _grace: Duration) -> Result<(), Error> {
-        todo!()
+    pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), Error> {
+        match self.0.find(id) {
+            Ok(container) => stop::stop(&self.0, &container, grace).await,
+            Err(Error::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes a container, killing it first if it runs. Unknown ones are fine.
     ///
     /// # Errors
     /// When something could not be released; a repeated call goes on.
-    pub async fn remove(&self, _id: &str) -> Result<(), Error> {
-        todo!()
+    pub async fn remove(&self, id: &str) -> Result<(), Error> {
+        match self.0.find(id) {
+            Ok(container) => remove::remove(&self.0, &container).await,
+            Err(Error::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Kills all containers of a pod without grace and waits until they are dead.
     ///
     /// # Errors
     /// When one will not die.
-    pub async fn kill_pod(&self, _pod: &PodId) -> Result<(), Error> {
-        todo!()
+    pub async fn kill_pod(&self, pod: &PodId) -> Result<(), Error> {
+        let kills = self.0.of_pod(pod).into_iter().map(|c| {
+            let inner = self.0.clone();
+            async move { stop::kill(&inner, &c).await }
+        });
+        all(kills.collect()).await
     }
 
     /// Removes all containers of a pod.
     ///
     /// # Errors
     /// When something could not be released; a repeated call goes on.
-    pub async fn remove_pod(&self, _pod: &PodId) -> Result<(), Error> {
-        todo!()
+    pub async fn remove_pod(&self, pod: &PodId) -> Result<(), Error> {
+        let removals = self.0.of_pod(pod).into_iter().map(|c| {
+            let inner = self.0.clone();
+            async move { remove::remove(&inner, &c).await }
+        });
+        all(removals.collect()).await
     }
 
     /// A container as it is now, by id or unique prefix.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`].
-    pub fn status(&self, _id: &str) -> Result<ContainerStatus, Error> {
-        todo!()
+    pub fn status(&self, id: &str) -> Result<ContainerStatus, Error> {
+        self.0.find(id).map(|c| status_of(&c))
     }
 
     /// The OCI configuration that a container was made from, for verbose status.
-    pub async fn oci_spec(&self, _id: &ContainerId) -> Option<serde_json::Value> {
-        todo!()
+    pub async fn oci_spec(&self, id: &ContainerId) -> Option<serde_json::Value> {
+        let path = self.0.state_dir(id).join("config.json");
+        let bytes = tokio::fs::read(path).await.ok()?;
+        serde_json::from_slice(&bytes).ok()
     }
 
     /// All containers that the filter lets through, from memory.
-    pub fn list(&self, _filter: &ContainerFilter) -> Vec<ContainerStatus> {
-        todo!()
+    pub fn list(&self, filter: &ContainerFilter) -> Vec<ContainerStatus> {
+        let only = match filter.id.as_str() {
+            "" => None,
+            id => match self.0.find(id) {
+                Ok(container) => Some(container.id.clone()),
+                Err(_) => return Vec::new(),
+            },
+        };
+        let containers: Vec<Arc<Container>> = self.0.read().values().cloned().collect();
+        containers
+            .iter()
+            .filter(|c| only.as_ref().is_none_or(|id| *id == c.id))
+            .filter(|c| filter.pod.is_empty() || c.pod.as_str().starts_with(&filter.pod))
+            .filter(|c| filter.labels.iter().all(|(k, v)| c.spec.labels.get(k) == Some(v)))
+            .map(|c| status_of(c))
+            .filter(|c| filter.state.is_none_or(|s| s == c.state))
+            .collect()
     }
 
     /// Applies new limits; fields that are not given stay.
     ///
     /// # Errors
     /// Not found, over, or what the kernel said; the old limits are then in force again.
-    pub async fn update(&self, _id: &str, _resources: Resources) -> Result<(), Error> {
-        todo!()
+    pub async fn update(&self, id: &str, resources: Resources) -> Result<(), Error> {
+        update::update(&self.0, &self.0.find(id)?, resources).await
     }
 
     /// Opens the log anew after its file was renamed.
     ///
     /// # Errors
     /// Not found, not running, or what the file system said.
-    pub async fn reopen_log(&self, _id: &str) -> Result<(), Error> {
-        todo!()
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        let container = self.0.find(id)?;
+        let monitor = container.live(ContainerState::Running)?;
+        monitor.reopen_log().await.map_err(|e| container.step("reopen the log", e.kind(), chain(&e)))
     }
 
     /// Runs a command and collects its output.
     ///
     /// # Errors
     /// Not found, not running, could not be executed, or [`Kind::DeadlineExceeded`].
-    pub async fn exec_sync(&self, _id: &str, _request: ExecRequest) -> Result<ExecOutput, Error> {
-        todo!()
+    pub async fn exec_sync(&self, id: &str, request: ExecRequest) -> Result<ExecOutput, Error> {
+        exec::exec_sync(&self.0, &self.0.find(id)?, request).await
+    }
+
+    /// Layers that containers stand on: an image may go, these may not.
+    pub fn layers_in_use(&self) -> std::collections::HashSet<crate::model::ChainId> {
+        self.0.read().values().flat_map(|c| c.now().chain.clone()).collect()
     }
 }
 
-#[allow(dead_code)]
-type Shared = Arc<ContainerManager>;
+impl Inner {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
+        self.containers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, container: &Arc<Container>) {
+        let mut containers = self.containers.write().unwrap_or_else(PoisonError::into_inner);
+        containers.insert(container.id.clone(), container.clone());
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        self.containers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    fn get(&self, id: &ContainerId) -> Option<Arc<Container>> {
+        self.read().get(id).cloned()
+    }
+
+    fn find(&self, text: &str) -> Result<Arc<Container>, Error> {
+        let containers = self.read();
+        match crate::id::lookup(&containers, text) {
+            Lookup::One(container) => Ok(container.clone()),
+            Lookup::None => Err(Error::NotFound(text.to_owned())),
+            Lookup::Many => Err(Error::Ambiguous(text.to_owned())),
+        }
+    }
+
+    fn of_pod(&self, pod: &PodId) -> Vec<Arc<Container>> {
+        self.read().values().filter(|c| c.pod == *pod).cloned().collect()
+    }
+
+    fn state_dir(&self, id: &ContainerId) -> PathBuf {
+        self.deps.config.state.join("containers").join(id.as_str())
+    }
+
+    /// Writes a container's record as it is in memory.
+    async fn save(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), crate::store::Error> {
+        let (inner, container) = (self.clone(), container.clone());
+        crate::blocking::run("write the record of a container", move || {
+            let record = container.now().clone();
+            inner.records.write(container.id.as_str(), &record)
+        })
+        .await
+    }
+}
+
+/// Runs the calls beside each other and returns the first error after all have ended.
+async fn all<F: Future<Output = Result<(), Error>> + Send + 'static>(calls: Vec<F>) -> Result<(), Error> {
+    let tasks: Vec<_> = calls.into_iter().map(tokio::spawn).collect();
+    let mut outcome = Ok(());
+    for task in tasks {
+        let result = task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        outcome = outcome.and(result);
+    }
+    outcome
+}
+
+fn status_of(container: &Container) -> ContainerStatus {
+    let record = container.now();
+    ContainerStatus {
+        id: container.id.clone(),
+        pod: container.pod.clone(),
+        spec: container.spec.clone(),
+        state: record.state,
+        created_at: record.created_at,
+        started_at: record.started_at,
+        exit: record.exit.clone(),
+        image_id: record.image_id,
+        image_name: record.image_name.clone(),
+        image_ref: record.image_ref.clone(),
+        log_path: record.log_path.clone(),
+        user: record.user.clone(),
+        resources: record.resources.clone(),
+        stop_signal: record.stop_signal.clone(),
+        pid: record.init.as_ref().filter(|_| record.exit.is_none()).map(|p| p.pid),
+    }
+}

@@ -99,6 +99,35 @@ id_type!(
     ContainerId
 );
 
+/// What a text finds among ids.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Lookup<T> {
+    /// Exactly one.
+    One(T),
+    /// Nothing; an empty text never finds anything.
+    None,
+    /// A prefix of several.
+    Many,
+}
+
+/// Finds a value by its id or a unique prefix of it.
+pub fn lookup<'a, K, V>(map: &'a std::collections::BTreeMap<K, V>, text: &str) -> Lookup<&'a V>
+where
+    K: Ord + std::borrow::Borrow<str>,
+{
+    if text.is_empty() {
+        return Lookup::None;
+    }
+    let from = (std::ops::Bound::Included(text), std::ops::Bound::Unbounded);
+    let mut hits = map.range::<str, _>(from).take_while(|(id, _)| (*id).borrow().starts_with(text));
+    match (hits.next(), hits.next()) {
+        (None, _) => Lookup::None,
+        (Some((_, value)), None) => Lookup::One(value),
+        (Some((id, value)), Some(_)) if id.borrow() == text => Lookup::One(value),
+        _ => Lookup::Many,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,5 +150,17 @@ mod tests {
         ] {
             assert!(bad.parse::<ContainerId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn prefixes_find_one_or_none_or_too_many() {
+        let map: std::collections::BTreeMap<PodId, u8> = [("aa", 1), ("ab", 2)]
+            .into_iter()
+            .map(|(prefix, n)| (format!("{prefix}{}", "0".repeat(62)).parse().unwrap(), n))
+            .collect();
+        assert_eq!(lookup(&map, "aa"), Lookup::One(&1));
+        assert_eq!(lookup(&map, "a"), Lookup::Many);
+        assert_eq!(lookup(&map, "b"), Lookup::None);
+        assert_eq!(lookup(&map, ""), Lookup::None);
     }
 }

@@ -27,6 +27,7 @@ pub mod spec;
 pub mod storage;
 
 // Level 1: base.
+pub mod blocking;
 pub mod config;
 pub mod events;
 pub mod host;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `berth` executable: parse, then do.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    berth::cli::main()
+}

@@ -1,7 +1,37 @@
 //! Pod sandboxes: run, stop, remove, status.
+//!
+//! A pod is its record under `root/pods/<id>`, its files and pinned namespaces under `state/pods/<id>`,
+//! its pause process, its cgroup and its network. [`release`] gives all of it back, step by step, and is
+//! the same for a stop, for a run that failed and for what a dead daemon left half-made.
 
+mod files;
+mod record;
+mod release;
+mod restore;
+mod run;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::events::Events;
+use crate::host::HostFacts;
 use crate::id::PodId;
-use crate::model::{Kind, Kinded, PodFilter, PodSpec, PodStatus, ReadyPod};
+use crate::model::{
+    Kind, Kinded, NamespaceMode, PodFilter, PodMetadata, PodSpec, PodState, PodStatus, ReadyPod,
+};
+use crate::network::Network;
+use crate::shim::Launcher;
+use crate::spec::seccomp::Compiler;
+use crate::store::{Names, Programs, Records};
+use crate::undo::Failures;
+pub use record::PodRecord;
 
 /// Why a pod operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -12,81 +42,284 @@ pub enum Error {
     /// More than one pod has this prefix.
     #[error("pod sandbox id {0:?} is ambiguous: give more digits")]
     Ambiguous(String),
-    /// Anything else.
-    #[error("{message}")]
-    Other {
-        /// Kind.
-        kind: Kind,
-        /// Words.
-        message: String,
+    /// The pod exists but its isolation is gone.
+    #[error("pod sandbox {0} is not ready: stop and remove it, and run another")]
+    NotReady(PodId),
+    /// The name is taken.
+    #[error("a pod sandbox named {name} exists already: {id}; remove it first or raise the attempt")]
+    Exists {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: PodId,
     },
+    /// The same name is being made with other settings.
+    #[error("a pod sandbox named {0} is being made with other settings: try again")]
+    Busy(String),
+    /// The request cannot be meant.
+    #[error("{0}")]
+    Invalid(String),
+    /// A step of making the pod failed; it was undone.
+    #[error("cannot {step} of pod sandbox {name}: {problem}")]
+    Step {
+        /// The pod's name.
+        name: String,
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        problem: String,
+        /// How to treat it.
+        kind: Kind,
+    },
+    /// Something could not be given back.
+    #[error("pod sandbox {id} is not released yet ({failures}): repeat the call")]
+    Release {
+        /// The pod.
+        id: PodId,
+        /// What failed.
+        failures: Failures,
+    },
+    /// Containers are left in it.
+    #[error("pod sandbox {0} still has containers: remove them first")]
+    NotEmpty(PodId),
+    /// A create that was joined failed.
+    #[error(transparent)]
+    Shared(Arc<Error>),
 }
 
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound(_) => Kind::NotFound,
-            Self::Ambiguous(_) => Kind::InvalidArgument,
-            Self::Other { kind, .. } => *kind,
+            Self::Ambiguous(_) | Self::Invalid(_) => Kind::InvalidArgument,
+            Self::NotReady(_) | Self::NotEmpty(_) => Kind::FailedPrecondition,
+            Self::Exists { .. } => Kind::AlreadyExists,
+            Self::Busy(_) => Kind::Unavailable,
+            Self::Step { kind, .. } => *kind,
+            Self::Release { .. } => Kind::Unknown,
+            Self::Shared(error) => error.kind(),
         }
     }
 }
 
-/// All pods of this daemon.
+/// What the pods stand on.
 #[derive(Debug)]
-pub struct PodManager {}
+pub struct Deps {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The machine.
+    pub facts: Arc<HostFacts>,
+    /// CNI or the built-in network.
+    pub network: Arc<Network>,
+    /// Starts workers.
+    pub launcher: Arc<Launcher>,
+    /// Compiles system call filters.
+    pub seccomp: Arc<Compiler>,
+    /// Keeps them.
+    pub programs: Arc<Programs>,
+    /// Told of every change.
+    pub events: Events,
+}
+
+/// All pods of this daemon.
+#[derive(Debug, Clone)]
+pub struct PodManager(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    deps: Deps,
+    records: Records<PodRecord>,
+    names: Names<PodMetadata, PodId, PodSpec, Error>,
+    pods: RwLock<BTreeMap<PodId, Arc<Pod>>>,
+}
+
+/// One pod in memory.
+#[derive(Debug)]
+struct Pod {
+    id: PodId,
+    spec: Arc<PodSpec>,
+    /// Everything else, as it is on disk.
+    now: Mutex<PodRecord>,
+    /// Stop and remove take turns; lists and statuses never wait for them.
+    turn: tokio::sync::Mutex<()>,
+    /// True once pause is gone or was told to go.
+    over: watch::Sender<bool>,
+}
+
+impl Pod {
+    fn new(id: PodId, record: PodRecord) -> Arc<Self> {
+        let over = watch::Sender::new(record.state == PodState::NotReady);
+        Arc::new(Self {
+            id,
+            spec: record.spec.clone(),
+            now: Mutex::new(record),
+            turn: tokio::sync::Mutex::default(),
+            over,
+        })
+    }
+
+    fn now(&self) -> MutexGuard<'_, PodRecord> {
+        // Every change is a plain assignment: a panic in between leaves the record whole.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl PodManager {
-    /// Makes and starts a sandbox; a repeated request is given the result of the first.
+    /// Opens the records. [`PodManager::restore`] must come before the first call.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn open(deps: Deps) -> Result<Self, crate::store::Error> {
+        let records = Records::open(deps.config.root.join("pods"), "pod")?;
+        Ok(Self(Arc::new(Inner {
+            deps,
+            records,
+            names: Names::default(),
+            pods: RwLock::default(),
+        })))
+    }
+
+    /// Makes and starts a sandbox; a repeated request is given the result of the first. Dropping the
+    /// future does not stop the work.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn run(&self, _spec: PodSpec) -> Result<PodId, Error> {
-        todo!()
+    pub async fn run(&self, spec: PodSpec) -> Result<PodId, Error> {
+        run::join_or_run(self, Arc::new(spec)).await
     }
 
     /// Stops a sandbox whose containers are already dead. Unknown and stopped ones are fine.
     ///
     /// # Errors
     /// When something could not be released; a repeated call goes on.
-    pub async fn stop(&self, _id: &PodId) -> Result<(), Error> {
-        todo!()
+    pub async fn stop(&self, id: &PodId) -> Result<(), Error> {
+        let Some(pod) = self.0.get(id) else { return Ok(()) };
+        let _turn = pod.turn.lock().await;
+        release::stop(&self.0, &pod).await
     }
 
-    /// Removes a stopped sandbox that has no containers left.
+    /// Removes a sandbox that has no containers left.
     ///
     /// # Errors
     /// When something could not be released; a repeated call goes on.
-    pub async fn remove(&self, _id: &PodId) -> Result<(), Error> {
-        todo!()
+    pub async fn remove(&self, id: &PodId) -> Result<(), Error> {
+        let Some(pod) = self.0.get(id) else { return Ok(()) };
+        let _turn = pod.turn.lock().await;
+        release::remove(&self.0, &pod).await
     }
 
     /// Finds a pod by id or unique prefix.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`].
-    pub fn find(&self, _id: &str) -> Result<PodId, Error> {
-        todo!()
+    pub fn find(&self, id: &str) -> Result<PodId, Error> {
+        self.0.find(id).map(|p| p.id.clone())
     }
 
     /// A pod as it is now.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`].
-    pub fn status(&self, _id: &str) -> Result<PodStatus, Error> {
-        todo!()
+    pub fn status(&self, id: &str) -> Result<PodStatus, Error> {
+        self.0.find(id).map(|p| status_of(&p))
     }
 
     /// All pods that the filter lets through, from memory.
-    pub fn list(&self, _filter: &PodFilter) -> Vec<PodStatus> {
-        todo!()
+    pub fn list(&self, filter: &PodFilter) -> Vec<PodStatus> {
+        let only = match filter.id.as_str() {
+            "" => None,
+            id => match self.find(id) {
+                Ok(id) => Some(id),
+                Err(_) => return Vec::new(),
+            },
+        };
+        let pods: Vec<Arc<Pod>> = self.0.read().values().cloned().collect();
+        pods.iter()
+            .filter(|p| only.as_ref().is_none_or(|id| *id == p.id))
+            .filter(|p| filter.labels.iter().all(|(k, v)| p.spec.labels.get(k) == Some(v)))
+            .map(|p| status_of(p))
+            .filter(|p| filter.state.is_none_or(|s| s == p.state))
+            .collect()
     }
 
     /// A pod that containers can be put into.
     ///
     /// # Errors
     /// Not found, or not ready.
-    pub fn ready(&self, _id: &str) -> Result<ReadyPod, Error> {
-        todo!()
+    pub fn ready(&self, id: &str) -> Result<ReadyPod, Error> {
+        let pod = self.0.find(id)?;
+        let record = pod.now();
+        if record.state != PodState::Ready {
+            return Err(Error::NotReady(pod.id.clone()));
+        }
+        let dir = self.0.state_dir(&pod.id);
+        let modes = &pod.spec.namespaces;
+        let own = |mode| mode != NamespaceMode::Node;
+        let pin = |name: &str| dir.join("ns").join(name);
+        Ok(ReadyPod {
+            id: pod.id.clone(),
+            spec: pod.spec.clone(),
+            netns: record.netns.clone(),
+            ipcns: own(modes.ipc).then(|| pin("ipc")),
+            utsns: own(modes.network).then(|| pin("uts")),
+            pidns: own(modes.pid).then(|| pin("pid")),
+            hostname: record.hostname.clone(),
+            shm: if own(modes.ipc) { dir.join("shm") } else { PathBuf::from("/dev/shm") },
+            files: dir,
+            cgroup_parent: record.cgroup_parent.clone(),
+        })
+    }
+}
+
+impl Inner {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<PodId, Arc<Pod>>> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, pod: &Arc<Pod>) {
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        pods.insert(pod.id.clone(), pod.clone());
+    }
+
+    fn forget(&self, id: &PodId) {
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    fn get(&self, id: &PodId) -> Option<Arc<Pod>> {
+        self.read().get(id).cloned()
+    }
+
+    fn find(&self, text: &str) -> Result<Arc<Pod>, Error> {
+        let pods = self.read();
+        match crate::id::lookup(&pods, text) {
+            crate::id::Lookup::One(pod) => Ok(pod.clone()),
+            crate::id::Lookup::None => Err(Error::NotFound(text.to_owned())),
+            crate::id::Lookup::Many => Err(Error::Ambiguous(text.to_owned())),
+        }
+    }
+
+    fn state_dir(&self, id: &PodId) -> PathBuf {
+        self.deps.config.state.join("pods").join(id.as_str())
+    }
+
+    /// Writes a pod's record as it is in memory.
+    async fn save(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), crate::store::Error> {
+        let (inner, pod) = (self.clone(), pod.clone());
+        let record = pod.now().clone();
+        crate::blocking::run("write the record of a pod", move || inner.records.write(pod.id.as_str(), &record)).await
+    }
+}
+
+fn status_of(pod: &Pod) -> PodStatus {
+    let record = pod.now();
+    PodStatus {
+        id: pod.id.clone(),
+        spec: pod.spec.clone(),
+        state: record.state,
+        created_at: record.created_at,
+        ips: record.ips.clone(),
+        netns: record.netns.clone(),
+        pause_pid: record.pause.as_ref().filter(|_| record.state == PodState::Ready).map(|p| p.pid),
+        cni_result: record.cni_result.clone(),
     }
 }

@@ -1,1 +1,30 @@
-//! TBD.
+//! What an earlier daemon left is taken up before the first call is answered.
+//!
+//! It assumes: the locks are held, so nobody else changes anything; records were written before resources
+//! were acquired; exit records of monitors are final. Containers come before pods, because undoing a pod
+//! that was being made must find its containers, and images last, because containers keep layers in use.
+
+use std::time::Instant;
+
+use crate::container::ContainerManager;
+use crate::image::ImageManager;
+use crate::model::{ContainerFilter, PodFilter, chain};
+use crate::pod::PodManager;
+
+/// Takes up everything.
+///
+/// # Errors
+/// When the records cannot be read at all; a single damaged one is logged and dropped.
+pub async fn all(containers: &ContainerManager, pods: &PodManager, images: &ImageManager) -> Result<(), String> {
+    let begin = Instant::now();
+    containers.restore().await.map_err(|e| chain(&e))?;
+    pods.restore().await.map_err(|e| chain(&e))?;
+    images.collect().await;
+    tracing::info!(
+        containers = containers.list(&ContainerFilter::default()).len(),
+        pods = pods.list(&PodFilter::default()).len(),
+        milliseconds = begin.elapsed().as_millis(),
+        "took up what was there"
+    );
+    Ok(())
+}

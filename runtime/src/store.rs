@@ -4,6 +4,7 @@
 //! the pod's path. A record torn by a power cut is an orphan to sweep (design, rule 4).
 
 mod names;
+mod programs;
 
 use std::io;
 use std::marker::PhantomData;
@@ -15,6 +16,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 pub use names::{Claim, Names, Reservation};
+pub use programs::Programs;
 
 /// The envelope's version.
 const VERSION: u32 = 1;
@@ -171,10 +173,11 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
 }
 
 fn sum(data: &str) -> String {
-    Sha256::digest(data.as_bytes())
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    sum_bytes(data.as_bytes())
+}
+
+fn sum_bytes(data: &[u8]) -> String {
+    Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn make_dir(dir: &Path) -> Result<(), Error> {

@@ -1,1 +1,280 @@
-//! TBD.
+//! Files below a directory that is not to be left: resolution in a root, removal, atomic writes.
+//!
+//! Everything here works on directory descriptors. Nothing follows the last component of a name, and
+//! what lies below a root is either resolved by the kernel (`openat2` with `RESOLVE_IN_ROOT`) or one
+//! component at a time with `O_NOFOLLOW`, so a symbolic link that is swapped in meanwhile leads nowhere.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+mod remove;
+mod walk;
+
+pub use remove::remove_tree;
+pub use walk::{Place, make_dirs};
+
+/// `openat2` answers `EAGAIN` when a rename elsewhere made it unsure about `..`; this often is enough.
+const RESOLVE_TRIES: u32 = 128;
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// A name that no other call in this process gets, and that another process hardly does.
+pub fn unique_name(prefix: &str) -> String {
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    format!(
+        "{prefix}{}-{:x}{:08x}-{count}",
+        std::process::id(),
+        now.tv_sec,
+        now.tv_nsec
+    )
+}
+
+/// Opens `path` as a process that has `root` as its root directory would, without magic links
+/// (openat2(2), `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`). `O_CLOEXEC` is added.
+///
+/// Without `O_NOFOLLOW` a link in the last component is followed, inside the root.
+///
+/// # Errors
+/// What openat2 says; `EAGAIN` only after many tries.
+pub fn open_in_root(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    open_resolved(root, path, flags, mode, resolve)
+}
+
+/// Opens `path` below `root` when no component of it is a symbolic link and it does not leave `root`.
+///
+/// # Errors
+/// `ELOOP` for a link, `EXDEV` for a way out, else what openat2 says.
+pub fn open_beneath(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    open_resolved(root, path, flags, mode, resolve)
+}
+
+fn open_resolved(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    let mut tries = 0;
+    loop {
+        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve) {
+            Err(Errno::AGAIN | Errno::INTR) if tries < RESOLVE_TRIES => tries += 1,
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Makes the directory `path` inside `root` with everything above it, as a process with that root
+/// would see it: links, dangling ones too, lead to a place inside. New directories get `mode` less the umask.
+///
+/// # Errors
+/// `ENOTDIR` when something on the way is no directory, `ELOOP` after 40 links, else what the kernel says.
+pub fn mkdir_in_root(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> io::Result<OwnedFd> {
+    make_dirs(root, path, mode, &mut |_| {}).map(|place| place.dir)
+}
+
+/// Opens one directory below `dir`, never through a link.
+///
+/// # Errors
+/// `ELOOP` or `ENOTDIR` when it is something else.
+pub fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+}
+
+/// Opens a directory by its path.
+///
+/// # Errors
+/// What open says.
+pub fn open_dir_path(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Writes a whole file so that a reader sees the old or the new content, never a part: a file beside
+/// it, then a rename. With `sync` it is on the disk, name included, when this returns.
+///
+/// `mode` is set exactly, whatever the umask is.
+///
+/// # Errors
+/// What the kernel says; the file beside it is gone then.
+pub fn write_atomic(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    bytes: &[u8],
+    mode: Mode,
+    sync: bool,
+) -> io::Result<()> {
+    let temporary = unique_name(".tmp-");
+    let written = write_new(dir, &temporary, bytes, mode, sync)
+        .and_then(|()| Ok(rustix::fs::renameat(dir, &temporary, dir, name)?));
+    if let Err(error) = written {
+        // The first failure is the one to report; a leftover is swept at the next start.
+        let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+        return Err(error);
+    }
+    if sync {
+        sync_dir(dir)?;
+    }
+    Ok(())
+}
+
+fn write_new(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    bytes: &[u8],
+    mode: Mode,
+    sync: bool,
+) -> io::Result<()> {
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    write_all(file.as_fd(), bytes)?;
+    rustix::fs::fchmod(&file, mode)?;
+    if sync {
+        rustix::fs::fsync(&file)?;
+    }
+    Ok(())
+}
+
+/// Writes all of `bytes`.
+///
+/// # Errors
+/// What write says; no progress is `WriteZero`.
+pub fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(file, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Makes renames and new names in a directory durable.
+///
+/// # Errors
+/// What fsync says. A descriptor opened with `O_PATH` is `EBADF`.
+pub fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fsync(dir)?)
+}
+
+/// Reads at most `limit` bytes of a regular file below `dir`, never through a link.
+///
+/// # Errors
+/// `InvalidData` when it is longer or no regular file, else what the kernel says.
+pub fn read_limited(dir: BorrowedFd<'_>, name: &OsStr, limit: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let size = file.metadata()?;
+    if !size.is_file() || size.len() > limit {
+        let message = format!("not a regular file of at most {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size.len()).unwrap_or(0));
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The names in a directory, without `.` and `..`, in the file system's order.
+///
+/// # Errors
+/// What getdents says.
+pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Blocks (in bytes) and inodes of a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeUsage {
+    /// Allocated bytes.
+    pub bytes: u64,
+    /// Inodes; a file with several names counts once per name.
+    pub inodes: u64,
+}
+
+/// Adds up a tree, itself included, on one file system, never through a link. What vanishes
+/// meanwhile is not counted; of a file with several names each name gets its part of the bytes.
+///
+/// # Errors
+/// What the kernel says, besides `ENOENT` and `ENOTDIR` of things that go away.
+pub fn tree_usage(dir: BorrowedFd<'_>) -> io::Result<TreeUsage> {
+    let mut usage = TreeUsage::default();
+    let own = rustix::fs::fstat(dir)?;
+    count(&mut usage, &own);
+    let mut stack = vec![rustix::fs::Dir::read_from(dir)?];
+    while let Some(top) = stack.last_mut() {
+        let Some(entry) = top.read() else {
+            stack.pop();
+            continue;
+        };
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let stat = match rustix::fs::statat(top.fd()?, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            result => result?,
+        };
+        count(&mut usage, &stat);
+        let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
+        if is_dir && stat.st_dev == own.st_dev {
+            match open_dir(top.fd()?, OsStr::from_bytes(name.to_bytes())) {
+                Ok(child) => stack.push(rustix::fs::Dir::new(child)?),
+                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
+                Err(error) if error.raw_os_error() == Some(Errno::NOTDIR.raw_os_error()) => {}
+                Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(usage)
+}
+
+fn count(usage: &mut TreeUsage, stat: &rustix::fs::Stat) {
+    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+    let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
+    let names = if is_dir { 1 } else { u64::from(stat.st_nlink).max(1) };
+    usage.bytes += blocks / names;
+    usage.inodes += 1;
+}
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,11 @@
 
 pub mod frame;
 pub mod monitor;
+pub mod record;
 pub mod worker;
+
+/// Encoding and decoding of every message.
+pub use prost::Message;
 
 /// The protocol version this build speaks.
 pub const VERSION: u32 = 1;
@@ -62,4 +66,6 @@ pub enum Fd {
     PauseExe = 13,
     /// The directory that holds the container's log file; the log is opened relative to it.
     LogDir = 14,
+    /// A pidfd of the monitor itself (out, with the answer to a hello).
+    MonitorPidfd = 15,
 }

@@ -16,6 +16,10 @@ pub struct Request {
 
 /// The operations.
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time exists, for one step"
+)]
 pub enum Call {
     /// First message of every connection; answered by [`Outcome::Hello`].
     #[prost(message, tag = "2")]
@@ -160,6 +164,8 @@ pub enum FailureKind {
     Version = 3,
     /// What was asked for cannot be had on this machine or is malformed.
     Invalid = 4,
+    /// Time was up before it was done; what had been begun was killed.
+    Timeout = 5,
 }
 
 /// Make the container. Descriptors: `WorkerExe`, `Listener`, `StateDir`, `Rootfs`, `Seccomp` where a filter

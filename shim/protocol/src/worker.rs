@@ -290,6 +290,9 @@ pub struct Exec {
     /// Join the container's user namespace too.
     #[prost(bool, tag = "6")]
     pub user_namespace: bool,
+    /// The container's resource limits, as [`Create::rlimits`]; else those of the monitor are inherited.
+    #[prost(message, repeated, tag = "7")]
+    pub rlimits: Vec<Rlimit>,
 }
 
 /// Make and pin a pod's namespaces. An empty path means: the host's, nothing to make.

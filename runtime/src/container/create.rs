@@ -1,0 +1,394 @@
+//! CreateContainer: root file system, plan, bundle, monitor, record.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use shim_protocol::{monitor, worker};
+
+use super::record::{ContainerRecord, Process};
+use super::{Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users};
+use crate::blocking;
+use crate::events::Event;
+use crate::id::ContainerId;
+use crate::model::{
+    ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, ReadyPod,
+    ResolvedImage, SignalName, chain, now_nanos,
+};
+use crate::shim::ContainerLaunch;
+use crate::spec;
+use crate::store::{Claim, Reservation};
+
+/// What makes two creates the same.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Request(Arc<ContainerSpec>);
+
+type NameReservation = Reservation<Name, ContainerId, Request, Error>;
+
+pub(super) async fn join_or_create(
+    manager: &ContainerManager,
+    pod: ReadyPod,
+    request_pod: Option<PodSpec>,
+    image: ResolvedImage,
+    spec: ContainerSpec,
+) -> Result<ContainerId, Error> {
+    let inner = &manager.0;
+    let spec = Arc::new(spec);
+    let name: Name = (pod.id.clone(), spec.metadata.clone());
+    let mut outcome = match inner.names.claim(name.clone(), Arc::new(Request(spec.clone()))) {
+        Claim::Mine(reservation) => {
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            let owner = inner.clone();
+            // The work belongs to the manager: a caller that goes away does not leave half a container behind.
+            tokio::spawn(async move {
+                let making = Making { inner: owner, pod, request_pod, image, spec };
+                let _ = sender.send(making.run(reservation).await);
+            });
+            let id = receiver.await.map_err(|_| panicked(&name))?.map_err(Error::Shared)?;
+            inner.names.told(&name);
+            return Ok(id);
+        }
+        Claim::Join(outcome) => outcome,
+        Claim::Made(id) => {
+            inner.names.told(&name);
+            return Ok(id);
+        }
+        Claim::Taken(id) => return Err(Error::Exists { name: print(&name), id }),
+        Claim::Other => return Err(Error::Busy(print(&name))),
+    };
+    let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| panicked(&name))?.clone();
+    let id = outcome.ok_or_else(|| panicked(&name))?.map_err(Error::Shared)?;
+    inner.names.told(&name);
+    Ok(id)
+}
+
+fn print((pod, name): &Name) -> String {
+    format!("{} (attempt {}) of pod sandbox {}", name.name, name.attempt, pod.short())
+}
+
+fn panicked(name: &Name) -> Error {
+    Error::Step {
+        name: print(name),
+        step: "finish the making",
+        problem: "the task ended without a result (a bug in Berth, see its log)".to_owned(),
+        kind: Kind::Unknown,
+    }
+}
+
+/// One create under way.
+struct Making {
+    inner: Arc<Inner>,
+    pod: ReadyPod,
+    request_pod: Option<PodSpec>,
+    image: ResolvedImage,
+    spec: Arc<ContainerSpec>,
+}
+
+/// What is ready before the monitor is started.
+struct Prepared {
+    rootfs: OwnedFd,
+    user: ContainerUser,
+    plan: spec::ContainerPlan,
+    log: Option<Log>,
+}
+
+struct Log {
+    dir: OwnedFd,
+    name: String,
+    path: PathBuf,
+    /// The file was not there before: a failed create removes it.
+    fresh: bool,
+}
+
+impl Making {
+    fn failed(&self, step: &'static str, kind: Kind, problem: impl Into<String>) -> Error {
+        Error::Step { name: self.spec.metadata.name.clone(), step, problem: problem.into(), kind }
+    }
+
+    async fn run(self, reservation: NameReservation) -> Result<ContainerId, Arc<Error>> {
+        match self.make().await {
+            Ok(container) => {
+                reservation.finish(Ok(container.id.clone()));
+                self.inner.deps.events.send(Event::ContainerCreated(container.pod.clone(), container.id.clone()));
+                Ok(container.id.clone())
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                reservation.finish(Err(error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self) -> Result<Arc<Container>, Error> {
+        self.check()?;
+        let id = ContainerId::generate().map_err(|e| self.failed("choose the id", Kind::Unknown, e.to_string()))?;
+        let record = self.intent()?;
+        let container = Container::new(id, record, None);
+        let saved = self.inner.save(&container).await;
+        saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
+        let made = self.acquire(&container).await;
+        match made {
+            Ok(()) => Ok(container),
+            Err((error, fresh_log)) => {
+                remove::undo(&self.inner, &container, fresh_log).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let (pod, spec) = (&self.pod, &self.spec);
+        if spec.privileged && !pod.spec.privileged {
+            return Err(Error::Invalid(format!(
+                "container {} is privileged, but its pod sandbox is not: set privileged in the sandbox's security context too",
+                spec.metadata.name
+            )));
+        }
+        let (own, its) = (&spec.namespaces, &pod.spec.namespaces);
+        if own.network != its.network || own.ipc != its.ipc {
+            return Err(Error::Invalid(format!(
+                "container {} asks for other network or IPC namespaces than its pod sandbox has",
+                spec.metadata.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// The record before anything is acquired.
+    fn intent(&self) -> Result<ContainerRecord, Error> {
+        let (image, spec) = (&self.image, &self.spec);
+        let log_directory = self.request_pod.as_ref().map_or(&self.pod.spec.log_directory, |p| &p.log_directory);
+        let log_path = if log_directory.is_empty() || spec.log_path.is_empty() {
+            String::new()
+        } else {
+            Path::new(log_directory).join(&spec.log_path).display().to_string()
+        };
+        Ok(ContainerRecord {
+            spec: spec.clone(),
+            pod: self.pod.id.clone(),
+            creating: true,
+            state: ContainerState::Unknown,
+            created_at: now_nanos(),
+            started_at: 0,
+            exit: None,
+            boot_id: self.inner.deps.facts.boot_id.clone(),
+            image_id: image.id,
+            image_name: image.name.clone(),
+            image_ref: image.reference.clone(),
+            chain: image.chain.clone(),
+            log_path,
+            user: ContainerUser::default(),
+            resources: spec.resources.clone(),
+            stop_signal: self.stop_signal()?,
+            init: None,
+            process: worker::Process::default(),
+            seccomp: String::new(),
+            cgroup_path: String::new(),
+            leaves: Vec::new(),
+        })
+    }
+
+    fn stop_signal(&self) -> Result<SignalName, Error> {
+        let image = self.image.config.stop_signal.as_str();
+        match (&self.spec.stop_signal, image) {
+            (Some(signal), _) => Ok(signal.clone()),
+            (None, "") => Ok(spec::signals::term()),
+            (None, text) => spec::signals::parse(text).map_err(|e| Error::Invalid(format!("the image's stop signal: {e}"))),
+        }
+    }
+
+    async fn acquire(&self, container: &Arc<Container>) -> Result<(), (Error, Option<PathBuf>)> {
+        let prepared = self.prepare(container).await.map_err(|e| (e, None))?;
+        let fresh_log = prepared.log.as_ref().filter(|l| l.fresh).map(|l| l.path.clone());
+        self.launch(container, prepared).await.map_err(|e| (e, fresh_log))
+    }
+
+    async fn prepare(&self, container: &Arc<Container>) -> Result<Prepared, Error> {
+        let target = self.target_pidns()?;
+        let inner = self.inner.clone();
+        let (pod, image, spec) = (self.pod.clone(), self.image.clone(), self.spec.clone());
+        let (id, log_path) = (container.id.clone(), container.now().log_path.clone());
+        let prepared = blocking::run("prepare a container", move || {
+            prepare_blocking(&inner, &id, &pod, &image, &spec, target, &log_path)
+        })
+        .await;
+        let prepared = prepared.map_err(|(step, kind, problem)| match kind {
+            Kind::InvalidArgument => Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name)),
+            kind => self.failed(step, kind, problem),
+        })?;
+        let mut record = container.now();
+        record.user = prepared.user.clone();
+        record.process = prepared.plan.process.clone();
+        record.cgroup_path.clone_from(&prepared.plan.cgroup.path);
+        record.leaves.clone_from(&prepared.plan.cgroup.leaves);
+        drop(record);
+        Ok(prepared)
+    }
+
+    /// The PID namespace of the container that this one looks into (row F017).
+    fn target_pidns(&self) -> Result<Option<PathBuf>, Error> {
+        let modes = &self.spec.namespaces;
+        if modes.pid != NamespaceMode::Target {
+            return Ok(None);
+        }
+        let target = self.inner.find(&modes.target)?;
+        let pid = target.now().init.as_ref().map(|p| p.pid);
+        let running = target.now().state == ContainerState::Running;
+        match pid {
+            // Whatever namespace the target is in, its own or a shared one, is the one that is meant.
+            Some(pid) if running && target.pod == self.pod.id => Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))),
+            _ => Err(Error::Invalid(format!(
+                "container {}: its target {} is not a running container of the same pod sandbox",
+                self.spec.metadata.name, modes.target
+            ))),
+        }
+    }
+
+    async fn launch(&self, container: &Arc<Container>, prepared: Prepared) -> Result<(), Error> {
+        let deps = &self.inner.deps;
+        let dir = self.inner.state_dir(&container.id);
+        let program = self.program(container, &prepared.plan)?;
+        let plan = prepared.plan;
+        let terminal = plan.process.terminal;
+        let create = monitor::Create {
+            container: Some(worker::Create {
+                id: container.id.to_string(),
+                bundle: dir.display().to_string(),
+                engine_root: dir.join("engine").display().to_string(),
+                rootfs: self.inner.rootfs_path().display().to_string(),
+                cgroup: Some(plan.cgroup.clone()),
+                process: Some(plan.process),
+                propagation: plan.propagation,
+                all_private: plan.all_private,
+                rlimits: Vec::new(),
+                make_dirs: plan.make_dirs,
+            }),
+            boot_id: deps.facts.boot_id.clone(),
+            log_name: prepared.log.as_ref().map(|l| l.name.clone()).unwrap_or_default(),
+            log_line: deps.config.log_line_max,
+            stdin: self.spec.stdin,
+            stdin_once: self.spec.stdin_once,
+            oom: Some(plan.oom),
+            kill_cgroup: plan.kill_cgroup,
+            leaves: plan.cgroup.leaves,
+        };
+        debug_assert_eq!(terminal, self.spec.tty);
+        let launch = ContainerLaunch {
+            id: container.id.clone(),
+            dir,
+            create,
+            rootfs: prepared.rootfs,
+            seccomp: program.map(OwnedFd::from),
+            log_dir: prepared.log.map(|l| l.dir),
+        };
+        let (handle, started) =
+            deps.launcher.create(launch).await.map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
+        *container.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(handle);
+        {
+            let mut record = container.now();
+            record.creating = false;
+            record.state = ContainerState::Created;
+            record.init = Some(Process { pid: started.pid, start_time: started.start_time });
+        }
+        container.state.send_replace(ContainerState::Created);
+        // Before the record is written: an exit in between must find its container.
+        self.inner.insert(container);
+        let saved = self.inner.save(container).await;
+        saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
+    }
+
+    fn program(&self, container: &Container, plan: &spec::ContainerPlan) -> Result<Option<File>, Error> {
+        let deps = &self.inner.deps;
+        let bounding = plan.process.capabilities.as_ref().map_or(0, |c| c.bounding);
+        let invalid = |problem: String| Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name));
+        let program = deps.seccomp.program(&plan.seccomp, bounding, |path| std::fs::read(path)).map_err(|e| invalid(chain(&e)))?;
+        let Some(program) = program else { return Ok(None) };
+        let kept = deps.programs.keep(&program).and_then(|name| {
+            let file = deps.programs.get(&name)?;
+            container.now().seccomp = name;
+            Ok(file)
+        });
+        kept.map(Some).map_err(|e| self.failed("keep the system call filter", Kind::Unknown, chain(&e)))
+    }
+}
+
+impl Inner {
+    /// Where every worker, in a mount namespace of its own, attaches its container's root.
+    fn rootfs_path(&self) -> PathBuf {
+        self.deps.config.state.join("stage").join("rootfs")
+    }
+}
+
+type Failed = (&'static str, Kind, String);
+
+fn prepare_blocking(
+    inner: &Inner,
+    id: &ContainerId,
+    pod: &ReadyPod,
+    image: &ResolvedImage,
+    spec: &ContainerSpec,
+    target: Option<PathBuf>,
+    log_path: &str,
+) -> Result<Prepared, Failed> {
+    let deps = &inner.deps;
+    let storage = |e: crate::storage::Error| ("make the root file system", Kind::Unknown, chain(&e));
+    let invalid = |problem: String| ("read the request", Kind::InvalidArgument, problem);
+    let disk = |step: &'static str| move |e: std::io::Error| (step, Kind::Unknown, e.to_string());
+
+    deps.storage.prepare(id, &image.chain).map_err(storage)?;
+    let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
+    let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
+    let mounts = mounts::resolve(&spec.mounts).map_err(invalid)?;
+    let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
+    let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
+        .map_err(|e| ("read the pod's cpuset", Kind::Unknown, chain(&e)))?;
+    let dir = inner.state_dir(id);
+    let plan = spec::container(&spec::ContainerInput {
+        id,
+        pod,
+        spec,
+        image: &image.config,
+        user: &user,
+        facts: &deps.facts,
+        rootfs: &inner.rootfs_path(),
+        mounts: &mounts,
+        devices: &nodes,
+        target_pidns: target.as_deref(),
+        cpuset: cpuset.as_ref(),
+    })
+    .map_err(|e| invalid(chain(&e)))?;
+
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join("engine")).map_err(disk("make the bundle"))?;
+    let config = serde_json::to_vec(&plan.oci).map_err(|e| ("make the bundle", Kind::Unknown, e.to_string()))?;
+    std::fs::write(dir.join("config.json"), config).map_err(disk("make the bundle"))?;
+    let log = open_log(log_path).map_err(|(path, e)| ("open the log", Kind::Unknown, format!("{}: {e}", path.display())))?;
+    Ok(Prepared { rootfs, user, plan, log })
+}
+
+fn open_log(path: &str) -> Result<Option<Log>, (PathBuf, std::io::Error)> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let path = PathBuf::from(path);
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
+        return Err((path, std::io::ErrorKind::InvalidInput.into()));
+    };
+    let opened = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).and_then(|()| {
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir)
+    });
+    match opened {
+        Ok(opened) => {
+            let fresh = !path.exists();
+            Ok(Some(Log { dir: opened.into(), name: name.to_owned(), fresh, path }))
+        }
+        Err(error) => Err((path.clone(), error)),
+    }
+}
+
+/// The request that an existing container was made by.
+pub(super) fn request(spec: &Arc<ContainerSpec>) -> Request {
+    Request(spec.clone())
+}

@@ -1,0 +1,66 @@
+//! RemoveContainer, and the undoing of a create that failed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Container, Error, Inner, stop};
+use crate::events::Event;
+use crate::model::{ContainerState, chain};
+use crate::undo::{Failures, Steps};
+
+pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
+    let _turn = container.turn.lock().await;
+    if inner.get(&container.id).is_none() {
+        return Ok(());
+    }
+    if container.now().state != ContainerState::Exited {
+        stop::kill(inner, container).await?;
+    }
+    release(inner, container)
+        .await
+        .map_err(|failures| Error::Release { id: container.id.clone(), failures })?;
+    inner.forget(&container.id);
+    inner.names.free(&container.name(), &container.id);
+    inner.deps.events.send(Event::ContainerRemoved(container.pod.clone(), container.id.clone()));
+    Ok(())
+}
+
+/// Undoes a create. What cannot be undone is named in the log; the record stays for the next start.
+pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh_log: Option<PathBuf>) {
+    inner.forget(&container.id);
+    if let Some(monitor) = container.monitor() {
+        // Gone already when the create failed in it; what it leaves is killed by cgroup below.
+        let _ = monitor.destroy().await;
+    }
+    container.drop_monitor();
+    if let Some(log) = fresh_log {
+        // Only the empty file that the monitor may have made.
+        let _ = std::fs::metadata(&log).is_ok_and(|m| m.len() == 0) && std::fs::remove_file(&log).is_ok();
+    }
+    if let Err(failures) = release(inner, container).await {
+        tracing::error!(container.id = %container.id, %failures, "a failed container could not be undone: its record stays");
+    }
+}
+
+/// Gives back cgroup, writable layer, bundle and, last, the record.
+async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Failures> {
+    let mut steps = Steps::default();
+    if container.now().boot_id == inner.deps.facts.boot_id {
+        let leaves = container.now().leaves.clone();
+        steps.push_blocking("cgroup", move || {
+            crate::cgroup::kill(&leaves).and_then(|()| crate::cgroup::remove(&leaves)).map_err(|e| chain(&e))
+        });
+    }
+    let (storage, id) = (inner.deps.storage.clone(), container.id.clone());
+    steps.push_blocking("writable layer", move || storage.remove_snapshot(&id).map_err(|e| chain(&e)));
+    let dir = inner.state_dir(&container.id);
+    steps.push_blocking("bundle", move || match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    });
+    steps.run().await?;
+    let (inner, id) = (inner.clone(), container.id.clone());
+    let mut steps = Steps::default();
+    steps.push_blocking("record", move || inner.records.remove(id.as_str()).map_err(|e| chain(&e)));
+    steps.run().await
+}

@@ -1,0 +1,144 @@
+//! The containers that an earlier daemon left.
+
+use std::sync::Arc;
+
+use super::exit::{outcome, over, unknown};
+use super::record::ContainerRecord;
+use super::{Container, ContainerManager, Inner, create, remove};
+use crate::id::ContainerId;
+use crate::model::{ContainerState, chain};
+use crate::shim::ConnectError;
+
+impl ContainerManager {
+    /// Takes up every container on disk as its monitor or its exit record shows it, undoes half-made ones,
+    /// and removes what belongs to nobody. A damaged record costs its container only.
+    ///
+    /// # Errors
+    /// When the records cannot be listed at all.
+    pub async fn restore(&self) -> Result<(), crate::store::Error> {
+        let inner = &self.0;
+        let mut tasks = tokio::task::JoinSet::new();
+        for found in inner.records.load_all()? {
+            match (found.id.parse::<ContainerId>(), found.record) {
+                (Ok(id), Ok(record)) => {
+                    let inner = inner.clone();
+                    tasks.spawn(async move { adopt(&inner, id, record).await });
+                }
+                (id, record) => {
+                    let problem = record.err().map(|e| chain(&e)).unwrap_or_default();
+                    tracing::error!(container.id = %found.id, problem, "the container's record cannot be used: it is dropped");
+                    if let Ok(id) = id {
+                        drop_damaged(inner, &id).await;
+                    }
+                }
+            }
+        }
+        while let Some(result) = tasks.join_next().await {
+            if let Err(error) = result {
+                tracing::error!(%error, "a container could not be taken up");
+            }
+        }
+        sweep(inner).await;
+        Ok(())
+    }
+}
+
+async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
+    let same_boot = record.boot_id == inner.deps.facts.boot_id;
+    if record.creating {
+        tracing::info!(container.id = %id, "undoing a container that was being made when the daemon ended");
+        let container = Container::new(id, record, None);
+        if same_boot && let Ok((monitor, _)) = inner.deps.launcher.connect(&container.id, &inner.state_dir(&container.id)).await {
+            *container.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
+        }
+        remove::undo(inner, &container, None).await;
+        return;
+    }
+    let over_already = record.state == ContainerState::Exited;
+    let container = Container::new(id, record, None);
+    inner.names.restore(container.name(), Arc::new(create::request(&container.spec)), container.id.clone());
+    inner.insert(&container);
+    if over_already {
+        return;
+    }
+    if !same_boot {
+        return over(inner, &container, unknown("the machine was restarted while the container ran"), 0).await;
+    }
+    match inner.deps.launcher.connect(&container.id, &inner.state_dir(&container.id)).await {
+        Ok((monitor, state)) => {
+            if let Some(exit) = &state.exit {
+                return over(inner, &container, outcome(exit), exit.started_at).await;
+            }
+            *container.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
+            if state.started_at != 0 {
+                let mut record = container.now();
+                record.started_at = state.started_at;
+                record.state = ContainerState::Running;
+                drop(record);
+                container.state.send_replace(ContainerState::Running);
+            }
+        }
+        Err(ConnectError::Gone(_)) => ended_meanwhile(inner, &container).await,
+        Err(error) => {
+            // It may only be slow: the container stays what it was, stop and remove go by pidfd and cgroup.
+            tracing::error!(container.id = %container.id, error = %chain(&error), "the container's monitor does not answer");
+            container.now().state = ContainerState::Unknown;
+            container.state.send_replace(ContainerState::Unknown);
+        }
+    }
+}
+
+/// No monitor: its exit record says what happened; without one the container was lost.
+async fn ended_meanwhile(inner: &Arc<Inner>, container: &Arc<Container>) {
+    let dir = inner.state_dir(&container.id);
+    let leaves = container.now().leaves.clone();
+    let record = crate::blocking::run("read an exit record", move || {
+        if let Err(error) = crate::cgroup::kill(&leaves) {
+            tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");
+        }
+        crate::shim::read_exit(&dir)
+    })
+    .await;
+    match record {
+        Ok(Some(record)) => over(inner, container, outcome(&record.exit), record.exit.started_at).await,
+        Ok(None) => over(inner, container, unknown("the container's monitor died while the daemon was away"), 0).await,
+        Err(error) => over(inner, container, unknown(&chain(&error)), 0).await,
+    }
+}
+
+async fn drop_damaged(inner: &Arc<Inner>, id: &ContainerId) {
+    if let Ok((monitor, _)) = inner.deps.launcher.connect(id, &inner.state_dir(id)).await {
+        // Without its record nobody could ever stop it.
+        let _ = monitor.destroy().await;
+    }
+    if let Err(error) = inner.records.remove(id.as_str()) {
+        tracing::error!(container.id = %id, error = %chain(&error), "cannot remove the damaged record");
+    }
+}
+
+/// Writable layers and bundles without a record.
+async fn sweep(inner: &Arc<Inner>) {
+    let inner = inner.clone();
+    crate::blocking::run("sweep what earlier containers left", move || {
+        let known: std::collections::BTreeSet<ContainerId> = inner.read().keys().cloned().collect();
+        for id in inner.deps.storage.snapshots() {
+            if !known.contains(&id)
+                && let Err(error) = inner.deps.storage.remove_snapshot(&id)
+            {
+                tracing::warn!(container.id = %id, error = %chain(&error), "cannot remove a writable layer that belongs to nobody");
+            }
+        }
+        let dir = inner.deps.config.state.join("containers");
+        let Ok(entries) = std::fs::read_dir(&dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|n| n.parse::<ContainerId>().ok());
+            if id.is_some_and(|id| !known.contains(&id))
+                && let Err(error) = std::fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(bundle = %entry.path().display(), %error, "cannot remove a bundle that belongs to nobody");
+            }
+        }
+    })
+    .await;
+}

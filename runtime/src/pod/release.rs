@@ -1,0 +1,108 @@
+//! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed.
+
+use std::sync::Arc;
+
+use super::record::{Phase, Process};
+use super::{Error, Inner, Pod};
+use crate::events::Event;
+use crate::model::{PodState, chain};
+use crate::sys;
+use crate::undo::{Failures, Steps};
+
+/// Stops: pause dies, network and namespaces go, the record stays.
+pub(super) async fn stop(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let was_ready = {
+        let mut record = pod.now();
+        if record.phase == Phase::Released {
+            return Ok(());
+        }
+        std::mem::replace(&mut record.state, PodState::NotReady) == PodState::Ready
+    };
+    pod.over.send_replace(true);
+    let released = resources(inner, pod).run().await;
+    if released.is_ok() {
+        pod.now().phase = Phase::Released;
+    }
+    let saved = inner.save(pod).await;
+    if was_ready {
+        inner.deps.events.send(Event::PodNotReady(pod.id.clone()));
+    }
+    let failed = |failures| Error::Release { id: pod.id.clone(), failures };
+    released.map_err(failed)?;
+    saved.map_err(|e| failed(Failures(vec![("record", chain(&e))])))
+}
+
+/// Removes what a stop leaves: files, record, name.
+pub(super) async fn remove(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
+    stop(inner, pod).await?;
+    forget(inner, pod).await.map_err(|failures| Error::Release { id: pod.id.clone(), failures })?;
+    inner.forget(&pod.id);
+    inner.names.free(&pod.spec.metadata, &pod.id);
+    inner.deps.events.send(Event::PodRemoved(pod.id.clone()));
+    Ok(())
+}
+
+/// Undoes a run that failed. False when something is left; the record then says so.
+pub(super) async fn undo(inner: &Arc<Inner>, pod: &Arc<Pod>) -> bool {
+    pod.over.send_replace(true);
+    pod.now().state = PodState::NotReady;
+    let outcome = match resources(inner, pod).run().await {
+        Ok(()) => forget(inner, pod).await,
+        Err(failures) => Err(failures),
+    };
+    let Err(failures) = outcome else { return true };
+    tracing::error!(pod.id = %pod.id, %failures, "a failed pod could not be undone: it stays until it is removed");
+    pod.now().phase = Phase::Made;
+    if let Err(error) = inner.save(pod).await {
+        tracing::error!(pod.id = %pod.id, error = %chain(&error), "cannot record the failed pod");
+    }
+    false
+}
+
+fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
+    let mut steps = Steps::default();
+    let record = pod.now().clone();
+    let same_boot = record.boot_id == inner.deps.facts.boot_id;
+    if same_boot {
+        if let Some(pause) = record.pause.clone() {
+            steps.push_blocking("pause process", move || kill(&pause));
+        }
+        let leaves = record.cgroup.clone();
+        steps.push_blocking("cgroup", move || {
+            crate::cgroup::kill(&leaves).and_then(|()| crate::cgroup::remove(&leaves)).map_err(|e| chain(&e))
+        });
+    }
+    if let Some(netns) = record.netns {
+        let (inner, id) = (inner.clone(), pod.id.clone());
+        steps.push("network", async move { inner.deps.network.forget(&id).await.map_err(|e| chain(&e)) });
+        steps.push_blocking("network namespace", move || sys::netns::unpin(&netns));
+    }
+    let dir = inner.state_dir(&pod.id);
+    for name in ["ns/ipc", "ns/uts", "ns/pid"] {
+        let path = dir.join(name);
+        steps.push_blocking("namespace", move || sys::netns::unpin(&path));
+    }
+    let shm = dir.join("shm");
+    steps.push_blocking("shared memory", move || sys::mount::detach_unmount(&shm));
+    steps
+}
+
+/// The pod's files and record.
+async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
+    let mut steps = Steps::default();
+    let dir = inner.state_dir(&pod.id);
+    steps.push_blocking("files", move || match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    });
+    // The record goes last: while it is there, a restarted daemon knows what to release.
+    steps.run().await?;
+    let (inner, id) = (inner.clone(), pod.id.clone());
+    let mut steps = Steps::default();
+    steps.push_blocking("record", move || inner.records.remove(id.as_str()).map_err(|e| chain(&e)));
+    steps.run().await
+}
+
+fn kill(pause: &Process) -> Result<(), String> {
+    sys::process::kill_and_wait(pause.pid, pause.start_time).map_err(|e| format!("pid {}: {e}", pause.pid))
+}

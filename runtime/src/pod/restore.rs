@@ -1,0 +1,122 @@
+//! The pods that an earlier daemon left.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::record::{Phase, PodRecord};
+use super::run::watch;
+use super::{Inner, Pod, PodManager, release};
+use crate::id::PodId;
+use crate::model::{PodState, chain};
+use crate::shim::PauseHandle;
+use crate::sys;
+
+impl PodManager {
+    /// Takes up every pod on disk as the kernel shows it, undoes half-made ones, and releases what
+    /// belongs to nobody. A damaged record costs its pod only.
+    ///
+    /// # Errors
+    /// When the records cannot be listed at all.
+    pub async fn restore(&self) -> Result<(), crate::store::Error> {
+        let inner = &self.0;
+        let mut half_made = Vec::new();
+        for found in inner.records.load_all()? {
+            match (found.id.parse::<PodId>(), found.record) {
+                (Ok(id), Ok(record)) => {
+                    let pod = Pod::new(id, record);
+                    if pod.now().phase == Phase::Creating {
+                        half_made.push(pod);
+                    } else {
+                        adopt(inner, &pod);
+                    }
+                }
+                (id, record) => {
+                    let problem = record.err().map(|e| chain(&e)).unwrap_or_default();
+                    tracing::error!(pod.id = %found.id, problem, "the pod's record cannot be used: the pod is dropped");
+                    if id.is_ok() && let Err(error) = inner.records.remove(&found.id) {
+                        tracing::error!(pod.id = %found.id, error = %chain(&error), "cannot remove it");
+                    }
+                }
+            }
+        }
+        for pod in half_made {
+            tracing::info!(pod.id = %pod.id, "undoing a pod that was being made when the daemon ended");
+            if !release::undo(inner, &pod).await {
+                inner.names.restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
+                inner.insert(&pod);
+            }
+        }
+        self.sweep().await;
+        Ok(())
+    }
+
+    /// Network attachments, pins and directories without a record.
+    async fn sweep(&self) {
+        let inner = self.0.clone();
+        let known: BTreeSet<PodId> = inner.read().keys().cloned().collect();
+        let attached = inner.deps.network.known().unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "cannot tell which pods are attached to the network");
+            Vec::new()
+        });
+        for id in attached {
+            if !known.contains(&id) {
+                tracing::info!(pod.id = %id, "releasing the network of a pod that is not there any more");
+                if let Err(error) = inner.deps.network.forget(&id).await {
+                    tracing::warn!(pod.id = %id, error = %chain(&error), "cannot release it");
+                }
+            }
+        }
+        crate::blocking::run("sweep what earlier pods left", move || {
+            let dir = inner.deps.config.state.join("pods");
+            for name in names_in(&dir) {
+                let Ok(id) = name.parse::<PodId>() else { continue };
+                if known.contains(&id) {
+                    continue;
+                }
+                let dir = dir.join(&name);
+                for mount in ["ns/ipc", "ns/uts", "ns/pid"] {
+                    report(&id, sys::netns::unpin(&dir.join(mount)));
+                }
+                report(&id, sys::netns::unpin(&super::run::netns_path(&inner, &id)));
+                report(&id, sys::mount::detach_unmount(&dir.join("shm")));
+                report(&id, std::fs::remove_dir_all(&dir));
+            }
+        })
+        .await;
+    }
+}
+
+fn names_in(dir: &std::path::Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+fn report(id: &PodId, outcome: std::io::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(pod.id = %id, %error, "cannot release what an earlier pod left");
+    }
+}
+
+fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
+    let pause = alive(&pod.now(), &inner.deps.facts.boot_id);
+    if pod.now().state == PodState::Ready {
+        match pause {
+            Some(pause) => watch(inner, pod, pause),
+            None => {
+                pod.now().state = PodState::NotReady;
+                pod.over.send_replace(true);
+            }
+        }
+    }
+    inner.names.restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
+    inner.insert(pod);
+}
+
+fn alive(record: &PodRecord, boot_id: &str) -> Option<PauseHandle> {
+    if record.boot_id != boot_id {
+        return None;
+    }
+    let pause = record.pause.as_ref()?;
+    let pidfd = sys::process::open_same(pause.pid, pause.start_time).ok()??;
+    Some(PauseHandle { pid: pause.pid, start_time: pause.start_time, pidfd })
+}

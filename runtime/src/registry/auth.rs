@@ -1,0 +1,263 @@
+//! Credentials, challenges and tokens.
+//!
+//! A secret belongs to one host: it is used there and at that registry's token service, and nowhere
+//! else: not at a mirror, not behind a redirect, not at a realm of another domain.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use sha2::{Digest as _, Sha256};
+
+use super::client::Clients;
+use super::hosts::Endpoint;
+use super::{Error, token};
+use crate::model::RegistryAuth;
+
+/// Tokens that are kept.
+const MAX_TOKENS: usize = 1024;
+
+/// What a host accepts in place of a person.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Secret {
+    /// User and password.
+    Basic(String, String),
+    /// OAuth2 refresh token.
+    Refresh(String),
+    /// Sent as it is.
+    Bearer(String),
+}
+
+/// The secret to use at an endpoint. Precedence as in containerd (row F091).
+///
+/// # Errors
+/// `auth` that is not base64 of `user:password`.
+pub(crate) fn secret_for(
+    auth: Option<&RegistryAuth>,
+    endpoint: &Endpoint,
+    registry: &str,
+) -> Result<Option<Secret>, Error> {
+    let Some(auth) = auth else { return Ok(None) };
+    let bound = if auth.server_address.is_empty() {
+        // The registry's own server, wherever the operator says that it is; a mirror only under the same name.
+        endpoint.upstream || canonical(&endpoint.host) == canonical(registry)
+    } else {
+        canonical(&auth.server_address) == canonical(&endpoint.host)
+    };
+    if bound { secret(auth) } else { Ok(None) }
+}
+
+fn secret(auth: &RegistryAuth) -> Result<Option<Secret>, Error> {
+    if !auth.username.is_empty() {
+        let (user, password) = (auth.username.clone(), auth.password.clone());
+        return Ok(Some(Secret::Basic(user, password)));
+    }
+    if !auth.auth.is_empty() {
+        let bad = Error::Credentials("\"auth\" is not the base64 of user:password");
+        let plain = STANDARD
+            .decode(auth.auth.trim())
+            .ok()
+            .and_then(|b| String::from_utf8(b).ok());
+        return match plain.as_deref().and_then(|text| text.split_once(':')) {
+            Some((user, password)) => {
+                // Docker pads what it writes with zero bytes.
+                let password = password.trim_end_matches('\0').to_owned();
+                Ok(Some(Secret::Basic(user.to_owned(), password)))
+            }
+            None => Err(bad),
+        };
+    }
+    if !auth.identity_token.is_empty() {
+        return Ok(Some(Secret::Refresh(auth.identity_token.clone())));
+    }
+    if !auth.registry_token.is_empty() {
+        return Ok(Some(Secret::Bearer(auth.registry_token.clone())));
+    }
+    Ok(None)
+}
+
+/// A host as credentials name it: no scheme, no path, Docker Hub's many names as one.
+fn canonical(address: &str) -> String {
+    let (scheme, rest) = match address.split_once("://") {
+        Some((scheme, rest)) => (scheme, rest),
+        None => ("", address),
+    };
+    let host = rest
+        .split('/')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let host = match scheme {
+        "http" => host.strip_suffix(":80").unwrap_or(&host).to_owned(),
+        _ => host.strip_suffix(":443").unwrap_or(&host).to_owned(),
+    };
+    match host.as_str() {
+        "index.docker.io" | "registry-1.docker.io" | "registry.docker.io" => "docker.io".to_owned(),
+        _ => host,
+    }
+}
+
+/// A fingerprint of credentials, to tell callers apart without keeping what they brought.
+pub(crate) fn fingerprint(secret: Option<&Secret>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut field = |text: &str| {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    };
+    match secret {
+        None => field("none"),
+        Some(Secret::Basic(user, password)) => [user, password].into_iter().for_each(|t| field(t)),
+        Some(Secret::Refresh(token)) => ["refresh", token].into_iter().for_each(field),
+        Some(Secret::Bearer(token)) => ["bearer", token].into_iter().for_each(field),
+    }
+    hash.finalize().into()
+}
+
+/// Which token is meant: origin of the registry, scope, and whose.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct TokenKey {
+    pub(crate) origin: String,
+    pub(crate) scope: String,
+    pub(crate) owner: [u8; 32],
+}
+
+struct Token {
+    value: HeaderValue,
+    until: Instant,
+}
+
+/// Authorization headers by what they are for.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    kept: Mutex<HashMap<TokenKey, Token>>,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens(***)")
+    }
+}
+
+impl Tokens {
+    /// One that is still good.
+    pub(crate) fn get(&self, key: &TokenKey) -> Option<HeaderValue> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = kept.get(key).filter(|token| token.until > Instant::now())?;
+        Some(token.value.clone())
+    }
+
+    /// Forgets one that was refused.
+    pub(crate) fn forget(&self, key: &TokenKey) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.remove(key);
+    }
+
+    fn put(&self, key: TokenKey, value: HeaderValue, life: Duration) {
+        let now = Instant::now();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_TOKENS {
+            kept.retain(|_, token| token.until > now);
+        }
+        if kept.len() < MAX_TOKENS {
+            let until = now + life;
+            kept.insert(key, Token { value, until });
+        }
+    }
+
+    /// Answers a 401: the header to try again with, or why there is none.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] when nothing we have fits, [`Error::Unavailable`] when the token service is away.
+    pub(crate) async fn answer(
+        &self,
+        clients: &Clients,
+        endpoint: &Endpoint,
+        secret: Option<&Secret>,
+        key: TokenKey,
+        headers: &HeaderMap,
+        what: &str,
+    ) -> Result<HeaderValue, Error> {
+        let denied = |reason: &str| Error::Denied {
+            host: endpoint.host.clone(),
+            what: what.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let challenge = challenge(headers)
+            .ok_or_else(|| denied("it asks for an authentication that Berth does not know"))?;
+        let (value, life) = match (challenge, secret) {
+            (_, Some(Secret::Bearer(token))) => (format!("Bearer {token}"), Duration::MAX / 4),
+            (Challenge::Basic, Some(Secret::Basic(user, password))) => {
+                (basic(user, password), Duration::from_secs(3600))
+            }
+            (Challenge::Basic, _) => {
+                return Err(denied("it wants a user and a password, and none was given"));
+            }
+            (Challenge::Bearer(bearer), secret) => {
+                token::fetch(clients, endpoint, &bearer, secret, &key.scope, what).await?
+            }
+        };
+        let mut value =
+            HeaderValue::from_str(&value).map_err(|_| denied("the token is not a header value"))?;
+        value.set_sensitive(true);
+        let life = life.min(Duration::from_secs(24 * 3600));
+        self.put(key, value.clone(), life);
+        Ok(value)
+    }
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// What a Bearer challenge says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Bearer {
+    pub(crate) realm: String,
+    pub(crate) service: String,
+    pub(crate) scope: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Challenge {
+    Basic,
+    Bearer(Bearer),
+}
+
+/// The first challenge that we can answer; Bearer before Basic.
+fn challenge(headers: &HeaderMap) -> Option<Challenge> {
+    let mut basic = None;
+    for value in headers.get_all(WWW_AUTHENTICATE).iter().take(8) {
+        let Ok(text) = value.to_str() else { continue };
+        let Ok(list) = http_auth::parse_challenges(text) else {
+            continue;
+        };
+        for one in list {
+            let param = |name: &str| {
+                let found = one
+                    .params
+                    .iter()
+                    .find(|(key, _)| key.eq_ignore_ascii_case(name));
+                found
+                    .map(|(_, value)| value.to_unescaped())
+                    .unwrap_or_default()
+            };
+            if one.scheme.eq_ignore_ascii_case("bearer") {
+                return Some(Challenge::Bearer(Bearer {
+                    realm: param("realm"),
+                    service: param("service"),
+                    scope: param("scope"),
+                }));
+            }
+            if one.scheme.eq_ignore_ascii_case("basic") {
+                basic = Some(Challenge::Basic);
+            }
+        }
+    }
+    basic
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+use std::path::Path;
+
+use super::*;
+use crate::registry::hosts;
+
+fn endpoint(registry: &str) -> Endpoint {
+    hosts::load(Path::new("/nonexistent"), registry)
+        .unwrap()
+        .remove(0)
+}
+
+fn auth(change: impl FnOnce(&mut RegistryAuth)) -> RegistryAuth {
+    let mut auth = RegistryAuth::default();
+    change(&mut auth);
+    auth
+}
+
+#[test]
+fn precedence_is_containerds() {
+    let all = auth(|a| {
+        a.username = "u".into();
+        a.password = "p".into();
+        a.auth = STANDARD.encode("x:y");
+        a.identity_token = "i".into();
+        a.registry_token = "r".into();
+    });
+    let pick = |a: &RegistryAuth| secret(a).unwrap();
+    assert!(pick(&all) == Some(Secret::Basic("u".into(), "p".into())));
+    let mut less = all.clone();
+    less.username.clear();
+    assert!(pick(&less) == Some(Secret::Basic("x".into(), "y".into())));
+    less.auth.clear();
+    assert!(pick(&less) == Some(Secret::Refresh("i".into())));
+    less.identity_token.clear();
+    assert!(pick(&less) == Some(Secret::Bearer("r".into())));
+    assert!(pick(&RegistryAuth::default()).is_none());
+    assert!(secret(&auth(|a| a.auth = "%%".into())).is_err());
+}
+
+#[test]
+fn a_secret_is_bound_to_its_host() {
+    let given = |server: &str| {
+        auth(|a| {
+            a.username = "u".into();
+            a.server_address = server.into();
+        })
+    };
+    let used = |server: &str, endpoint: &Endpoint, registry: &str| {
+        secret_for(Some(&given(server)), endpoint, registry)
+            .unwrap()
+            .is_some()
+    };
+    let hub = endpoint("docker.io");
+    for server in [
+        "",
+        "docker.io",
+        "https://index.docker.io/v1/",
+        "registry-1.docker.io:443",
+    ] {
+        assert!(used(server, &hub, "docker.io"), "{server}");
+    }
+    assert!(!used("other.io", &hub, "docker.io"));
+    let mut mirror = endpoint("mirror.io");
+    mirror.upstream = false;
+    assert!(!used("", &mirror, "r.io"));
+    assert!(used("mirror.io", &mirror, "r.io"));
+    assert!(!used("mirror.io:5000", &mirror, "r.io"));
+    assert!(used("", &endpoint("r.io:5000"), "r.io:5000"));
+}
+
+#[test]
+fn challenges_parse() {
+    let mut headers = HeaderMap::new();
+    let put = |headers: &mut HeaderMap, text: &str| {
+        headers.append(WWW_AUTHENTICATE, text.parse().unwrap());
+    };
+    assert_eq!(challenge(&headers), None);
+    put(&mut headers, "Negotiate");
+    assert_eq!(challenge(&headers), None);
+    put(&mut headers, "Basic realm=\"x\"");
+    assert_eq!(challenge(&headers), Some(Challenge::Basic));
+    put(
+        &mut headers,
+        "Bearer realm=\"https://a/t\",service=\"s\",scope=\"repository:x:pull\"",
+    );
+    let bearer = Bearer {
+        realm: "https://a/t".into(),
+        service: "s".into(),
+        scope: "repository:x:pull".into(),
+    };
+    assert_eq!(challenge(&headers), Some(Challenge::Bearer(bearer)));
+}
+
+#[test]
+fn fingerprints_tell_secrets_apart() {
+    let basic = |u: &str, p: &str| fingerprint(Some(&Secret::Basic(u.into(), p.into())));
+    assert_ne!(basic("ab", "c"), basic("a", "bc"));
+    assert_ne!(fingerprint(None), basic("", ""));
+    assert_ne!(
+        fingerprint(Some(&Secret::Refresh("t".into()))),
+        fingerprint(Some(&Secret::Bearer("t".into())))
+    );
+}

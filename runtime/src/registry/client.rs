@@ -1,0 +1,367 @@
+//! HTTP clients, one per way to connect, and redirects followed by hand.
+//!
+//! A redirect is followed here because a library cannot know what may travel: authorization and the
+//! headers of `hosts.toml` stay with their origin, and once dropped they do not come back
+//! (CVE-2023-45289, CVE-2024-45336). Client certificates are shown to the registry's host alone.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Client, Method, Response, StatusCode, Url};
+
+use super::Error;
+use super::hosts::Endpoint;
+
+/// A registry that sends nothing for this long is given up.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Redirects that are followed.
+const MAX_HOPS: usize = 5;
+/// Distinct ways to connect that are kept; more than any sane machine has.
+const MAX_CLIENTS: usize = 64;
+/// Receive window of an HTTP/2 stream, bytes: bounds what waits in memory for a slow disk.
+const WINDOW: u32 = 1 << 20;
+
+/// How to connect to a host. Its `Debug` shows nothing: keys and proxies' passwords are in it.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Tls {
+    /// Authorities beside the system's, PEM.
+    pub(crate) ca: Vec<Vec<u8>>,
+    /// Client certificates with their keys, PEM.
+    pub(crate) identities: Vec<Vec<u8>>,
+    /// Accept any certificate.
+    pub(crate) skip_verify: bool,
+    /// Limit of a connection attempt.
+    pub(crate) dial_timeout: Option<Duration>,
+    /// Proxy URL; none: the environment's.
+    pub(crate) proxy: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    tls: Tls,
+    https: bool,
+    loopback: bool,
+}
+
+/// The clients in use; a changed certificate makes another one.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    kept: Mutex<HashMap<Key, Client>>,
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key(***)")
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(***)")
+    }
+}
+
+/// What a request asks for, for every hop.
+pub(crate) struct Ask<'a> {
+    /// GET or HEAD.
+    pub(crate) method: Method,
+    /// First URL.
+    pub(crate) url: Url,
+    /// Accept, Range: may travel.
+    pub(crate) headers: HeaderMap,
+    /// Bound to the origin of `url`.
+    pub(crate) authorization: Option<HeaderValue>,
+    /// For messages.
+    pub(crate) what: &'a str,
+}
+
+/// An answer, and whether it still came from the first origin.
+pub(crate) struct Answer {
+    /// The response.
+    pub(crate) response: Response,
+    /// Host that gave it.
+    pub(crate) host: String,
+    /// A redirect led to another origin.
+    pub(crate) away: bool,
+}
+
+impl Clients {
+    /// The client for a URL.
+    ///
+    /// # Errors
+    /// A certificate that cannot be used.
+    pub(crate) fn get(&self, tls: &Tls, url: &Url) -> Result<Client, String> {
+        let key = Key {
+            tls: tls.clone(),
+            https: url.scheme() == "https",
+            loopback: url.host_str().is_some_and(is_loopback),
+        };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = kept.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = build(&key)?;
+        if kept.len() >= MAX_CLIENTS {
+            kept.clear();
+        }
+        kept.insert(key, client.clone());
+        Ok(client)
+    }
+
+    /// Asks, and follows redirects.
+    ///
+    /// # Errors
+    /// No answer, or a redirect that must not be followed. Any status is an answer.
+    pub(crate) async fn send(&self, endpoint: &Endpoint, ask: Ask<'_>) -> Result<Answer, Error> {
+        let first = ask.url.clone();
+        let (mut url, mut method) = (ask.url, ask.method);
+        let mut away = false;
+        for _ in 0..=MAX_HOPS {
+            let host = host_port(&url);
+            let mut tls = endpoint.tls.clone();
+            if url.host_str() != endpoint.base.host_str() {
+                tls.identities.clear();
+            }
+            let unavailable = |reason| Error::Unavailable {
+                host: host.clone(),
+                reason,
+            };
+            let client = self.get(&tls, &url).map_err(unavailable)?;
+            let mut request = client
+                .request(method.clone(), url.clone())
+                .headers(ask.headers.clone());
+            if !away {
+                request = request.headers(endpoint.headers.clone());
+                if let Some(value) = &ask.authorization {
+                    request = request.header(AUTHORIZATION, value.clone());
+                }
+            }
+            let response = request
+                .send()
+                .await
+                .map_err(|error| unavailable(words(error)))?;
+            let Some(next) = redirect(&url, &response, ask.what)? else {
+                return Ok(Answer {
+                    response,
+                    host,
+                    away,
+                });
+            };
+            if response.status() == StatusCode::SEE_OTHER && method != Method::HEAD {
+                method = Method::GET;
+            }
+            check_target(&first, &url, &next).map_err(|reason| Error::Redirect {
+                host,
+                what: ask.what.to_owned(),
+                to: host_port(&next),
+                reason,
+            })?;
+            away |= next.origin() != first.origin();
+            url = next;
+        }
+        Err(Error::Redirect {
+            host: host_port(&first),
+            what: ask.what.to_owned(),
+            to: host_port(&url),
+            reason: "too many redirects",
+        })
+    }
+}
+
+fn redirect(url: &Url, response: &Response, what: &str) -> Result<Option<Url>, Error> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let location = response.headers().get(LOCATION);
+    let next = location.and_then(|value| url.join(value.to_str().ok()?).ok());
+    match next {
+        Some(mut next) => {
+            // User information in a redirect would become credentials that nobody gave us.
+            let _ = next.set_username("");
+            let _ = next.set_password(None);
+            Ok(Some(next))
+        }
+        None => Err(Error::Redirect {
+            host: host_port(url),
+            what: what.to_owned(),
+            to: "nowhere".to_owned(),
+            reason: "the Location header is missing or not a URL",
+        }),
+    }
+}
+
+/// Whether bytes may come from `next` when `from` points there.
+pub(crate) fn check_target(first: &Url, from: &Url, next: &Url) -> Result<(), &'static str> {
+    if !matches!(next.scheme(), "http" | "https") {
+        return Err("only http and https are spoken");
+    }
+    if from.scheme() == "https" && next.scheme() == "http" {
+        return Err("it would leave TLS");
+    }
+    let host = |url: &Url| url.host_str().unwrap_or_default().to_owned();
+    if is_link_local(&host(next)) {
+        return Err("link-local addresses serve no images");
+    }
+    if is_loopback(&host(next)) && !is_loopback(&host(first)) {
+        return Err("it points into this machine");
+    }
+    Ok(())
+}
+
+fn build(key: &Key) -> Result<Client, String> {
+    install_provider();
+    let tls = &key.tls;
+    let mut builder = Client::builder()
+        .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .read_timeout(SILENCE)
+        .http2_initial_stream_window_size(WINDOW)
+        .tcp_keepalive(Duration::from_secs(30))
+        .pool_idle_timeout(Duration::from_secs(30));
+    if let Some(limit) = tls.dial_timeout {
+        builder = builder.connect_timeout(limit);
+    }
+    if let Some(proxy) = &tls.proxy {
+        let proxy = reqwest::Proxy::all(proxy).map_err(|_| "the proxy URL is not usable")?;
+        builder = builder.no_proxy().proxy(proxy);
+    } else if key.loopback {
+        // As Go does: the environment's proxy could not reach our loopback.
+        builder = builder.no_proxy();
+    }
+    if !key.https {
+        // A plain connection needs no roots, and a machine without CA certificates has none to load.
+        builder = builder.tls_certs_only(Vec::new());
+        return builder.build().map_err(words);
+    }
+    let mut roots = Vec::new();
+    for pem in &tls.ca {
+        let certs = reqwest::Certificate::from_pem_bundle(pem)
+            .map_err(|error| format!("ca: {}", words(error)))?;
+        if certs.is_empty() {
+            return Err("ca: a file holds no PEM certificate".to_owned());
+        }
+        roots.extend(certs);
+    }
+    if !roots.is_empty() {
+        builder = builder.tls_certs_merge(roots);
+    }
+    if let Some(pem) = tls.identities.first() {
+        let identity = reqwest::Identity::from_pem(pem)
+            .map_err(|error| format!("client certificate: {}", words(error)))?;
+        builder = builder.identity(identity);
+    }
+    if tls.skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    builder.build().map_err(words)
+}
+
+/// rustls wants one provider for the process; a second installation is refused and harmless.
+fn install_provider() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// An error with its causes and without its URL, which may hold a signature.
+pub(crate) fn words(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let _ = write!(text, ": {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// The whole body of a document, if it is not longer than `limit` bytes.
+pub(crate) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(words)? {
+        if bytes.len() + chunk.len() > limit {
+            return Err(format!("it is longer than {limit} bytes"));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// `host[:port]` of a URL, without anything secret.
+pub(crate) fn host_port(url: &Url) -> String {
+    let host = url.host_str().unwrap_or("unknown host");
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// The address, when a host (with or without port and brackets) is written as one.
+fn address(host: &str) -> Option<IpAddr> {
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split_once(']')?.0.parse().ok();
+    }
+    let bare = host.split_once(':').map_or(host, |(bare, _)| bare);
+    bare.parse().ok()
+}
+
+/// The host is *written* as this machine: `localhost` or a loopback address.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let bare = host.split_once(':').map_or(host, |(bare, _)| bare);
+    let plain = |ip: IpAddr| match ip {
+        IpAddr::V6(v6) => v6.to_canonical().is_loopback(),
+        v4 => v4.is_loopback(),
+    };
+    bare == "localhost" || address(host).is_some_and(plain)
+}
+
+fn is_link_local(host: &str) -> bool {
+    match address(host).map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V4(v4)) => v4.is_link_local() || v4.is_unspecified(),
+        Some(IpAddr::V6(v6)) => v6.is_unicast_link_local() || v6.is_unspecified(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    #[test]
+    fn redirects_go_where_images_can_be() {
+        let check = |a: &str, b: &str| check_target(&url(a), &url(a), &url(b));
+        check("https://r.io/v2", "https://cdn.net/x").unwrap();
+        check("http://r.io/v2", "http://cdn.net/x").unwrap();
+        check("http://127.0.0.1:1/v2", "http://127.0.0.1:2/x").unwrap();
+        for bad in [
+            "http://r.io/x",
+            "https://169.254.169.254/x",
+            "https://[fe80::1]/x",
+            "https://[::ffff:169.254.1.1]/",
+            "https://localhost/x",
+            "https://127.0.0.1/",
+            "https://[::1]/",
+            "https://0.0.0.0/",
+            "ftp://r.io/",
+        ] {
+            assert!(check("https://r.io/v2", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn messages_hold_no_user_information() {
+        assert_eq!(host_port(&url("https://u:p@r.io:5/x?sig=1")), "r.io:5");
+        assert_eq!(host_port(&url("https://[::1]:5/")), "[::1]:5");
+    }
+}

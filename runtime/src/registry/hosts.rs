@@ -1,0 +1,430 @@
+//! `hosts.toml`, in containerd's format (containerd `docs/hosts.md`): where to ask for a registry's images.
+//!
+//! The directory is read at every pull, so that a change needs no restart. A file that cannot be
+//! understood is an error and never skipped: a skipped mirror or CA would send the pull, and its
+//! credentials, somewhere else. `http://` is used where a file says so and for a registry *named*
+//! `localhost` or by a loopback address that has no file (as containerd does); what a name
+//! resolves to never matters (CVE-2026-92543).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::Error;
+use super::client::{Tls, host_port, is_loopback};
+
+/// Connection attempts end after this, where the file names no other limit (containerd's default).
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest file that is read, bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// One place to ask, in the order of the file; the registry's own server is the last.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    /// API root without a final slash: `https://host:port/v2`.
+    pub(crate) base: Url,
+    /// `host[:port]`, for messages and for the match with credentials.
+    pub(crate) host: String,
+    /// May turn tags into digests.
+    pub(crate) resolve: bool,
+    /// May serve what a digest names.
+    pub(crate) pull: bool,
+    /// How to connect.
+    pub(crate) tls: Tls,
+    /// Sent with every request to this origin, and to no other.
+    pub(crate) headers: HeaderMap,
+    /// The registry that it stands in for, when it is another (`ns` of the query).
+    pub(crate) namespace: Option<String>,
+    /// It is the registry's own server, not a mirror.
+    pub(crate) upstream: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    server: Option<String>,
+    #[serde(default)]
+    host: BTreeMap<Spanned<String>, HostTable>,
+    capabilities: Option<Vec<Capability>>,
+    ca: Option<OneOrMany>,
+    client: Option<Client>,
+    skip_verify: Option<bool>,
+    header: Option<BTreeMap<String, OneOrMany>>,
+    override_path: Option<bool>,
+    dial_timeout: Option<String>,
+    proxy: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HostTable {
+    capabilities: Option<Vec<Capability>>,
+    ca: Option<OneOrMany>,
+    client: Option<Client>,
+    skip_verify: Option<bool>,
+    header: Option<BTreeMap<String, OneOrMany>>,
+    override_path: Option<bool>,
+    dial_timeout: Option<String>,
+    proxy: Option<String>,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Capability {
+    Pull,
+    Resolve,
+    Push,
+    /// Referrers API; nothing of a pull needs it.
+    Referrers,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text or a list of texts is wanted")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a path, a list of paths or a list of [certificate, key] pairs is wanted"
+)]
+enum Client {
+    One(String),
+    Many(Vec<String>),
+    Pairs(Vec<(String, String)>),
+}
+
+/// What is wrong, and with which file when it is not the `hosts.toml` itself.
+type Reason = (Option<PathBuf>, String);
+
+/// The hosts to ask for the images of `registry`. Reads files: for blocking threads.
+///
+/// # Errors
+/// [`Error::Hosts`] names the file.
+pub(crate) fn load(dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Error> {
+    for name in directories(registry) {
+        let dir = dir.join(name);
+        let file = dir.join("hosts.toml");
+        match read(&file) {
+            Ok(text) => {
+                return parse(&text, &dir, registry).map_err(|(path, reason)| Error::Hosts {
+                    path: path.unwrap_or(file),
+                    reason,
+                });
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(hosts_error(&file, &error));
+            }
+            // Docker's pattern: certificates alone.
+            Err(_) if dir.is_dir() => return Ok(vec![upstream(registry, docker_certs(&dir)?)]),
+            Err(_) => {}
+        }
+    }
+    Ok(vec![upstream(registry, Tls::default())])
+}
+
+/// Where the file may be, the most specific place first.
+fn directories(registry: &str) -> Vec<String> {
+    let mut names = Vec::with_capacity(3);
+    if let Some((host, port)) = registry
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty())
+    {
+        names.push(format!("{host}_{port}_"));
+    }
+    names.push(registry.to_owned());
+    names.push("_default".to_owned());
+    names
+}
+
+fn hosts_error(path: &Path, error: &io::Error) -> Error {
+    Error::Hosts {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    use io::Read as _;
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::other("longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
+/// The registry itself, as its name says.
+fn upstream(registry: &str, tls: Tls) -> Endpoint {
+    let scheme = if is_loopback(registry) && tls == Tls::default() {
+        "http"
+    } else {
+        "https"
+    };
+    let host = real_host(registry);
+    // A reference's host was checked when it was parsed; the fallback is there for the type alone.
+    let base = Url::parse(&format!("{scheme}://{host}/v2")).unwrap_or_else(|_| nowhere());
+    Endpoint {
+        host: host_port(&base),
+        base,
+        resolve: true,
+        pull: true,
+        tls: with_defaults(tls),
+        headers: HeaderMap::new(),
+        namespace: None,
+        upstream: true,
+    }
+}
+
+#[allow(clippy::expect_used)]
+fn nowhere() -> Url {
+    Url::parse("https://registry.invalid/v2").expect("a constant URL parses")
+}
+
+/// Docker Hub's API has another name than Docker Hub.
+fn real_host(host: &str) -> &str {
+    match host {
+        "docker.io" | "index.docker.io" => "registry-1.docker.io",
+        other => other,
+    }
+}
+
+fn with_defaults(mut tls: Tls) -> Tls {
+    tls.dial_timeout.get_or_insert(DIAL_TIMEOUT);
+    tls
+}
+
+fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Reason> {
+    let file: File =
+        toml::from_str(text).map_err(|error| (None, error.to_string().trim_end().to_owned()))?;
+    // The order of the file is the order of the hosts, and a TOML table has none: keys tell where they stood.
+    let mut hosts: Vec<_> = file.host.into_iter().collect();
+    hosts.sort_by_key(|(name, _)| name.span().start);
+    let mut endpoints = Vec::with_capacity(hosts.len() + 1);
+    for (url, table) in hosts {
+        let url = url.into_inner();
+        let endpoint = endpoint(&url, table, dir, registry, false);
+        endpoints.push(endpoint.map_err(|(path, why)| (path, format!("[host.{url:?}]: {why}")))?);
+    }
+    let root = HostTable {
+        capabilities: file.capabilities,
+        ca: file.ca,
+        client: file.client,
+        skip_verify: file.skip_verify,
+        header: file.header,
+        override_path: file.override_path,
+        dial_timeout: file.dial_timeout,
+        proxy: file.proxy,
+    };
+    let server = file.server.unwrap_or_else(|| {
+        let plain = is_loopback(registry) && root.ca.is_none() && root.client.is_none();
+        let scheme = if plain { "http" } else { "https" };
+        format!("{scheme}://{registry}")
+    });
+    let server_endpoint = endpoint(&server, root, dir, registry, true)
+        .map_err(|(path, why)| (path, format!("server {server:?}: {why}")))?;
+    endpoints.push(server_endpoint);
+    Ok(endpoints)
+}
+
+fn endpoint(
+    url: &str,
+    table: HostTable,
+    dir: &Path,
+    registry: &str,
+    upstream: bool,
+) -> Result<Endpoint, Reason> {
+    let base = base_url(url, table.override_path.unwrap_or(false)).map_err(|why| (None, why))?;
+    let can = |wanted| match &table.capabilities {
+        None => true,
+        Some(list) => list.is_empty() || list.contains(&wanted),
+    };
+    let (resolve, pull) = (can(Capability::Resolve), can(Capability::Pull));
+    let tls = Tls {
+        ca: authorities(table.ca, dir)?,
+        identities: identities(table.client, dir)?,
+        skip_verify: table.skip_verify.unwrap_or(false),
+        dial_timeout: match table.dial_timeout.as_deref() {
+            None => None,
+            Some(text) => Some(duration(text).ok_or_else(|| {
+                let why = format!("dial_timeout {text:?} is not a duration such as \"5s\"");
+                (None, why)
+            })?),
+        },
+        proxy: table.proxy.map(proxy).transpose()?,
+    };
+    let headers = headers(table.header.unwrap_or_default()).map_err(|why| (None, why))?;
+    let host = host_port(&base);
+    let stands_in = host != registry && host != real_host(registry);
+    Ok(Endpoint {
+        base,
+        resolve,
+        pull,
+        tls: with_defaults(tls),
+        headers,
+        namespace: stands_in.then(|| registry.to_owned()),
+        upstream,
+        host,
+    })
+}
+
+fn base_url(text: &str, override_path: bool) -> Result<Url, String> {
+    let whole = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("https://{text}")
+    };
+    let mut url = Url::parse(&whole).map_err(|error| format!("not a URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("only http and https are spoken".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("credentials in the URL are not used: pull secrets are the place".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("a host has no query and no fragment".to_owned());
+    }
+    if let Some(host) = url.host_str().map(|host| real_host(host).to_owned()) {
+        url.set_host(Some(&host))
+            .map_err(|error| error.to_string())?;
+    }
+    let path = url.path().trim_end_matches('/').to_owned();
+    let path = if override_path || path.ends_with("/v2") {
+        path
+    } else {
+        format!("{path}/v2")
+    };
+    url.set_path(&path);
+    Ok(url)
+}
+
+fn proxy(text: String) -> Result<String, Reason> {
+    let usable = Url::parse(&text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none()
+    });
+    if usable {
+        Ok(text)
+    } else {
+        // The text is not repeated: it may hold a password.
+        Err((None, "proxy is not an http:// or https:// URL".to_owned()))
+    }
+}
+
+fn headers(table: BTreeMap<String, OneOrMany>) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, values) in table {
+        let key: HeaderName = name
+            .parse()
+            .map_err(|_| format!("header {name:?} is not a header name"))?;
+        for value in values.into_vec() {
+            let mut value = HeaderValue::from_str(&value)
+                .map_err(|_| format!("the value of header {name:?} is not a header value"))?;
+            value.set_sensitive(true);
+            headers.append(key.clone(), value);
+        }
+    }
+    Ok(headers)
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+fn named_file(dir: &Path, name: &str) -> Result<Vec<u8>, Reason> {
+    let path = dir.join(name);
+    match read(&path) {
+        Ok(text) => Ok(text.into_bytes()),
+        Err(error) => Err((Some(path), error.to_string())),
+    }
+}
+
+fn authorities(ca: Option<OneOrMany>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason> {
+    let names = ca.map(OneOrMany::into_vec).unwrap_or_default();
+    names.iter().map(|name| named_file(dir, name)).collect()
+}
+
+/// Certificate and key in one PEM text each; only the first is used (TLS sends one).
+fn identities(client: Option<Client>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason> {
+    let pairs = match client {
+        None => Vec::new(),
+        Some(Client::One(path)) => vec![(path, String::new())],
+        Some(Client::Many(paths)) => paths.into_iter().map(|p| (p, String::new())).collect(),
+        Some(Client::Pairs(pairs)) => pairs,
+    };
+    let mut identities = Vec::with_capacity(pairs.len());
+    for (certificate, key) in pairs {
+        let mut pem = named_file(dir, &certificate)?;
+        if !key.is_empty() {
+            pem.push(b'\n');
+            pem.extend(named_file(dir, &key)?);
+        }
+        identities.push(pem);
+    }
+    Ok(identities)
+}
+
+/// `*.crt` are authorities, `x.cert` with `x.key` is a client certificate.
+fn docker_certs(dir: &Path) -> Result<Tls, Error> {
+    let mut names: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|error| hosts_error(dir, &error))? {
+        names.push(entry.map_err(|error| hosts_error(dir, &error))?.path());
+    }
+    names.sort();
+    let bytes = |path: &Path| read(path).map_err(|error| hosts_error(path, &error));
+    let mut tls = Tls::default();
+    for path in &names {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("crt") => tls.ca.push(bytes(path)?.into_bytes()),
+            Some("cert") => {
+                let key = bytes(&path.with_extension("key"))?;
+                let pem = format!("{}\n{key}", bytes(path)?);
+                tls.identities.push(pem.into_bytes());
+            }
+            _ => {}
+        }
+    }
+    Ok(tls)
+}
+
+/// Go's notation, as far as a time limit needs it: numbers with `ms`, `s`, `m` or `h`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest
+            .bytes()
+            .take_while(|b| b.is_ascii_digit() || *b == b'.')
+            .count();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let (unit, tail) = tail.split_at(letters);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        total = total.checked_add(part)?;
+        rest = tail;
+    }
+    (!total.is_zero()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn parsed(text: &str, registry: &str) -> Vec<Endpoint> {
+    parse(text, Path::new("/nonexistent"), registry).unwrap()
+}
+
+fn refusal(text: &str) -> String {
+    let (path, reason) = parse(text, Path::new("/nonexistent"), "r.io").unwrap_err();
+    format!(
+        "{}{reason}",
+        path.map(|p| format!("{}: ", p.display()))
+            .unwrap_or_default()
+    )
+}
+
+#[test]
+fn hosts_come_in_the_order_of_the_file_and_the_server_last() {
+    let all = parsed(
+        r#"
+server = "https://up.io"
+[host."https://z.io"]
+capabilities = ["pull"]
+[host."http://a.io:5000"]
+capabilities = ["pull", "resolve", "push"]
+[host."https://z.io".header]
+x-one = "1"
+x-two = ["a", "b"]
+[host."https://m.io/path"]
+override_path = true
+[host."bare.io/p"]
+"#,
+        "r.io",
+    );
+    let bases: Vec<_> = all.iter().map(|e| e.base.as_str()).collect();
+    assert_eq!(
+        bases,
+        [
+            "https://z.io/v2",
+            "http://a.io:5000/v2",
+            "https://m.io/path",
+            "https://bare.io/p/v2",
+            "https://up.io/v2"
+        ]
+    );
+    assert!(!all[0].resolve && all[0].pull && all[1].resolve);
+    assert_eq!(all[0].headers.get_all("x-two").iter().count(), 2);
+    assert!(all[4].upstream && !all[0].upstream);
+    assert_eq!(all[0].namespace.as_deref(), Some("r.io"));
+    assert_eq!(all[0].tls.dial_timeout, Some(DIAL_TIMEOUT));
+}
+
+#[test]
+fn without_a_server_the_registry_itself_is_asked() {
+    let base = |registry: &str| parsed("", registry)[0].base.to_string();
+    assert_eq!(base("docker.io"), "https://registry-1.docker.io/v2");
+    assert_eq!(base("r.io:5000"), "https://r.io:5000/v2");
+    assert_eq!(base("localhost:5000"), "http://localhost:5000/v2");
+    assert_eq!(parsed("", "docker.io")[0].namespace, None);
+    assert_eq!(
+        parsed("server = \"https://docker.io\"", "docker.io")[0].namespace,
+        None
+    );
+}
+
+#[test]
+fn only_loopback_names_are_plain_without_a_file() {
+    let none = Path::new("/nonexistent");
+    let base = |registry: &str| load(none, registry).unwrap().remove(0).base.to_string();
+    assert_eq!(base("localhost:5000"), "http://localhost:5000/v2");
+    assert_eq!(base("127.1.2.3:5000"), "http://127.1.2.3:5000/v2");
+    assert_eq!(base("[::1]:5000"), "http://[::1]:5000/v2");
+    assert_eq!(base("127.example.com"), "https://127.example.com/v2");
+    assert_eq!(base("localhost.evil.com"), "https://localhost.evil.com/v2");
+    assert_eq!(base("10.0.0.1:80"), "https://10.0.0.1:80/v2");
+}
+
+#[test]
+fn errors_name_the_place() {
+    for (text, want) in [
+        (
+            "[host.\"https://a\"]\ncapabilities = [\"fly\"]",
+            "unknown variant `fly`",
+        ),
+        ("skip_verfy = true", "unknown field `skip_verfy`"),
+        (
+            "[host.\"https://a\"]\ndial_timeout = \"soon\"",
+            "[host.\"https://a\"]: dial_timeout",
+        ),
+        ("[host.\"ftp://a\"]", "only http and https"),
+        ("[host.\"https://u:p@a\"]", "credentials in the URL"),
+        ("server = \"https://a?x=1\"", "no query"),
+        ("ca = 1", "a text or a list"),
+        ("ca = \"missing.pem\"", "/nonexistent/missing.pem: "),
+        ("[header]\n\"a b\" = \"x\"", "not a header name"),
+        ("proxy = \"socks5://x\"", "proxy is not"),
+        ("server = [", "TOML parse error"),
+    ] {
+        let said = refusal(text);
+        assert!(said.contains(want), "{text}: {said}");
+    }
+    assert!(!refusal("proxy = \"ftp://u:canary@x\"").contains("canary"));
+}
+
+#[test]
+fn the_most_specific_directory_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, server: &str| {
+        std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        let text = format!("server = \"https://{server}\"");
+        std::fs::write(dir.path().join(name).join("hosts.toml"), text).unwrap();
+    };
+    let host = |registry: &str| load(dir.path(), registry).unwrap().remove(0).host;
+    write("_default", "default.io");
+    assert_eq!(host("r.io:5000"), "default.io");
+    write("r.io:5000", "colon.io");
+    assert_eq!(host("r.io:5000"), "colon.io");
+    write("r.io_5000_", "under.io");
+    assert_eq!(host("r.io:5000"), "under.io");
+    assert_eq!(host("r.io"), "default.io");
+    std::fs::write(dir.path().join("_default/hosts.toml"), "x = 1").unwrap();
+    let error = load(dir.path(), "r.io").unwrap_err().to_string();
+    assert!(error.contains("_default/hosts.toml"), "{error}");
+}
+
+#[test]
+fn client_certificates_come_in_every_notation_and_from_dockers_files() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.cert", "a.key", "ca.crt"] {
+        std::fs::write(dir.path().join(name), name).unwrap();
+    }
+    for notation in [
+        "[[\"a.cert\", \"a.key\"]]",
+        "[\"a.cert\"]",
+        "\"a.cert\"",
+        "[[\"a.cert\", \"\"]]",
+    ] {
+        let endpoints = parse(&format!("client = {notation}"), dir.path(), "r.io").unwrap();
+        assert_eq!(endpoints[0].tls.identities.len(), 1, "{notation}");
+    }
+    let tls = docker_certs(dir.path()).unwrap();
+    assert_eq!(
+        (tls.ca.len(), tls.identities.as_slice()),
+        (1, &[b"a.cert\na.key".to_vec()][..])
+    );
+}
+
+#[test]
+fn durations_are_gos() {
+    assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
+    assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
+    assert_eq!(duration("1.5s"), Some(Duration::from_millis(1500)));
+    for bad in ["", "5", "s", "0s", "-1s", "1e9h", "1..2s"] {
+        assert_eq!(duration(bad), None, "{bad}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_parsed_or_refused(text in "(\\PC|\n){0,120}") {
+        let _ = parse(&text, Path::new("/nonexistent"), "r.io");
+    }
+
+    #[test]
+    fn any_order_of_hosts_is_kept(names in proptest::collection::hash_set("[a-z]{1,8}", 1..12)) {
+        let names: Vec<_> = names.into_iter().collect();
+        let text: String = names.iter().map(|n| format!("[host.\"https://{n}.io\"]\n")).collect();
+        let got: Vec<_> = parsed(&text, "r.io").iter().map(|e| e.host.clone()).collect();
+        let mut want: Vec<_> = names.iter().map(|n| format!("{n}.io")).collect();
+        want.push("r.io".into());
+        prop_assert_eq!(got, want);
+    }
+}

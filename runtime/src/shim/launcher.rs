@@ -1,0 +1,295 @@
+//! Starting monitors and workers, and finding monitors again.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::mount::MountAttrFlags;
+use sha2::{Digest, Sha256};
+use shim_protocol::monitor::{self, State};
+use shim_protocol::worker::{self, Started};
+use shim_protocol::Fd;
+use tokio::sync::mpsc;
+
+use super::link::{dial, greet, pair, short_path};
+use super::monitor::{Monitor, MonitorEvent, Opening};
+use super::pause::PAUSE;
+use super::pod::PodWorker;
+use super::spawner::Spawner;
+use super::{ConnectError, Error};
+use crate::id::ContainerId;
+use crate::sys::{self, mount, process};
+
+/// How long a new monitor may take to say hello, and one that should be there already.
+const FIRST_HELLO: Duration = Duration::from_secs(20);
+const HELLO: Duration = Duration::from_secs(2);
+
+/// What a launcher needs.
+#[derive(Debug)]
+pub struct LauncherConfig {
+    /// The monitor's program.
+    pub shim: PathBuf,
+    /// The worker's program.
+    pub worker: PathBuf,
+    /// Where volatile state is kept; the pause program is put into `bin` in it.
+    pub state_dir: PathBuf,
+    /// Control groups for monitors and workers: one for each v1 hierarchy, or one of v2.
+    pub shims_cgroup: Vec<PathBuf>,
+    /// Gets what monitors say.
+    pub events: mpsc::UnboundedSender<MonitorEvent>,
+    /// This boot.
+    pub boot_id: String,
+}
+
+/// A container to be made.
+#[derive(Debug)]
+pub struct ContainerLaunch {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its directory below the state directory: the monitor's socket and exit record, the bundle.
+    pub dir: PathBuf,
+    /// What to make.
+    pub create: monitor::Create,
+    /// Detached mount of its root file system.
+    pub rootfs: OwnedFd,
+    /// Its system call filter.
+    pub seccomp: Option<OwnedFd>,
+    /// Directory of its log.
+    pub log_dir: Option<OwnedFd>,
+}
+
+/// Starts monitors and workers.
+#[derive(Debug)]
+pub struct Launcher {
+    shim: Arc<OwnedFd>,
+    worker: Arc<OwnedFd>,
+    pause: Arc<OwnedFd>,
+    spawner: Spawner,
+    events: mpsc::UnboundedSender<MonitorEvent>,
+    boot_id: String,
+}
+
+impl Launcher {
+    /// Seals the programs and starts the thread that runs them. Blocks for a moment.
+    ///
+    /// # Errors
+    /// When a program is missing or the kernel too old, or the control groups cannot be entered.
+    pub fn open(config: LauncherConfig) -> Result<Self, Error> {
+        Ok(Self {
+            shim: seal(&config.shim)?,
+            worker: seal(&config.worker)?,
+            pause: seal(&write_pause(&config.state_dir)?)?,
+            spawner: Spawner::start(config.shims_cgroup)?,
+            events: config.events,
+            boot_id: config.boot_id,
+        })
+    }
+
+    /// Has a worker make a pod's namespaces.
+    ///
+    /// # Errors
+    /// What the worker says; it has undone its part then.
+    pub async fn pod(&self, pod: worker::Pod) -> Result<PodWorker, Error> {
+        PodWorker::start(self, pod).await
+    }
+
+    pub(super) async fn spawn_worker(&self, stdin: OwnedFd) -> io::Result<OwnedFd> {
+        self.spawner.spawn(&self.worker, "berth-worker", stdin).await
+    }
+
+    pub(super) fn pause_exe(&self) -> Arc<OwnedFd> {
+        self.pause.clone()
+    }
+
+    /// Makes a container: when this returns, its init waits for [`Monitor::start`].
+    ///
+    /// # Errors
+    /// Everything that can be wrong with a container; its monitor is gone then. When this future is
+    /// dropped the monitor is killed.
+    pub async fn create(&self, launch: ContainerLaunch) -> Result<(Monitor, Started), Error> {
+        let name = format!("container {}", launch.id);
+        let io = |what| {
+            let name = name.clone();
+            move |source| Error::Io { name, what, source }
+        };
+        let dir = launch.dir.clone();
+        let prepared = tokio::task::spawn_blocking(move || prepare(&dir)).await;
+        let prepared = prepared.unwrap_or_else(|e| Err(io::Error::other(e)));
+        let (dir_fd, listener) = prepared.map_err(io("make the monitor's socket"))?;
+        let (stream, theirs) = pair().map_err(io("make a socket"))?;
+        let spawned = self.spawner.spawn(&self.shim, "berth-shim", theirs).await;
+        let pidfd = spawned.map_err(io("start a monitor"))?;
+        let mut guard = Guard { pidfd: pidfd.try_clone().ok(), reap: true };
+        let what = "hello";
+        match tokio::time::timeout(FIRST_HELLO, greet(&stream)).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(Error::Gone { name, what }),
+            Err(_) => return Err(Error::Silent { name, what, limit: FIRST_HELLO }),
+        }
+        let worker = self.worker.try_clone().map_err(io("share the worker"))?;
+        let given = [
+            (Fd::WorkerExe, Some(worker)),
+            (Fd::Listener, Some(listener)),
+            (Fd::StateDir, Some(dir_fd)),
+            (Fd::Rootfs, Some(launch.rootfs)),
+            (Fd::Seccomp, launch.seccomp),
+            (Fd::LogDir, launch.log_dir),
+        ];
+        let fds = given.into_iter().filter_map(|(role, fd)| Some((role, fd?))).collect();
+        let monitor = Monitor::open(Opening {
+            id: launch.id,
+            dir: launch.dir.clone(),
+            stream,
+            pidfd: Some(pidfd),
+            init: None,
+            worker: self.worker.clone(),
+            events: self.events.clone(),
+            armed: false,
+        });
+        // The task reaps it from here on.
+        guard.reap = false;
+        let mut create = launch.create;
+        if create.boot_id.is_empty() {
+            create.boot_id.clone_from(&self.boot_id);
+        }
+        match monitor.create(create, fds).await {
+            Ok(started) => {
+                guard.pidfd = None;
+                Ok((monitor, started))
+            }
+            Err(error) => {
+                // It ends by itself after a failure; this is for one that hangs.
+                monitor.kill().await;
+                let _ = tokio::fs::remove_file(launch.dir.join(shim_protocol::SOCKET_NAME)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds the monitor of a container again.
+    ///
+    /// # Errors
+    /// [`ConnectError::Gone`] when there is none, [`ConnectError::Hung`] when it does not answer in 2 s.
+    pub async fn connect(
+        &self,
+        id: &ContainerId,
+        dir: &Path,
+    ) -> Result<(Monitor, State), ConnectError> {
+        let reach = async {
+            let stream = match dial(dir).await {
+                Ok(stream) => stream,
+                Err(e) => return Err(unreachable(id, e)),
+            };
+            match greet(&stream).await {
+                Some((state, fds)) => Ok((stream, state, fds)),
+                None => Err(ConnectError::Gone(id.to_string())),
+            }
+        };
+        let reached = tokio::time::timeout(HELLO, reach).await;
+        let (stream, state, fds) = reached.map_err(|_| ConnectError::Hung(id.to_string()))??;
+        let (mut pidfd, mut init) = (None, None);
+        for (role, fd) in fds {
+            match role {
+                Fd::MonitorPidfd => pidfd = Some(fd),
+                Fd::Pidfd => init = Some(fd),
+                _ => {}
+            }
+        }
+        let monitor = Monitor::open(Opening {
+            id: id.clone(),
+            dir: dir.to_owned(),
+            stream,
+            pidfd: pidfd.or_else(|| process::pidfd_open(state.monitor_pid).ok()),
+            init,
+            worker: self.worker.clone(),
+            events: self.events.clone(),
+            armed: true,
+        });
+        Ok((monitor, state))
+    }
+}
+
+fn unreachable(id: &ContainerId, source: io::Error) -> ConnectError {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ConnectError::Gone(id.to_string())
+        }
+        // The queue of connections that it has not accepted is full.
+        io::ErrorKind::WouldBlock => ConnectError::Hung(id.to_string()),
+        _ => {
+            let name = format!("container {id}");
+            ConnectError::Other(Error::Io { name, what: "connect to its monitor", source })
+        }
+    }
+}
+
+/// Kills a monitor that was not handed out, and reaps it if no task does.
+struct Guard {
+    pidfd: Option<OwnedFd>,
+    reap: bool,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
+            if self.reap && let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move {
+                    if let Ok(pidfd) = process::ended(pidfd).await {
+                        process::reap(pidfd.as_fd());
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// The container's directory and a new listening socket in it.
+fn prepare(dir: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    let dir = fs::File::open(dir)?;
+    let path = short_path(&dir);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok((dir.into(), listener.into()))
+}
+
+/// A program that nothing which it starts can overwrite.
+fn seal(path: &Path) -> Result<Arc<OwnedFd>, Error> {
+    let failed = |source| Error::Program { path: path.to_owned(), source };
+    let mount = mount::sealed_exe(path).map_err(failed)?;
+    // The state directory may be on a file system from which nothing may be executed.
+    let change = mount::MountChange {
+        clear: Some(MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        ..mount::MountChange::default()
+    };
+    mount::set_attr(mount.as_fd(), change, false).map_err(failed)?;
+    Ok(Arc::new(mount))
+}
+
+/// Puts the built-in pause program into a file of its own; its name changes with its content.
+fn write_pause(state: &Path) -> Result<PathBuf, Error> {
+    let dir = state.join("bin");
+    let hash = Sha256::digest(PAUSE);
+    let hash: String = hash.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let path = dir.join(format!("pause-{hash}"));
+    let failed = |source| Error::Program { path: path.clone(), source };
+    if fs::read(&path).is_ok_and(|there| there == PAUSE) {
+        return Ok(path);
+    }
+    fs::create_dir_all(&dir).map_err(failed)?;
+    let dir = fs::File::open(&dir).map_err(failed)?;
+    let mode = Mode::from_raw_mode(0o755);
+    let name = format!("pause-{hash}");
+    sys::fs::write_atomic(dir.as_fd(), &name, PAUSE, mode, false).map_err(failed)?;
+    Ok(path)
+}

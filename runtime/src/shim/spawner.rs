@@ -1,0 +1,176 @@
+//! The thread that starts monitors and workers.
+//!
+//! On cgroup v1 it moves itself, alone, into the monitors' control groups, once: what it starts is born
+//! there. A `cgroup.procs` write for each start would wait for an RCU grace period on an idle node
+//! (8-15 ms). On v2, where a thread cannot leave its process, each new process is moved before it
+//! is given anything to do.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, mpsc};
+
+use tokio::sync::oneshot;
+
+use super::Error;
+use crate::sys::process;
+
+/// One process to start.
+struct Job {
+    exe: Arc<OwnedFd>,
+    name: &'static str,
+    stdin: OwnedFd,
+    /// Gets its pidfd.
+    done: oneshot::Sender<io::Result<OwnedFd>>,
+}
+
+/// The thread's front.
+#[derive(Debug)]
+pub(super) struct Spawner {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Spawner {
+    /// Starts the thread, which ends when this is dropped.
+    pub(super) fn start(cgroups: Vec<PathBuf>) -> Result<Self, Error> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, placed) = mpsc::channel();
+        let work = move || match Place::enter(cgroups) {
+            Ok(place) => {
+                let _ = ready.send(Ok(()));
+                queue.into_iter().for_each(|job| place.run(job));
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        };
+        let thread = std::thread::Builder::new().name("spawner".to_owned()).spawn(work);
+        thread.map_err(|source| failed("start a thread", source))?;
+        let ended = || failed("place a thread", io::ErrorKind::BrokenPipe.into());
+        placed.recv().map_err(|_| ended())??;
+        Ok(Self { jobs })
+    }
+
+    /// Starts a program with a socket as its descriptor 0; gives its pidfd. It is killed when nobody
+    /// waits for that any more.
+    pub(super) async fn spawn(
+        &self,
+        exe: &Arc<OwnedFd>,
+        name: &'static str,
+        stdin: OwnedFd,
+    ) -> io::Result<OwnedFd> {
+        let (done, pidfd) = oneshot::channel();
+        let job = Job { exe: exe.clone(), name, stdin, done };
+        self.jobs.send(job).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        pidfd.await.map_err(|_| io::ErrorKind::BrokenPipe)?
+    }
+}
+
+fn failed(what: &'static str, source: io::Error) -> Error {
+    Error::Io { name: "monitors".to_owned(), what, source }
+}
+
+/// Where new processes belong.
+struct Place {
+    /// v2: directories into which each one is moved.
+    after: Vec<PathBuf>,
+}
+
+impl Place {
+    /// Moves this thread where that is possible.
+    fn enter(cgroups: Vec<PathBuf>) -> Result<Self, Error> {
+        let mut after = Vec::new();
+        for path in cgroups {
+            let entered = make(&path).and_then(|()| {
+                let tasks = path.join("tasks");
+                if !tasks.exists() {
+                    return Ok(false);
+                }
+                // 0 is the writing thread.
+                write(&tasks, "0").map(|()| true)
+            });
+            match entered {
+                Ok(true) => {}
+                Ok(false) => after.push(path),
+                Err(source) => return Err(Error::Cgroup { path, source }),
+            }
+        }
+        Ok(Self { after })
+    }
+
+    fn run(&self, job: Job) {
+        let started = self.start(&job.exe, job.name, job.stdin);
+        if let Err(Ok(pidfd)) = job.done.send(started) {
+            kill(&pidfd);
+        }
+    }
+
+    fn start(&self, exe: &OwnedFd, name: &str, stdin: OwnedFd) -> io::Result<OwnedFd> {
+        let child = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
+            .arg0(name)
+            .env_clear()
+            .stdin(Stdio::from(stdin))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pid = pid(&child)?;
+        // The pid cannot be another's: the child is not reaped.
+        let pidfd = process::pidfd_open(pid)?;
+        match self.after.iter().try_for_each(|dir| join(dir, pid)) {
+            Ok(()) => Ok(pidfd),
+            Err(e) => {
+                kill(&pidfd);
+                Err(e)
+            }
+        }
+    }
+}
+
+fn pid(child: &Child) -> io::Result<i32> {
+    i32::try_from(child.id()).map_err(io::Error::other)
+}
+
+/// Ends a process that has not been given anything to do.
+fn kill(pidfd: &OwnedFd) {
+    let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
+    let _ = process::has_ended(pidfd.as_fd(), std::time::Duration::from_secs(1));
+    process::reap(pidfd.as_fd());
+}
+
+/// Moves a process; makes the control group again when somebody has removed it meanwhile.
+fn join(dir: &Path, pid: i32) -> io::Result<()> {
+    let procs = dir.join("cgroup.procs");
+    match write(&procs, &pid.to_string()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            make(dir)?;
+            write(&procs, &pid.to_string())
+        }
+        other => other,
+    }
+}
+
+/// Makes a control group that may exist; on v1 a new cpuset takes over what its parent may use.
+fn make(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let (own, parent) = (dir.join(file), dir.parent().map(|p| p.join(file)));
+        // Only on v1 does it come empty with a parent that is not.
+        let empty = fs::read_to_string(&own).is_ok_and(|text| text.trim().is_empty());
+        if let (true, Some(Ok(text))) = (empty, parent.map(fs::read_to_string)) {
+            write(&own, text.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes to a control file that exists.
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(file)?;
+    io::Write::write_all(&mut file, value.as_bytes())
+}

@@ -1,0 +1,294 @@
+//! One process that was started beside the container's own.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use shim_protocol::Fd;
+use shim_protocol::frame::take_fd;
+use shim_protocol::monitor::{self, Event, ExecExit, ExecStarted, Failure, FailureKind, Outcome};
+use shim_protocol::worker;
+
+use crate::cgroup;
+use crate::pipes::{self, ErrorPipe, Verdict};
+use crate::server::{Caller, Letter, Outbox};
+use crate::worker::{Job, Made, failure};
+
+/// How long a worker may take where the exec has no time limit of its own.
+const WORKER_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often a tree that does not die at once is killed again, and for how long its end is awaited.
+const KILL_AGAIN: Duration = Duration::from_millis(10);
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where it stands.
+enum Step {
+    /// A worker is making it.
+    Making(Job),
+    /// It exists; execve(2) has not been seen to succeed.
+    Starting(Made),
+    /// It runs.
+    Running(Pid),
+    /// It has ended with this code.
+    Ended(i32),
+}
+
+/// An exec'd process.
+pub(crate) struct Exec {
+    /// Distinguishes it while the monitor lives.
+    pub(crate) key: u32,
+    id: String,
+    /// Who waits for it to start.
+    caller: Option<Caller>,
+    step: Step,
+    errors: ErrorPipe,
+    own_cgroup: Vec<String>,
+    /// When its time is up.
+    time_up: Option<Instant>,
+    timed_out: bool,
+    /// Its start was refused: its end is nobody's business.
+    silent: bool,
+    /// It was killed: nothing of its tree may outlive it. When to look again, when to give up.
+    killing: Option<(Instant, Instant)>,
+}
+
+impl Exec {
+    /// Starts a worker that makes the process, which enters the namespaces of `init`.
+    pub(crate) fn start(
+        key: u32,
+        caller: Caller,
+        request: monitor::Exec,
+        init: &Made,
+        mut roles: Vec<i32>,
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<Self, Failure> {
+        let invalid = |what: &str| failure(FailureKind::Invalid, what);
+        let mut call = request
+            .exec
+            .ok_or_else(|| invalid("the exec request has no process"))?;
+        let exe = take_fd(&mut roles, &mut fds, Fd::WorkerExe)
+            .ok_or_else(|| invalid("the exec request has no worker executable"))?;
+        let terminal = call.process.as_ref().is_some_and(|p| p.terminal);
+        call.init = init.started.pid;
+        let own_cgroup = call.own_cgroup.clone();
+        let made = || -> std::io::Result<(Job, ErrorPipe)> {
+            let (errors, error_write) = ErrorPipe::new()?;
+            let mut send = vec![
+                (Fd::Pidfd, init.pidfd.as_fd()),
+                (Fd::ErrorPipe, error_write.as_fd()),
+            ];
+            let seccomp = take_fd(&mut roles, &mut fds, Fd::Seccomp);
+            send.extend(seccomp.as_ref().map(|fd| (Fd::Seccomp, fd.as_fd())));
+            let null = pipes::null()?;
+            let stdio = [Fd::Stdin, Fd::Stdout, Fd::Stderr]
+                .map(|role| (role, take_fd(&mut roles, &mut fds, role)));
+            if !terminal {
+                for (role, fd) in &stdio {
+                    send.push((*role, fd.as_ref().unwrap_or(&null).as_fd()));
+                }
+            }
+            let job = Job::start(exe.as_fd(), worker::Call::Exec(call), &send, WORKER_LIMIT)?;
+            Ok((job, errors))
+        }();
+        let (job, errors) =
+            made.map_err(|e| failure(FailureKind::Internal, format!("exec failed: {e}")))?;
+        let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(request.timeout_ms));
+        Ok(Self {
+            key,
+            id: request.exec_id,
+            caller: Some(caller),
+            step: Step::Making(job),
+            errors,
+            own_cgroup,
+            // A limit beyond the clock's range is none.
+            time_up: limit.and_then(|l| Instant::now().checked_add(l)),
+            timed_out: false,
+            silent: false,
+            killing: None,
+        })
+    }
+
+    /// The daemon calls it so.
+    pub(crate) fn is(&self, id: &str) -> bool {
+        !self.silent && self.id == id
+    }
+
+    /// What to poll: the worker's answer or the error pipe.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.step {
+            Step::Making(job) => job.fd(),
+            Step::Starting(_) => Some(self.errors.fd()),
+            Step::Running(_) | Step::Ended(_) => None,
+        }
+    }
+
+    /// The worker has not answered yet, so that a child may be this exec's without our knowing.
+    pub(crate) fn is_making(&self) -> bool {
+        matches!(self.step, Step::Making(_))
+    }
+
+    /// The child to wait for.
+    pub(crate) fn awaits(&self) -> Option<Pid> {
+        match &self.step {
+            Step::Making(job) => Some(job.pid()),
+            Step::Starting(made) => Some(made.pid),
+            Step::Running(pid) => Some(*pid),
+            Step::Ended(_) => None,
+        }
+    }
+
+    /// When [`Exec::on_time`] has something to do.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        if let Some((again, _)) = self.killing {
+            return Some(again);
+        }
+        let job = match &self.step {
+            Step::Making(job) => Some(job.deadline),
+            _ => None,
+        };
+        [job, self.time_up].into_iter().flatten().min()
+    }
+
+    /// The polled descriptor is readable.
+    pub(crate) fn on_readable(&mut self, out: &mut Outbox) {
+        match &mut self.step {
+            Step::Making(job) => {
+                if let Some(answer) = job.on_readable() {
+                    self.made(answer, out);
+                }
+            }
+            Step::Starting(_) => {
+                if let Some(verdict) = self.errors.read() {
+                    self.judge(verdict, out);
+                }
+            }
+            Step::Running(_) | Step::Ended(_) => {}
+        }
+    }
+
+    fn made(&mut self, answer: Result<Made, Failure>, out: &mut Outbox) {
+        match answer {
+            Ok(made) => self.step = Step::Starting(made),
+            Err(failure) => {
+                self.refuse(failure, out);
+                self.step = Step::Ended(128);
+            }
+        }
+    }
+
+    /// The error pipe has spoken: the caller is told.
+    fn judge(&mut self, verdict: Verdict, out: &mut Outbox) {
+        let Step::Starting(made) = &mut self.step else {
+            return;
+        };
+        let pid = made.pid;
+        let console = made.console.take();
+        match verdict {
+            Verdict::Executed => {
+                if let Some(caller) = self.caller.take() {
+                    let started = ExecStarted {
+                        pid: pid.as_raw_nonzero().get(),
+                    };
+                    let fds = console.into_iter().map(|fd| (Fd::Console, fd)).collect();
+                    out.push(Letter::Reply(caller, Outcome::ExecStarted(started), fds));
+                }
+            }
+            Verdict::Failed(text) => self.refuse(failure(FailureKind::Start, text), out),
+        }
+        self.step = Step::Running(pid);
+    }
+
+    /// Answers that it did not start. Nothing more is said of it afterwards.
+    fn refuse(&mut self, mut failure: Failure, out: &mut Outbox) {
+        if self.timed_out {
+            failure.kind = FailureKind::Timeout as i32;
+        }
+        if let Some(caller) = self.caller.take() {
+            out.push(Letter::Reply(caller, Outcome::Failure(failure), Vec::new()));
+        }
+        self.silent = true;
+    }
+
+    /// The awaited child has ended.
+    pub(crate) fn on_end(&mut self, code: i32, out: &mut Outbox) {
+        match &mut self.step {
+            Step::Making(job) => {
+                let answer = job.on_end(code);
+                self.made(answer, out);
+            }
+            Step::Starting(_) => {
+                let verdict = self.errors.read_last();
+                if self.killing.is_some() && verdict == Verdict::Executed {
+                    self.refuse(
+                        failure(FailureKind::Internal, "it was killed before it ran"),
+                        out,
+                    );
+                } else {
+                    self.judge(verdict, out);
+                }
+                self.step = Step::Ended(code);
+            }
+            Step::Running(_) => self.step = Step::Ended(code),
+            Step::Ended(_) => {}
+        }
+    }
+
+    /// Kills the process and everything in its cgroup.
+    pub(crate) fn kill(&mut self) {
+        match &self.step {
+            Step::Making(job) => job.kill(),
+            Step::Starting(Made { pid, .. }) | Step::Running(pid) => {
+                let _ = kill_process(*pid, Signal::KILL);
+            }
+            Step::Ended(_) => {}
+        }
+        cgroup::kill(&self.own_cgroup);
+        let now = Instant::now();
+        let give_up = self.killing.map_or(now + KILL_LIMIT, |k| k.1);
+        let pause = if now < give_up {
+            KILL_AGAIN
+        } else {
+            KILL_LIMIT
+        };
+        self.killing = Some((now + pause, give_up));
+    }
+
+    /// A deadline has passed.
+    pub(crate) fn on_time(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|at| now >= at) {
+            self.timed_out |= self.time_up.is_some_and(|at| now >= at);
+            self.kill();
+        }
+    }
+
+    /// Once it is over: cleans up, tells, and is true when nothing is left to do.
+    pub(crate) fn finish(&mut self, out: &mut Outbox) -> bool {
+        let Step::Ended(code) = self.step else {
+            return false;
+        };
+        if let Some((_, give_up)) = self.killing {
+            let now = Instant::now();
+            if !cgroup::kill(&self.own_cgroup) && now < give_up {
+                self.killing = Some((now + KILL_AGAIN, give_up));
+                return false;
+            }
+        }
+        for dir in &self.own_cgroup {
+            if cgroup::remove(dir).is_err() {
+                // What the command left running goes on, as a part of the container.
+                cgroup::empty_into_parent(dir);
+                let _ = cgroup::remove(dir);
+            }
+        }
+        if !self.silent {
+            let exec_id = std::mem::take(&mut self.id);
+            let exit = ExecExit {
+                exec_id,
+                code,
+                timed_out: self.timed_out,
+            };
+            out.push(Letter::Event(Event::ExecExited(exit)));
+        }
+        true
+    }
+}

@@ -1,0 +1,184 @@
+//! Counting out-of-memory kills, and latching them before the cgroup is gone (row X051).
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use shim_protocol::monitor::OomSource;
+
+/// v1 tells of the trouble before it kills, so the counter is read again for a while.
+const RECHECK: Duration = Duration::from_millis(50);
+const RECHECKS: u32 = 20;
+
+/// The watch over one container.
+#[derive(Default)]
+pub(crate) struct Oom {
+    counter: Option<File>,
+    /// v1: signalled by the kernel.
+    event: Option<OwnedFd>,
+    /// v2: the pod's counter, and what it stood at when the container was made.
+    pod: Option<(File, u64)>,
+    kills: u64,
+    rechecks: u32,
+    recheck_at: Option<Instant>,
+}
+
+impl Oom {
+    /// Opens the counters of an existing cgroup. A missing one is no reason to refuse a container:
+    /// it then reports no kill.
+    pub(crate) fn watch(source: &OomSource) -> Self {
+        let mut oom = Self::default();
+        if !source.v2_dir.is_empty() {
+            oom.counter = File::open(Path::new(&source.v2_dir).join("memory.events")).ok();
+            oom.pod = File::open(Path::new(&source.v2_pod_dir).join("memory.events"))
+                .ok()
+                .map(|file| {
+                    let now = read(&file).unwrap_or(0);
+                    (file, now)
+                });
+        } else if !source.v1_dir.is_empty() {
+            let dir = Path::new(&source.v1_dir);
+            oom.counter = File::open(dir.join("memory.oom_control")).ok();
+            oom.event = oom
+                .counter
+                .as_ref()
+                .and_then(|file| register(dir, file).ok());
+        }
+        // The first read also arms poll(2) on v2.
+        oom.kills = oom.counter.as_ref().and_then(read).unwrap_or(0);
+        oom
+    }
+
+    /// What to poll.
+    pub(crate) fn fd(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        match (&self.event, &self.counter) {
+            (Some(event), _) => Some((event.as_fd(), PollFlags::IN)),
+            (None, Some(counter)) if self.pod.is_some() => Some((counter.as_fd(), PollFlags::PRI)),
+            _ => None,
+        }
+    }
+
+    /// When to call [`Oom::refresh`] without an event.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.recheck_at
+    }
+
+    /// The kernel has told of something. True when there were more kills.
+    pub(crate) fn on_event(&mut self) -> bool {
+        if let Some(event) = &self.event {
+            let _ = rustix::io::read(event, &mut [0; 8]);
+            self.rechecks = RECHECKS;
+        }
+        self.refresh()
+    }
+
+    /// Reads the counter. True when there were more kills.
+    pub(crate) fn refresh(&mut self) -> bool {
+        let Some(now) = self.counter.as_ref().and_then(read) else {
+            // The cgroup is gone: poll(2) would report that for ever.
+            self.event = None;
+            self.counter = None;
+            self.recheck_at = None;
+            return false;
+        };
+        let more = now > self.kills;
+        self.kills = self.kills.max(now);
+        self.rechecks = if more {
+            0
+        } else {
+            self.rechecks.saturating_sub(1)
+        };
+        self.recheck_at = (self.rechecks > 0).then(|| Instant::now() + RECHECK);
+        more
+    }
+
+    /// Last reading, before anything of the container is removed. `killed`: it died of SIGKILL.
+    pub(crate) fn latch(&mut self, killed: bool) {
+        self.refresh();
+        if self.kills == 0 && self.counter.is_none() && killed {
+            let rose = self
+                .pod
+                .as_ref()
+                .and_then(|(file, base)| Some(read(file)? - base));
+            self.kills = rose.unwrap_or(0);
+        }
+    }
+
+    /// Kills so far.
+    pub(crate) fn kills(&self) -> u64 {
+        self.kills
+    }
+}
+
+/// The `oom_kill` line of `memory.events` (v2) or `memory.oom_control` (v1).
+fn read(file: &File) -> Option<u64> {
+    let mut text = [0; 512];
+    let got = file.read_at(&mut text, 0).ok()?;
+    count(&text[..got])
+}
+
+fn count(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
+/// Asks for an event on out-of-memory (Documentation/admin-guide/cgroup-v1/memory.rst, section 10).
+fn register(dir: &Path, control: &File) -> io::Result<OwnedFd> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let mut file = File::options()
+        .write(true)
+        .open(dir.join("cgroup.event_control"))?;
+    file.write_all(format!("{} {}", event.as_raw_fd(), control.as_raw_fd()).as_bytes())?;
+    Ok(event)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counter_is_found_in_both_formats() {
+        assert_eq!(
+            count(b"oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            Some(3)
+        );
+        assert_eq!(
+            count(b"low 0\noom 9\noom_kill 2\noom_group_kill 7\n"),
+            Some(2)
+        );
+        assert_eq!(count(b"low 0\n"), None);
+        assert_eq!(count(b"oom_kill x\n"), None);
+    }
+
+    #[test]
+    fn without_counters_nothing_is_reported() {
+        let mut oom = Oom::watch(&OomSource {
+            v2_dir: "/nonexistent".into(),
+            ..OomSource::default()
+        });
+        oom.latch(true);
+        assert_eq!((oom.kills(), oom.fd().is_none()), (0, true));
+    }
+
+    #[test]
+    fn the_pod_counter_stands_in_for_a_vanished_cgroup() {
+        let pod = tempfile::tempdir().unwrap();
+        let events = pod.path().join("memory.events");
+        std::fs::write(&events, "oom_kill 4\n").unwrap();
+        let source = OomSource {
+            v2_dir: "/nonexistent".into(),
+            v2_pod_dir: pod.path().to_string_lossy().into_owned(),
+            ..OomSource::default()
+        };
+        let (mut killed, mut ended) = (Oom::watch(&source), Oom::watch(&source));
+        std::fs::write(&events, "oom_kill 5\n").unwrap();
+        killed.latch(true);
+        ended.latch(false);
+        assert_eq!((killed.kills(), ended.kills()), (1, 0));
+    }
+}

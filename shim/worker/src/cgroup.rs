@@ -1,0 +1,302 @@
+//! A container's or pause's cgroup: made, written, joined, and undone.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal};
+use shim_protocol::worker;
+
+use crate::devices;
+use crate::error::{Context, Error, Result};
+
+/// How long killed processes may take to leave a cgroup that is being undone.
+const EMPTYING: Duration = Duration::from_secs(2);
+
+/// What was made; undone on drop unless kept.
+#[derive(Debug)]
+pub(crate) struct Made {
+    dirs: Vec<PathBuf>,
+    leaves: Vec<PathBuf>,
+}
+
+/// Makes a cgroup with all its limits. Whatever fails, what was made is removed again.
+pub(crate) fn make(cgroup: &worker::Cgroup) -> Result<Made> {
+    let mut made = Made {
+        dirs: Vec::new(),
+        leaves: cgroup.leaves.iter().map(PathBuf::from).collect(),
+    };
+    for dir in &cgroup.dirs {
+        made.directory(Path::new(dir))?;
+    }
+    for enable in &cgroup.enable {
+        enable_controllers(enable)?;
+    }
+    for write in &cgroup.writes {
+        write_file(write)?;
+    }
+    if !cgroup.device_dir.is_empty() {
+        devices::apply(&cgroup.device_dir, &cgroup.devices)?;
+    }
+    Ok(made)
+}
+
+impl Made {
+    fn directory(&mut self, dir: &Path) -> Result<()> {
+        if !dir.is_absolute() || dir.components().any(|c| c == std::path::Component::ParentDir) {
+            return Err(Error::invalid(format!("cgroup directory {} is not plain", dir.display())));
+        }
+        match fs::create_dir(dir) {
+            Ok(()) => self.dirs.push(dir.to_owned()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).context(|| format!("make cgroup {}", dir.display())),
+        }
+        inherit_cpuset(dir)
+    }
+
+    /// It stays: the container exists.
+    pub(crate) fn keep(mut self) {
+        self.dirs.clear();
+        self.leaves.clear();
+    }
+
+    /// Directories and descriptors of the leaves, to be joined.
+    pub(crate) fn joins(&self) -> Result<Joins> {
+        joins(&self.leaves)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.dirs.is_empty() {
+            return;
+        }
+        // Only a leaf of our own making can hold nothing but what this worker started.
+        let ours: Vec<&PathBuf> = self.leaves.iter().filter(|l| self.dirs.contains(l)).collect();
+        let end = Instant::now() + EMPTYING;
+        loop {
+            let left = ours.iter().filter(|leaf| !kill_all(leaf)).count();
+            if left == 0 || Instant::now() > end {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for dir in self.dirs.iter().rev() {
+            // One that others have begun to use in the meantime is theirs now; the kernel refuses.
+            let _used = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// Kills what is in a cgroup; true once it is empty.
+fn kill_all(leaf: &Path) -> bool {
+    let Ok(processes) = fs::read_to_string(leaf.join("cgroup.procs")) else { return true };
+    let own = std::process::id().to_string();
+    let mut empty = true;
+    for pid in processes.lines().filter(|p| *p != own) {
+        empty = false;
+        if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+            let _gone = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+    empty
+}
+
+/// A v1 cpuset without CPUs or memory nodes takes no process (cpusets(7)): what the parent has.
+fn inherit_cpuset(dir: &Path) -> Result<()> {
+    if !dir.join("cgroup.clone_children").exists() {
+        return Ok(());
+    }
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let file = dir.join(name);
+        let Ok(value) = fs::read_to_string(&file) else { continue };
+        let Some(parent) = dir.parent().filter(|_| value.trim().is_empty()) else { continue };
+        let value = fs::read_to_string(parent.join(name))
+            .context(|| format!("read {}", parent.join(name).display()))?;
+        fs::write(&file, value).context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Switches controllers on, only those that are not on: each write stops the cgroup tree for a moment.
+fn enable_controllers(enable: &worker::CgroupWrite) -> Result<()> {
+    let mut file = PathBuf::from(&enable.file);
+    if !file.ends_with("cgroup.subtree_control") {
+        file.push("cgroup.subtree_control");
+    }
+    let on = match fs::read_to_string(&file) {
+        Ok(on) => on,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && enable.optional => return Ok(()),
+        Err(e) => return Err(e).context(|| format!("read {}", file.display())),
+    };
+    for controller in enable.value.split_whitespace() {
+        let name = controller.trim_start_matches('+');
+        if on.split_whitespace().any(|c| c == name) {
+            continue;
+        }
+        match fs::write(&file, format!("+{name}")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && enable.optional => {}
+            other => other.context(|| format!("enable controller {name} in {}", file.display()))?,
+        }
+    }
+    Ok(())
+}
+
+fn write_file(write: &worker::CgroupWrite) -> Result<()> {
+    // Not fs::write: a cgroup file is never created, and one write(2) carries one value.
+    let file = rustix::fs::open(write.file.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    let result = file.and_then(|file| rustix::io::write(file, write.value.as_bytes()));
+    match result {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::NOENT) if write.optional => Ok(()),
+        Err(e) => Err(e).context(|| format!("write {:?} to {}", write.value, write.file)),
+    }
+}
+
+/// Leaves to be joined: v1 by writing, v2 by being cloned into.
+#[derive(Debug)]
+pub(crate) struct Joins {
+    v1: Vec<(PathBuf, OwnedFd)>,
+    v2: Option<(PathBuf, OwnedFd)>,
+}
+
+/// Opens cgroup directories while the host's files can still be seen.
+pub(crate) fn joins(dirs: &[PathBuf]) -> Result<Joins> {
+    let mut joins = Joins { v1: Vec::new(), v2: None };
+    for dir in dirs {
+        // Only cgroup v2 has this file.
+        if dir.join("cgroup.controllers").exists() {
+            let fd = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .context(|| format!("open cgroup {}", dir.display()))?;
+            joins.v2 = Some((dir.clone(), fd));
+        } else {
+            let procs = dir.join("cgroup.procs");
+            let fd = rustix::fs::open(&procs, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .context(|| format!("open {}", procs.display()))?;
+            joins.v1.push((dir.clone(), fd));
+        }
+    }
+    Ok(joins)
+}
+
+impl Joins {
+    /// Moves the calling process into the v1 cgroups.
+    pub(crate) fn enter_v1(&self) -> Result<()> {
+        for (dir, procs) in &self.v1 {
+            rustix::io::write(procs, b"0").context(|| format!("join cgroup {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The v2 directory to be cloned into.
+    pub(crate) fn v2(&self) -> Option<&OwnedFd> {
+        self.v2.as_ref().map(|(_, fd)| fd)
+    }
+
+    /// Replaces the v2 directory by the one that a process is in now: the given one does not take
+    /// processes any more (its owner has enabled controllers for its children).
+    pub(crate) fn follow(&mut self, proc: impl AsFd, pid: i32) -> Result<()> {
+        let Some((dir, _)) = &self.v2 else { return Ok(()) };
+        let root = v2_root(dir);
+        let path = format!("{pid}/cgroup");
+        let file = rustix::fs::openat(proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("open /proc/{path}"))?;
+        let text = io::read_to_string(fs::File::from(file)).context(|| format!("read /proc/{path}"))?;
+        let inside = text
+            .lines()
+            .find_map(|l| l.strip_prefix("0::/"))
+            .ok_or_else(|| Error::internal(format!("/proc/{path} names no unified cgroup")))?;
+        let now = root.join(inside);
+        let fd = rustix::fs::open(&now, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("open cgroup {}", now.display()))?;
+        self.v2 = Some((now, fd));
+        Ok(())
+    }
+}
+
+/// Where the hierarchy that a v2 directory belongs to is mounted.
+fn v2_root(dir: &Path) -> PathBuf {
+    let mut root = dir;
+    while let Some(parent) = root.parent().filter(|p| p.join("cgroup.controllers").exists()) {
+        root = parent;
+    }
+    root.to_owned()
+}
+
+/// Moves an init into those leaves that libcontainer does not know (`name=systemd`, the unified
+/// hierarchy of a hybrid machine).
+pub(crate) fn join_rest(leaves: &[String], pid: i32) -> Result<()> {
+    let own = pid.to_string();
+    for leaf in leaves {
+        let procs = Path::new(leaf).join("cgroup.procs");
+        let inside = fs::read_to_string(&procs).context(|| format!("read {}", procs.display()))?;
+        if !inside.lines().any(|p| p == own) {
+            fs::write(&procs, &own).context(|| format!("join cgroup {leaf}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses cgroups that are frozen: a process put there hangs.
+pub(crate) fn refuse_frozen(dirs: &[PathBuf]) -> Result<()> {
+    for dir in dirs {
+        let v1 = fs::read_to_string(dir.join("freezer.state")).is_ok_and(|s| s.trim() != "THAWED");
+        let v2 = fs::read_to_string(dir.join("cgroup.events"))
+            .is_ok_and(|s| s.lines().any(|l| l == "frozen 1"));
+        if v1 || v2 {
+            return Err(Error::state(format!("the container is paused (cgroup {})", dir.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directories of an exec's own cgroup; undone on drop unless kept.
+pub(crate) fn make_own(dirs: &[String]) -> Result<Made> {
+    let mut made = Made { dirs: Vec::new(), leaves: dirs.iter().map(PathBuf::from).collect() };
+    for dir in dirs {
+        made.directory(Path::new(dir))?;
+    }
+    Ok(made)
+}
+
+/// Whether the machine has cgroup v2 alone.
+pub(crate) fn unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_optional_file_may_be_missing_and_is_never_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("memory.max").display().to_string();
+        let write = |optional| worker::CgroupWrite { file: file.clone(), value: "1".into(), optional };
+        write_file(&write(true)).unwrap();
+        let error = write_file(&write(false)).unwrap_err().to_string();
+        assert!(error.contains("memory.max") && error.contains("no such file"), "{error}");
+        assert!(!dir.path().join("memory.max").exists());
+    }
+
+    #[test]
+    fn what_was_made_is_removed_unless_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |p: &str| dir.path().join(p).display().to_string();
+        let failing = worker::Cgroup {
+            dirs: vec![path("a"), path("a/b")],
+            writes: vec![worker::CgroupWrite { file: path("a/b/x"), ..Default::default() }],
+            ..Default::default()
+        };
+        assert!(make(&failing).is_err());
+        assert!(!dir.path().join("a").exists());
+        let good = worker::Cgroup { writes: Vec::new(), ..failing };
+        make(&good).unwrap().keep();
+        assert!(dir.path().join("a/b").is_dir());
+        let relative = worker::Cgroup { dirs: vec![path("a/../c")], ..Default::default() };
+        assert!(make(&relative).is_err());
+    }
+}

@@ -1,0 +1,291 @@
+//! A container's init.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::MoveMountFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde_json::{Value, json};
+use shim_protocol::{Fd, frame, worker};
+
+use crate::engine::{self, Engine, Job};
+use crate::error::{Context, Error, Result};
+use crate::init::{Console, Init};
+use crate::message::{Fds, Made};
+use crate::process::{self, Plan};
+use crate::{cgroup, mounts, path, sys};
+
+/// Makes a container. Whatever fails, nothing of it is left.
+pub(crate) fn create(request: &worker::Create, fds: &mut Fds, engine: &impl Engine) -> Result<Made> {
+    let process = request.process.as_ref().ok_or_else(|| Error::invalid("create without a process"))?;
+    let cgroup = request.cgroup.as_ref().ok_or_else(|| Error::invalid("create without a cgroup"))?;
+    let config = Config::read(request)?;
+    let plan = Plan::new(process, fds.take(Fd::Seccomp), request.rlimits.clone())?;
+    let proc = process::host_proc()?;
+    process::raise_hard_limits(&request.rlimits)?;
+    if let Some(score) = process.oom_score_adj {
+        process::set_oom_score(proc.as_fd(), score)?;
+    }
+    let scratch = Scratch::new(request)?;
+    let made = cgroup::make(cgroup)?;
+    attach(request, fds.require(Fd::Rootfs)?, proc.as_fd(), &config, &plan)?;
+    config.write(&scratch.bundle)?;
+
+    let init_proc = proc.try_clone().context(|| "duplicate a descriptor".to_owned())?;
+    let mut init = Init::new(plan, fds.require(Fd::StartPipe)?, fds.require(Fd::ErrorPipe)?, init_proc);
+    init.propagation = (!request.all_private).then(|| request.propagation.clone());
+    let (console, standard) = streams(process, fds)?;
+    init.console = console.as_ref().map(|c| c.0.try_clone()).transpose()?;
+    let ours = console.map(|c| c.1);
+    let job = Job { id: &request.id, bundle: &scratch.bundle, state: &scratch.root, standard, init };
+    let pid = engine.create(job)?;
+    match finish(request, pid, proc.as_fd(), ours) {
+        Ok(container) => {
+            made.keep();
+            Ok(container)
+        }
+        Err(e) => {
+            if let Some(pid) = Pid::from_raw(pid) {
+                let _gone = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            Err(e)
+        }
+    }
+}
+
+fn finish(
+    request: &worker::Create,
+    pid: i32,
+    proc: std::os::fd::BorrowedFd<'_>,
+    console: Option<UnixStream>,
+) -> Result<Made> {
+    let leaves = request.cgroup.as_ref().map(|c| c.leaves.as_slice()).unwrap_or_default();
+    cgroup::join_rest(leaves, pid)?;
+    let raw = Pid::from_raw(pid).ok_or_else(|| Error::internal("the engine gave no pid"))?;
+    let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty())
+        .context(|| format!("open a pidfd of init {pid}"))?;
+    let start_time = process::start_time(proc, pid)?;
+    let mut fds = vec![(Fd::Pidfd, pidfd)];
+    if let Some(console) = console {
+        let master = frame::recv(console)
+            .context(|| "receive the terminal".to_owned())?
+            .and_then(|frame| frame.fds.into_iter().next())
+            .ok_or_else(|| Error::internal("init sent no terminal"))?;
+        fds.push((Fd::Console, master));
+    }
+    Ok(Made { started: worker::Started { pid, start_time }, fds })
+}
+
+type Streams = (Option<(Console, UnixStream)>, [OwnedFd; 3]);
+
+fn streams(process: &worker::Process, fds: &mut Fds) -> Result<Streams> {
+    if process.terminal {
+        let (ours, theirs) = UnixStream::pair().context(|| "make a socket pair".to_owned())?;
+        let console =
+            Console { socket: theirs.into(), rows: process.rows, columns: process.columns };
+        return Ok((Some((console, ours)), [engine::null()?, engine::null()?, engine::null()?]));
+    }
+    let mut stream = |role| fds.take(role).map_or_else(engine::null, engine::above_standard);
+    Ok((None, [stream(Fd::Stdin)?, stream(Fd::Stdout)?, stream(Fd::Stderr)?]))
+}
+
+/// Attaches the root file system in a mount namespace of our own and prepares what the engine would
+/// otherwise look up by name in a tree that the image made.
+fn attach(
+    request: &worker::Create,
+    rootfs: OwnedFd,
+    proc: std::os::fd::BorrowedFd<'_>,
+    config: &Config,
+    plan: &Plan,
+) -> Result<()> {
+    // Propagation of the host's mounts stays as it is: a Bidirectional volume needs its peers.
+    sys::unshare(libc::CLONE_NEWNS).context(|| "make a mount namespace".to_owned())?;
+    mounts::require_private(proc, &request.rootfs)?;
+    rustix::mount::move_mount(
+        &rootfs,
+        "",
+        CWD,
+        request.rootfs.as_str(),
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .context(|| format!("attach the root file system at {}", request.rootfs))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(request.rootfs.as_str(), flags, Mode::empty())
+        .context(|| format!("open the root file system at {}", request.rootfs))?;
+    for name in ["dev", "proc", "sys"] {
+        let ordinary = path::ordinary_directory(root.as_fd(), name)
+            .context(|| format!("look at /{name} of the image"))?;
+        if !ordinary {
+            return Err(Error::invalid(format!("/{name} of the image must be an ordinary directory")));
+        }
+    }
+    for dir in &request.make_dirs {
+        path::make_directories(root.as_fd(), dir.as_bytes())
+            .context(|| format!("make {dir} in the root file system"))?;
+    }
+    // Once the root is read-only it cannot be made any more; below a mount it is made later.
+    if config.read_only && !config.mounted(&plan.cwd) {
+        path::make_directories(root.as_fd(), &plan.cwd).context(|| {
+            format!("make working directory {:?}", String::from_utf8_lossy(&plan.cwd))
+        })?;
+    }
+    Ok(())
+}
+
+/// The engine's directories of this container; removed whatever happens.
+#[derive(Debug)]
+struct Scratch {
+    root: PathBuf,
+    bundle: PathBuf,
+    state: PathBuf,
+}
+
+impl Scratch {
+    fn new(request: &worker::Create) -> Result<Self> {
+        if request.id.is_empty() || !request.id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            return Err(Error::invalid(format!("container id {:?}", request.id)));
+        }
+        let root = PathBuf::from(&request.engine_root);
+        let scratch = Self {
+            bundle: root.join(format!("{}.bundle", request.id)),
+            state: root.join(&request.id),
+            root,
+        };
+        fs::create_dir_all(&scratch.bundle)
+            .context(|| format!("make {}", scratch.bundle.display()))?;
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for dir in [&self.bundle, &self.state] {
+            // The daemon sweeps the whole engine directory with the container.
+            let _left = fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// `config.json`, checked and with a process section that keeps libcontainer from doing what we do.
+#[derive(Debug)]
+struct Config {
+    value: Value,
+    read_only: bool,
+    destinations: Vec<PathBuf>,
+}
+
+impl Config {
+    fn read(request: &worker::Create) -> Result<Self> {
+        let file = Path::new(&request.bundle).join("config.json");
+        let bytes = fs::read(&file).context(|| format!("read {}", file.display()))?;
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::invalid(format!("{}: {e}", file.display())))?;
+        Self::check(value, &request.rootfs, cgroup::unified())
+            .map_err(|e| e.map(|m| format!("{}: {m}", file.display())))
+    }
+
+    fn check(mut value: Value, rootfs: &str, unified: bool) -> Result<Self> {
+        for ours in ["/linux/resources", "/linux/seccomp"] {
+            if value.pointer(ours).is_some_and(|v| !v.is_null()) {
+                return Err(Error::invalid(format!("{ours} is set, but the worker applies it itself")));
+            }
+        }
+        if value.pointer("/root/path").and_then(Value::as_str) != Some(rootfs) {
+            return Err(Error::invalid(format!("/root/path is not {rootfs}")));
+        }
+        let absolute = |v: &Value| v.as_str().is_some_and(|p| p.starts_with('/'));
+        if !value.pointer("/linux/cgroupsPath").is_some_and(absolute) {
+            return Err(Error::invalid("/linux/cgroupsPath is not absolute"));
+        }
+        let mounts = value.get("mounts").and_then(Value::as_array).cloned().unwrap_or_default();
+        let cgroup = |m: &Value| m.get("type").and_then(Value::as_str) == Some("cgroup");
+        if !unified && mounts.iter().any(cgroup) {
+            return Err(Error::invalid("a mount of type cgroup would be writable on cgroup v1; use binds"));
+        }
+        // libcontainer knows only the names without r; they are recursive all the same.
+        if let Some(Value::String(name)) = value.pointer_mut("/linux/rootfsPropagation")
+            && let Some(plain) = name.strip_prefix('r')
+        {
+            *name = plain.to_owned();
+        }
+        value["process"] = json!({
+            "terminal": false,
+            "user": { "uid": 0, "gid": 0 },
+            "args": ["init"],
+            "env": ["PATH=/", "HOME=/"],
+            "cwd": "/",
+        });
+        Ok(Self {
+            read_only: value.pointer("/root/readonly").and_then(Value::as_bool).unwrap_or(false),
+            destinations: mounts
+                .iter()
+                .filter_map(|m| m.get("destination").and_then(Value::as_str).map(PathBuf::from))
+                .collect(),
+            value,
+        })
+    }
+
+    /// Whether a path is on or below one of the mounts.
+    fn mounted(&self, path: &[u8]) -> bool {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        self.destinations.iter().any(|d| path.starts_with(d))
+    }
+
+    fn write(&self, bundle: &Path) -> Result<()> {
+        let file = bundle.join("config.json");
+        fs::write(&file, self.value.to_string()).context(|| format!("write {}", file.display()))
+    }
+}
+
+impl Console {
+    fn try_clone(&self) -> Result<Self> {
+        let socket = self.socket.try_clone().context(|| "duplicate a descriptor".to_owned())?;
+        Ok(Self { socket, rows: self.rows, columns: self.columns })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Value {
+        json!({
+            "root": { "path": "/r", "readonly": true },
+            "process": { "capabilities": {}, "noNewPrivileges": false },
+            "mounts": [{ "destination": "/proc", "type": "proc" }],
+            "linux": { "cgroupsPath": "/a/b", "rootfsPropagation": "rslave" },
+        })
+    }
+
+    #[test]
+    fn the_process_section_is_ours() {
+        let config = Config::check(config(), "/r", false).unwrap();
+        assert!(config.read_only && config.mounted(b"/proc/x") && !config.mounted(b"/process"));
+        assert_eq!(config.value.pointer("/process/capabilities"), None);
+        assert_eq!(config.value.pointer("/process/noNewPrivileges"), None);
+        assert_eq!(config.value.pointer("/linux/rootfsPropagation"), Some(&json!("slave")));
+    }
+
+    #[test]
+    fn what_libcontainer_would_get_wrong_is_refused() {
+        let with = |pointer: &str, new: Value| {
+            let mut value = config();
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            value.pointer_mut(parent).unwrap()[key] = new;
+            Config::check(value, "/r", false)
+        };
+        assert!(with("/linux/resources", json!({})).is_err());
+        assert!(with("/linux/seccomp", json!({})).is_err());
+        assert!(with("/linux/cgroupsPath", json!("a:b:c")).is_err());
+        assert!(with("/root/path", json!("/elsewhere")).is_err());
+        let cgroup = json!([{ "destination": "/sys/fs/cgroup", "type": "cgroup" }]);
+        assert!(with("/mounts", cgroup.clone()).is_err());
+        let mut value = config();
+        value["mounts"] = cgroup;
+        assert!(Config::check(value, "/r", true).is_ok());
+    }
+}

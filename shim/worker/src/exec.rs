@@ -1,0 +1,207 @@
+//! A process in a running container: setns(2) and clone, without libcontainer.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::AtFlags;
+use shim_protocol::{Fd, worker};
+
+use crate::cgroup::{self, Joins};
+use crate::engine;
+use crate::error::{Context, Error, Result};
+use crate::init::fail;
+use crate::message::{Fds, Made};
+use crate::process::{self, Plan};
+use crate::sys::{self, Cloned};
+use crate::terminal::Terminal;
+
+/// Namespaces by their name in `/proc/PID/ns`.
+const NAMESPACES: [(&str, i32); 8] = [
+    ("user", libc::CLONE_NEWUSER),
+    ("mnt", libc::CLONE_NEWNS),
+    ("net", libc::CLONE_NEWNET),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("uts", libc::CLONE_NEWUTS),
+    ("pid", libc::CLONE_NEWPID),
+    ("cgroup", libc::CLONE_NEWCGROUP),
+    ("time", libc::CLONE_NEWTIME),
+];
+
+/// Everything the new process needs.
+struct Child<'a> {
+    plan: &'a Plan,
+    proc: BorrowedFd<'a>,
+    init: BorrowedFd<'a>,
+    error: BorrowedFd<'a>,
+    terminal: Option<&'a Terminal>,
+    standard: [OwnedFd; 3],
+    user_namespace: bool,
+    cgroup_namespace: bool,
+}
+
+/// Starts a process in a container, as a child of this process's parent.
+pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
+    let process = request.process.as_ref().ok_or_else(|| Error::invalid("exec without a process"))?;
+    let plan = Plan::new(process, fds.take(Fd::Seccomp), request.rlimits.clone())?;
+    let init = fds.require(Fd::Pidfd)?;
+    let error = fds.require(Fd::ErrorPipe)?;
+    let mut stream = |role| fds.take(role).map_or_else(engine::null, engine::above_standard);
+    let standard = [stream(Fd::Stdin)?, stream(Fd::Stdout)?, stream(Fd::Stderr)?];
+    let proc = process::host_proc()?;
+
+    let flags = namespaces(proc.as_fd(), request)?;
+    require_alive(init.as_fd())?;
+    process::raise_hard_limits(&request.rlimits)?;
+    if let Some(score) = process.oom_score_adj {
+        process::set_oom_score(proc.as_fd(), score)?;
+    }
+    let (own, mut joins) = cgroups(request)?;
+
+    // From here on the container's files, users and processes are all around; only descriptors are ours.
+    let cgroup_namespace = flags & libc::CLONE_NEWCGROUP != 0;
+    // The cgroup namespace comes last, in the child: under nsdelegate a process inside it may not be
+    // cloned into a cgroup from outside.
+    enter(init.as_fd(), flags & !libc::CLONE_NEWCGROUP)?;
+    let terminal = process
+        .terminal
+        .then(|| Terminal::open(plan.uid, process.rows, process.columns))
+        .transpose()?;
+    let child = Child {
+        plan: &plan,
+        proc: proc.as_fd(),
+        init: init.as_fd(),
+        error: error.as_fd(),
+        terminal: terminal.as_ref(),
+        standard,
+        user_namespace: flags & libc::CLONE_NEWUSER != 0,
+        cgroup_namespace,
+    };
+    let (pid, pidfd) = start(child, &mut joins, request.init)?;
+    own.keep();
+    // Gone already and reaped is no failure of the exec.
+    let start_time = process::start_time(proc.as_fd(), pid).unwrap_or_default();
+    let mut fds = vec![(Fd::Pidfd, pidfd)];
+    fds.extend(terminal.map(|t| (Fd::Console, t.master)));
+    Ok(Made { started: worker::Started { pid, start_time }, fds })
+}
+
+/// The namespaces to enter: those of init that are not ours already.
+fn namespaces(proc: BorrowedFd<'_>, request: &worker::Exec) -> Result<i32> {
+    let mut flags = 0;
+    for (name, flag) in NAMESPACES {
+        if flag == libc::CLONE_NEWUSER && !request.user_namespace {
+            continue;
+        }
+        let identity = |of: &str| {
+            rustix::fs::statat(proc, format!("{of}/ns/{name}"), AtFlags::empty())
+                .map(|s| (s.st_dev, s.st_ino))
+        };
+        let ours = match identity("self") {
+            // A kernel without this kind of namespace.
+            Err(rustix::io::Errno::NOENT) => continue,
+            other => other.context(|| format!("look at our {name} namespace"))?,
+        };
+        let theirs = identity(&request.init.to_string()).map_err(|_| {
+            Error::state(format!("the container's init (pid {}) is gone", request.init))
+        })?;
+        if ours != theirs {
+            flags |= flag;
+        }
+    }
+    Ok(flags)
+}
+
+fn require_alive(init: BorrowedFd<'_>) -> Result<()> {
+    let mut fds = [PollFd::new(&init, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ended = poll(&mut fds, Some(&now)).context(|| "poll the container's init".to_owned())? > 0;
+    if ended {
+        return Err(Error::state("the container is not running"));
+    }
+    Ok(())
+}
+
+fn cgroups(request: &worker::Exec) -> Result<(cgroup::Made, Joins)> {
+    let own = request.own_cgroup.iter().map(PathBuf::from);
+    let mut dirs: Vec<PathBuf> = request.join_cgroup.iter().map(PathBuf::from).collect();
+    let parents = own.clone().filter_map(|d| d.parent().map(Path::to_owned));
+    let watched: Vec<PathBuf> = dirs.iter().cloned().chain(parents).collect();
+    cgroup::refuse_frozen(&watched)?;
+    let made = cgroup::make_own(&request.own_cgroup)?;
+    dirs.extend(own);
+    let joins = cgroup::joins(&dirs)?;
+    // Here, and inherited: one grace period of the kernel, not one more for the child.
+    joins.enter_v1()?;
+    Ok((made, joins))
+}
+
+fn enter(init: BorrowedFd<'_>, flags: i32) -> Result<()> {
+    if flags == 0 {
+        return Ok(());
+    }
+    sys::enter_namespaces(init, u64::from(flags.cast_unsigned()))
+        .context(|| "enter the container's namespaces".to_owned())
+}
+
+fn start(child: Child<'_>, joins: &mut Joins, init: i32) -> Result<(i32, OwnedFd)> {
+    let parent = u64::from(libc::CLONE_PARENT.cast_unsigned());
+    let mut cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
+    if cloned.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
+        joins.follow(child.proc, init)?;
+        cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
+    }
+    match cloned.context(|| "clone into the container".to_owned())? {
+        Cloned::Parent(pid, pidfd) => Ok((pid, pidfd)),
+        Cloned::Child => {
+            let error = child.error;
+            let failure = child.become_process();
+            fail(error, &failure.to_string())
+        }
+    }
+}
+
+impl Child<'_> {
+    /// In the new process; returns only on failure.
+    fn become_process(self) -> Error {
+        match self.settle() {
+            Ok(again) => self.plan.execute(again, self.error),
+            Err(e) => e,
+        }
+    }
+
+    fn settle(&self) -> Result<bool> {
+        rustix::process::setsid().context(|| "start a session".to_owned())?;
+        if self.cgroup_namespace {
+            enter(self.init, libc::CLONE_NEWCGROUP)?;
+        }
+        if self.user_namespace {
+            // The namespace's own root, so that files made from here on are its.
+            nix::unistd::setgroups(&[]).context(|| "clear groups".to_owned())?;
+            let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
+            nix::unistd::setresgid(gid, gid, gid).context(|| "become the namespace's root".to_owned())?;
+            nix::unistd::setresuid(uid, uid, uid).context(|| "become the namespace's root".to_owned())?;
+            // The change of ids has made the process dumpable or not by a host setting; it must not be.
+            not_dumpable()?;
+        }
+        match self.terminal {
+            Some(terminal) => terminal.take()?,
+            None => {
+                for (fd, at) in self.standard.iter().zip(0..) {
+                    sys::replace_standard(fd.as_fd(), at)
+                        .context(|| format!("put a stream on descriptor {at}"))?;
+                }
+                self.plan.own_standard()?;
+            }
+        }
+        let again = self.plan.enter_cwd(false)?;
+        self.plan.label(self.proc)?;
+        Ok(again)
+    }
+}
+
+/// Until execve, nobody in the container may look into a process of ours.
+pub(crate) fn not_dumpable() -> Result<()> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context(|| "make the process non-dumpable".to_owned())
+}

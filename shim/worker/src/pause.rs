@@ -1,0 +1,154 @@
+//! A pod's pause process.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use shim_protocol::{Fd, worker};
+
+use crate::cgroup::Joins;
+use crate::error::{Context, Error, Result};
+use crate::init::fail;
+use crate::message::{Fds, Made};
+use crate::pod::{Pin, namespace_of};
+use crate::process::{self, Plan};
+use crate::sys::{self, Cloned};
+use crate::{cgroup, engine};
+
+/// Starts pause in the namespaces that this process is in. It is an orphan, so a child of pid 1, once
+/// this process has ended.
+pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
+    let cgroup = request.cgroup.as_ref().ok_or_else(|| Error::invalid("pause without a cgroup"))?;
+    let asked = request.process.clone().unwrap_or_default();
+    let score = asked.oom_score_adj;
+    // It needs no privilege at all, so it is given none, whatever the request says.
+    let process = worker::Process {
+        args: vec![b"pause".to_vec()],
+        env: Vec::new(),
+        capabilities: None,
+        no_new_privs: true,
+        ..asked
+    };
+    let plan = Plan::new(&process, fds.take(Fd::Seccomp), Vec::new())?;
+    let exe = fds.require(Fd::PauseExe)?;
+    let proc = process::host_proc()?;
+    if let Some(score) = score {
+        // A negative value needs a capability that the daemon may lack, and pause is small prey.
+        let _clamped = process::set_oom_score(proc.as_fd(), score);
+    }
+    let made = cgroup::make(cgroup)?;
+    let running = Running::spawn(&plan, &exe, &made.joins()?, !request.pid.is_empty())?;
+    let pin = if request.pid.is_empty() {
+        None
+    } else {
+        Some(Pin::new(Path::new(&request.pid), &namespace_of(running.pid, "pid"))?)
+    };
+    let (pid, pidfd) = running.executed()?;
+    let start_time = process::start_time(proc.as_fd(), pid)?;
+    if let Some(pin) = pin {
+        pin.keep();
+    }
+    made.keep();
+    Ok(Made { started: worker::Started { pid, start_time }, fds: vec![(Fd::Pidfd, pidfd)] })
+}
+
+/// A pause process that has not been executed yet; killed on drop.
+struct Running {
+    pid: i32,
+    pidfd: Option<OwnedFd>,
+    error: OwnedFd,
+}
+
+impl Running {
+    fn spawn(plan: &Plan, exe: &OwnedFd, joins: &Joins, pid_namespace: bool) -> Result<Self> {
+        let null = engine::null()?;
+        let (error, child_error) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .context(|| "make a pipe".to_owned())?;
+        let mut flags = libc::CLONE_NEWNS;
+        if pid_namespace {
+            flags |= libc::CLONE_NEWPID;
+        }
+        let flags = u64::from(flags.cast_unsigned());
+        match sys::clone_process(flags, joins.v2().map(AsFd::as_fd)).context(|| "clone pause".to_owned())? {
+            Cloned::Parent(pid, pidfd) => Ok(Self { pid, pidfd: Some(pidfd), error }),
+            Cloned::Child => {
+                let failure = match settle(joins, &null) {
+                    Ok(()) => plan.execute_file(exe.as_fd(), c"pause"),
+                    Err(e) => e,
+                };
+                fail(child_error.as_fd(), &failure.to_string())
+            }
+        }
+    }
+
+    /// Waits until it has become the pause program.
+    fn executed(mut self) -> Result<(i32, OwnedFd)> {
+        let mut text = String::new();
+        let error = rustix::io::dup(&self.error).context(|| "duplicate a descriptor".to_owned())?;
+        File::from(error).read_to_string(&mut text).context(|| "wait for pause".to_owned())?;
+        if !text.is_empty() {
+            return Err(Error::internal(format!("pause: {text}")));
+        }
+        match self.pidfd.take() {
+            Some(pidfd) => Ok((self.pid, pidfd)),
+            None => Err(Error::internal("pause has no pidfd")),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            let _gone = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+            let _reaped = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+        }
+    }
+}
+
+/// In the new process: cgroups, an empty root that cannot be written, nothing of the host open.
+fn settle(joins: &Joins, null: &OwnedFd) -> Result<()> {
+    joins.enter_v1()?;
+    rustix::process::setsid().context(|| "start a session".to_owned())?;
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .context(|| "make the host's mounts private".to_owned())?;
+    let root = empty_root()?;
+    // On top of the root, where there is always a directory; the namespace is ours alone.
+    rustix::mount::move_mount(
+        &root,
+        "",
+        rustix::fs::CWD,
+        "/",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .context(|| "attach an empty root".to_owned())?;
+    rustix::process::fchdir(&root).context(|| "enter the empty root".to_owned())?;
+    rustix::process::pivot_root(".", ".").context(|| "change to the empty root".to_owned())?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).context(|| "detach the host's files".to_owned())?;
+    rustix::process::chdir("/").context(|| "enter the empty root".to_owned())?;
+    for at in 0..3 {
+        sys::replace_standard(null.as_fd(), at).context(|| "silence the standard streams".to_owned())?;
+    }
+    sys::close_on_exec_from(3).context(|| "mark descriptors close-on-exec".to_owned())?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    sys::reset_attributes();
+    sys::reset_signals().context(|| "reset signals".to_owned())
+}
+
+fn empty_root() -> Result<OwnedFd> {
+    let what = || "make an empty root".to_owned();
+    let tmpfs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).context(what)?;
+    rustix::mount::fsconfig_set_string(&tmpfs, "mode", "0555").context(what)?;
+    rustix::mount::fsconfig_set_string(&tmpfs, "nr_inodes", "1").context(what)?;
+    rustix::mount::fsconfig_create(&tmpfs).context(what)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    rustix::mount::fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context(what)
+}

@@ -1,0 +1,457 @@
+//! The last steps of every process that the worker makes: from "inside the container as root" to
+//! `execve`. Shared by init, exec and pause.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use shim_protocol::worker;
+
+use crate::error::{Context, Error, Result, reason};
+use crate::{lsm, path, sys};
+
+/// Largest seccomp program the kernel takes, in bytes (`BPF_MAXINSNS` times `struct sock_filter`).
+const MAX_SECCOMP: u64 = 4096 * 8;
+
+/// Where an execve without `PATH` in its environment looks (as execvp(3)).
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A checked [`worker::Process`], everything ready that needs memory or the host's files.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    args: Vec<CString>,
+    env: Vec<CString>,
+    candidates: Vec<CString>,
+    pub(crate) cwd: Vec<u8>,
+    pub(crate) uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    capabilities: Sets,
+    no_new_privs: bool,
+    umask: u32,
+    seccomp: Option<Vec<u8>>,
+    rlimits: Vec<worker::Rlimit>,
+    label: lsm::Label,
+}
+
+#[derive(Debug)]
+struct Sets {
+    bounding: CapsHashSet,
+    effective: CapsHashSet,
+    permitted: CapsHashSet,
+    inheritable: CapsHashSet,
+    ambient: CapsHashSet,
+}
+
+impl Plan {
+    /// Checks a process and reads its seccomp program.
+    pub(crate) fn new(
+        process: &worker::Process,
+        seccomp: Option<OwnedFd>,
+        rlimits: Vec<worker::Rlimit>,
+    ) -> Result<Self> {
+        let args = strings(&process.args, "argument")?;
+        if args.first().is_none_or(|a| a.as_bytes().is_empty()) {
+            return Err(Error::invalid("the process has no command (empty args)"));
+        }
+        let env = strings(&process.env, "environment variable")?;
+        let candidates = candidates(&args[0], &process.env)?;
+        if process.umask.is_some_and(|u| u > 0o777) {
+            return Err(Error::invalid("umask is over 0777"));
+        }
+        Ok(Self {
+            candidates,
+            args,
+            env,
+            cwd: if process.cwd.is_empty() { b"/".to_vec() } else { process.cwd.clone() },
+            uid: process.uid,
+            gid: process.gid,
+            groups: process.groups.clone(),
+            capabilities: Sets::new(&process.capabilities.unwrap_or_default())?,
+            no_new_privs: process.no_new_privs,
+            umask: process.umask.unwrap_or(0o022),
+            seccomp: seccomp.map(read_seccomp).transpose()?,
+            rlimits,
+            label: lsm::Label::new(&process.apparmor, &process.selinux)?,
+        })
+    }
+
+    /// Security labels for the coming execve. `proc` is the host's procfs.
+    pub(crate) fn label(&self, proc: BorrowedFd<'_>) -> Result<()> {
+        self.label.apply(proc)
+    }
+
+    /// Enters the working directory as root; made if missing when `make`. Returns whether it has to
+    /// be tried again as the user (a network file system may refuse root).
+    pub(crate) fn enter_cwd(&self, make: bool) -> Result<bool> {
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "open the container's root".to_owned())?;
+        let shown = String::from_utf8_lossy(&self.cwd).into_owned();
+        let opened = if make {
+            path::make_directories(root.as_fd(), &self.cwd)
+        } else {
+            path::open_directory(root.as_fd(), &self.cwd)
+        };
+        let entered = opened.and_then(|d| rustix::process::fchdir(d).map_err(io::Error::from));
+        match entered {
+            Ok(()) => Ok(false),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(true),
+            Err(e) => Err(Error::invalid(format!("working directory {shown:?}: {}", reason(&e)))),
+        }
+    }
+
+    /// Gives standard input, output and error to the user, so that `/dev/stdout` can be opened.
+    ///
+    /// A `/dev/null` of the host is replaced by the container's own.
+    pub(crate) fn own_standard(&self) -> Result<()> {
+        for at in 0..3 {
+            let fd = sys::standard(at);
+            let stat = rustix::fs::fstat(fd).context(|| format!("stat descriptor {at}"))?;
+            let character = rustix::fs::FileType::from_raw_mode(stat.st_mode)
+                == rustix::fs::FileType::CharacterDevice;
+            if character && stat.st_rdev == rustix::fs::makedev(1, 3) {
+                replace_null(at)?;
+                continue;
+            }
+            let user = rustix::fs::Uid::from_raw(self.uid);
+            match rustix::fs::fchown(fd, Some(user), None) {
+                // A file of a kind or on a file system that has no owner to change (runc skips these too).
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::ROFS | rustix::io::Errno::PERM) => {}
+                Err(e) => return Err(e).context(|| format!("give descriptor {at} to uid {}", self.uid)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the last steps and executes; returns only on failure. `error_pipe` also shows whether the
+    /// monitor lives: its read end is gone when the monitor is.
+    pub(crate) fn execute(&self, chdir_again: bool, error_pipe: BorrowedFd<'_>) -> Error {
+        match self.confine(chdir_again, error_pipe) {
+            Ok(()) => self.execve(),
+            Err(e) => e,
+        }
+    }
+
+    /// As [`Plan::execute`], with the program given as a file (pause).
+    pub(crate) fn execute_file(&self, file: BorrowedFd<'_>, name: &CStr) -> Error {
+        match self.credentials(None).and_then(|()| self.seal()) {
+            Ok(()) => Error::internal(format!("exec: {}", reason(&sys::execute_file(file, name)))),
+            Err(e) => e,
+        }
+    }
+
+    fn confine(&self, chdir_again: bool, error_pipe: BorrowedFd<'_>) -> Result<()> {
+        sys::reset_signals().context(|| "reset signals".to_owned())?;
+        sys::reset_attributes();
+        rustix::process::umask(Mode::from_raw_mode(self.umask));
+        for limit in &self.rlimits {
+            sys::set_resource_limit(limit.resource, limit.soft, limit.hard).context(|| {
+                format!("set resource limit {} to {}:{}", limit.resource, limit.soft, limit.hard)
+            })?;
+        }
+        sys::close_on_exec_from(3).context(|| "mark descriptors close-on-exec".to_owned())?;
+        self.credentials(chdir_again.then_some(()))?;
+        die_with_monitor(error_pipe)?;
+        self.seal()
+    }
+
+    /// Ids and the capability sets that may change before the filter is loaded.
+    fn credentials(&self, chdir_again: Option<()>) -> Result<()> {
+        let sets = &self.capabilities;
+        drop_bounding(&sets.bounding)?;
+        let groups: Vec<nix::unistd::Gid> =
+            self.groups.iter().copied().map(nix::unistd::Gid::from_raw).collect();
+        nix::unistd::setgroups(&groups).context(|| "set supplementary groups".to_owned())?;
+        rustix::thread::set_keep_capabilities(true).context(|| "keep capabilities".to_owned())?;
+        let gid = nix::unistd::Gid::from_raw(self.gid);
+        nix::unistd::setresgid(gid, gid, gid).context(|| format!("change to gid {}", self.gid))?;
+        let uid = nix::unistd::Uid::from_raw(self.uid);
+        nix::unistd::setresuid(uid, uid, uid).context(|| format!("change to uid {}", self.uid))?;
+        if chdir_again.is_some() {
+            rustix::process::chdir(self.cwd.as_slice())
+                .context(|| format!("working directory {:?}", String::from_utf8_lossy(&self.cwd)))?;
+        }
+        // A change from root to another user empties the effective set; loading a filter needs it.
+        let held = caps::read(None, CapSet::Permitted).map_err(|e| capability("read", &e))?;
+        caps::set(None, CapSet::Effective, &held).map_err(|e| capability("raise", &e))?;
+        caps::set(None, CapSet::Inheritable, &sets.inheritable)
+            .map_err(|e| capability("set the inheritable", &e))?;
+        rustix::thread::clear_ambient_capability_set()
+            .context(|| "clear ambient capabilities".to_owned())?;
+        for cap in &sets.ambient {
+            caps::raise(None, CapSet::Ambient, *cap).map_err(|e| capability("set the ambient", &e))?;
+        }
+        missing(&held, &sets.permitted)
+    }
+
+    /// Loads the filter and gives up the capabilities. A filter without `no_new_privs` needs
+    /// CAP_SYS_ADMIN, so it comes first there; elsewhere it comes last, and needs to allow only execve.
+    fn seal(&self) -> Result<()> {
+        if self.no_new_privs {
+            rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".to_owned())?;
+        } else {
+            self.filter()?;
+        }
+        let sets = &self.capabilities;
+        caps::set(None, CapSet::Effective, &sets.effective)
+            .map_err(|e| capability("set the effective", &e))?;
+        caps::set(None, CapSet::Permitted, &sets.permitted)
+            .map_err(|e| capability("set the permitted", &e))?;
+        if self.no_new_privs { self.filter() } else { Ok(()) }
+    }
+
+    fn filter(&self) -> Result<()> {
+        let Some(program) = &self.seccomp else { return Ok(()) };
+        sys::load_seccomp(program).context(|| "load the seccomp filter".to_owned())
+    }
+
+    fn execve(&self) -> Error {
+        let mut denied = false;
+        for candidate in &self.candidates {
+            let Err(errno) = nix::unistd::execve(candidate, &self.args, &self.env);
+            match errno {
+                nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR if self.searches() => {}
+                nix::errno::Errno::EACCES if self.searches() => denied = true,
+                errno => return self.refused(&reason(&errno.into())),
+            }
+        }
+        self.refused(if denied { "permission denied" } else { "executable file not found in $PATH" })
+    }
+
+    fn refused(&self, why: &str) -> Error {
+        Error::internal(format!("exec: {:?}: {why}", self.args[0].to_string_lossy()))
+    }
+
+    fn searches(&self) -> bool {
+        !self.args[0].as_bytes().contains(&b'/')
+    }
+}
+
+impl Sets {
+    fn new(masks: &worker::Capabilities) -> Result<Self> {
+        let set = |mask: u64, name: &str| -> Result<CapsHashSet> {
+            let all = caps::all();
+            let known = all.iter().fold(0, |known, cap| known | cap.bitmask());
+            if mask & !known != 0 {
+                return Err(Error::invalid(format!(
+                    "the {name} capability set has unknown bits ({:#x})",
+                    mask & !known
+                )));
+            }
+            Ok(all.into_iter().filter(|cap| mask & cap.bitmask() != 0).collect())
+        };
+        Ok(Self {
+            bounding: set(masks.bounding, "bounding")?,
+            effective: set(masks.effective, "effective")?,
+            permitted: set(masks.permitted, "permitted")?,
+            inheritable: set(masks.inheritable, "inheritable")?,
+            ambient: set(masks.ambient, "ambient")?,
+        })
+    }
+}
+
+fn drop_bounding(keep: &CapsHashSet) -> Result<()> {
+    let mut present = CapsHashSet::new();
+    for cap in caps::all() {
+        // An error is a capability that this kernel does not know.
+        if caps::has_cap(None, CapSet::Bounding, cap).unwrap_or(false) {
+            present.insert(cap);
+        }
+    }
+    missing(&present, keep)?;
+    for cap in present.difference(keep) {
+        caps::drop(None, CapSet::Bounding, *cap).map_err(|e| capability("drop a bounding", &e))?;
+    }
+    Ok(())
+}
+
+fn missing(held: &CapsHashSet, wanted: &CapsHashSet) -> Result<()> {
+    let mut missing: Vec<Capability> = wanted.difference(held).copied().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    missing.sort_by_key(|cap| cap.index());
+    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    Err(Error::invalid(format!(
+        "cannot give capabilities that this machine does not give berth: {}",
+        names.join(", ")
+    )))
+}
+
+fn capability(what: &str, error: &caps::errors::CapsError) -> Error {
+    Error::internal(format!("{what} capability set: {error}"))
+}
+
+/// Dies with the monitor from here on. Set after the last change of ids, which would clear it
+/// (prctl(2)), and only then is it sure that a monitor which has died before is noticed.
+fn die_with_monitor(error_pipe: BorrowedFd<'_>) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context(|| "set the parent death signal".to_owned())?;
+    if hung_up(error_pipe) {
+        sys::exit_now(255);
+    }
+    Ok(())
+}
+
+/// Whether the other end of a pipe is gone.
+fn hung_up(pipe: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(&pipe, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok()
+        && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+}
+
+/// Raises hard limits that only the host's root may raise, before a user namespace is entered.
+/// The exact values follow in [`Plan::execute`], so that they cannot hinder the worker's own steps.
+pub(crate) fn raise_hard_limits(limits: &[worker::Rlimit]) -> Result<()> {
+    for limit in limits {
+        if limit.soft > limit.hard {
+            return Err(Error::invalid(format!(
+                "resource limit {}: soft value {} is over the hard value {}",
+                limit.resource, limit.soft, limit.hard
+            )));
+        }
+        let (soft, hard) = sys::resource_limit(limit.resource)
+            .context(|| format!("read resource limit {}", limit.resource))?;
+        if limit.hard > hard {
+            sys::set_resource_limit(limit.resource, soft, limit.hard).context(|| {
+                format!("raise the hard value of resource limit {} to {}", limit.resource, limit.hard)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes this process's `oom_score_adj`, which its children inherit.
+pub(crate) fn set_oom_score(proc: BorrowedFd<'_>, value: i32) -> Result<()> {
+    let file = rustix::fs::openat(proc, "self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| "open oom_score_adj".to_owned())?;
+    rustix::io::write(file, value.to_string().as_bytes()).map(drop).context(|| {
+        format!("set oom_score_adj to {value} (a value below the present one needs CAP_SYS_RESOURCE)")
+    })
+}
+
+/// The host's procfs, for what a process tells about itself after it has left the host's files.
+pub(crate) fn host_proc() -> Result<OwnedFd> {
+    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| "open /proc".to_owned())?;
+    let kind = rustix::fs::fstatfs(&proc).context(|| "stat /proc".to_owned())?;
+    if kind.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        Ok(proc)
+    } else {
+        Err(Error::internal("/proc is not a proc file system"))
+    }
+}
+
+/// Start time in clock ticks since boot (field 22 of `/proc/PID/stat`, proc(5)).
+pub(crate) fn start_time(proc: BorrowedFd<'_>, pid: i32) -> Result<u64> {
+    let path = format!("{pid}/stat");
+    let file = rustix::fs::openat(proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| format!("open /proc/{path}"))?;
+    let mut text = String::new();
+    File::from(file).read_to_string(&mut text).context(|| format!("read /proc/{path}"))?;
+    // The name in parentheses may hold anything; what follows it does not hold a parenthesis.
+    text.rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| Error::internal(format!("/proc/{path} has no start time")))
+}
+
+fn replace_null(at: i32) -> Result<()> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .context(|| "open the container's /dev/null".to_owned())?;
+    let stat = rustix::fs::fstat(&null).context(|| "stat the container's /dev/null".to_owned())?;
+    if stat.st_rdev != rustix::fs::makedev(1, 3) {
+        return Err(Error::invalid("the container's /dev/null is another device"));
+    }
+    sys::replace_standard(null.as_fd(), at).context(|| "replace /dev/null".to_owned())
+}
+
+fn strings(bytes: &[Vec<u8>], what: &str) -> Result<Vec<CString>> {
+    bytes
+        .iter()
+        .map(|b| CString::new(b.as_slice()))
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|_| Error::invalid(format!("an {what} has a zero byte")))
+}
+
+/// The files to try, in order, for `argv[0]`.
+fn candidates(name: &CStr, env: &[Vec<u8>]) -> Result<Vec<CString>> {
+    let name = name.to_bytes();
+    if name.contains(&b'/') {
+        return strings(&[name.to_vec()], "argument");
+    }
+    // getenv(3), which programs use, takes the first of duplicates.
+    let path = env.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    let files: Vec<Vec<u8>> = path
+        .split(|b| *b == b':')
+        // An empty or relative entry is the working directory's, which an image may fill: never searched.
+        .filter(|dir| dir.first() == Some(&b'/'))
+        .map(|dir| [dir, b"/", name].concat())
+        .collect();
+    strings(&files, "environment variable")
+}
+
+fn read_seccomp(file: OwnedFd) -> Result<Vec<u8>> {
+    let file = File::from(file);
+    let size = file.metadata().context(|| "stat the seccomp program".to_owned())?.len();
+    if size == 0 || size > MAX_SECCOMP || size % 8 != 0 {
+        return Err(Error::invalid(format!("a seccomp program of {size} bytes")));
+    }
+    let mut program = vec![0; usize::try_from(size).unwrap_or_default()];
+    file.read_exact_at(&mut program, 0).context(|| "read the seccomp program".to_owned())?;
+    Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process() -> worker::Process {
+        worker::Process {
+            args: vec![b"sh".to_vec()],
+            env: vec![b"PATH=/a:rel::/b".to_vec(), b"PATH=/c".to_vec()],
+            ..worker::Process::default()
+        }
+    }
+
+    #[test]
+    fn the_first_path_counts_and_only_absolute_entries() {
+        let plan = Plan::new(&process(), None, Vec::new()).unwrap();
+        assert_eq!(plan.candidates, [c"/a/sh".to_owned(), c"/b/sh".to_owned()]);
+    }
+
+    #[test]
+    fn a_slash_is_never_looked_up() {
+        let mut process = process();
+        process.args = vec![b"./x".to_vec()];
+        let plan = Plan::new(&process, None, Vec::new()).unwrap();
+        assert_eq!(plan.candidates, [c"./x".to_owned()]);
+    }
+
+    #[test]
+    fn empty_args_zero_bytes_and_unknown_capabilities_are_refused() {
+        let mut empty = process();
+        empty.args.clear();
+        assert!(Plan::new(&empty, None, Vec::new()).unwrap_err().to_string().contains("empty args"));
+        let mut zero = process();
+        zero.env.push(b"A=\0".to_vec());
+        assert!(Plan::new(&zero, None, Vec::new()).is_err());
+        let mut unknown = process();
+        unknown.capabilities =
+            Some(worker::Capabilities { ambient: 1 << 63, ..worker::Capabilities::default() });
+        assert!(Plan::new(&unknown, None, Vec::new()).is_err());
+    }
+
+    #[test]
+    fn start_time_survives_odd_names() {
+        let proc = host_proc().unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert!(start_time(proc.as_fd(), pid).unwrap() > 0);
+    }
+}

@@ -1,0 +1,133 @@
+//! Why libcontainer failed. Its errors say little; the cause is in the tracing events of the process
+//! where it happened, so those go to a memory file that all processes of the worker inherit.
+
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::MemfdFlags;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use crate::error::{Context, Result};
+
+/// Longest cause that is passed on.
+const LONGEST: usize = 700;
+
+/// Starts a line of ours, which says it better than any event.
+const OWN: char = '!';
+
+/// The memory file.
+#[derive(Debug)]
+pub(crate) struct Report {
+    file: File,
+}
+
+impl Report {
+    /// Makes the file and has every error event of this process written to it.
+    pub(crate) fn install() -> Result<Self> {
+        let fd = rustix::fs::memfd_create("berth-report", MemfdFlags::CLOEXEC)
+            .context(|| "make a memory file".to_owned())?;
+        let writer = fd.try_clone().context(|| "duplicate a descriptor".to_owned())?;
+        // A second subscriber could only be another request of this process; there is none.
+        let _second = tracing::subscriber::set_global_default(Writer { file: File::from(writer) });
+        Ok(Self { file: File::from(fd) })
+    }
+
+    /// A descriptor for [`say`].
+    pub(crate) fn writer(&self) -> Result<OwnedFd> {
+        Ok(self.file.try_clone().context(|| "duplicate a descriptor".to_owned())?.into())
+    }
+
+    /// What is known about a failure that `general` describes.
+    pub(crate) fn explain(mut self, general: &str) -> String {
+        let mut bytes = Vec::new();
+        let read = self.file.rewind().and_then(|()| self.file.read_to_end(&mut bytes));
+        let text = String::from_utf8_lossy(&bytes);
+        if read.is_err() || text.is_empty() {
+            return general.to_owned();
+        }
+        if let Some(own) = text.lines().find_map(|l| l.strip_prefix(OWN)) {
+            return own.to_owned();
+        }
+        // Events come from the inside outwards: the first is the cause, the others repeat it.
+        let cause: String = text.lines().next().unwrap_or_default().chars().take(LONGEST).collect();
+        format!("{cause} ({general})")
+    }
+}
+
+/// Says in our own words what failed.
+pub(crate) fn say(report: &OwnedFd, message: &str) {
+    let line = format!("{OWN}{}\n", message.replace('\n', " "));
+    // Nowhere else to tell it: the general error arrives in any case.
+    let _lost = rustix::io::write(report, line.as_bytes());
+}
+
+struct Writer {
+    file: File,
+}
+
+impl Subscriber for Writer {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::ERROR)
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        let text = format!("{}{}\n", line.message, line.fields).replace("\\\"", "'");
+        let _lost = (&self.file).write_all(text.as_bytes());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[derive(Default)]
+struct Line {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let _infallible = if field.name() == "message" {
+            write!(self.message, "{value:?}")
+        } else {
+            write!(self.fields, ", {}: {value:?}", field.name())
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_words_win_over_events_and_events_over_nothing() {
+        let report = Report::install().unwrap();
+        tracing::error!(path = "/x", "failed to mount");
+        tracing::debug!("noise");
+        let writer = report.writer().unwrap();
+        let copy = Report { file: report.file.try_clone().unwrap() };
+        assert_eq!(copy.explain("io error"), "failed to mount, path: \"/x\" (io error)");
+        say(&writer, "no such\ndirectory");
+        assert_eq!(report.explain("io error"), "no such directory");
+    }
+}

@@ -1,0 +1,12 @@
+//! The worker at work, on this machine's kernel and cgroups, as root. The tests play the monitor's part.
+//!
+//! Needs root and a static busybox (Debian: `busybox-static`); without them the tests fail, saying so.
+#![allow(unsafe_code, missing_docs)]
+
+mod create;
+mod driver;
+mod exec;
+mod holes;
+mod pod;
+mod propagation;
+mod speed;

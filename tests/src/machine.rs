@@ -1,0 +1,33 @@
+//! What the CNI plugins leave on a machine by design (empty nftables tables), taken away again when this run made it.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+const PLUGIN_TABLES: [&str; 2] = ["inet cni_plugins_masquerade", "ip cni_hostport"];
+
+/// The nftables tables of the machine, as `family name`.
+#[must_use]
+pub fn tables() -> BTreeSet<String> {
+    let Ok(output) = Command::new("nft").args(["list", "tables"]).output() else {
+        return BTreeSet::new();
+    };
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("table "))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Deletes the plugins' tables unless they were there before.
+pub fn forget_plugin_tables(before: &BTreeSet<String>) {
+    for table in PLUGIN_TABLES
+        .iter()
+        .filter(|table| !before.contains(**table))
+    {
+        let words = table.split(' ');
+        let _ = Command::new("nft")
+            .args(["delete", "table"])
+            .args(words)
+            .output();
+    }
+}
