@@ -122,7 +122,7 @@ impl Parts {
         }
         let metrics = Arc::new(Metrics::new());
         let events = Events::default();
-        let storage = Arc::new(Storage::open(&config.root).map_err(|e| chain(&e))?);
+        let storage = Storage::open(&config.root).map_err(|e| chain(&e))?;
         let programs = Programs::open(config.state.join("seccomp")).map_err(|e| chain(&e))?;
         let programs = Arc::new(programs);
         let seccomp = Arc::new(spec::seccomp::Compiler::new(facts.kernel).map_err(|e| chain(&e))?);
@@ -177,13 +177,11 @@ impl Parts {
             receiver,
         );
         let containers = Arc::new(containers.map_err(|e| chain(&e))?);
-        let users = containers.clone();
         let images = ImageManager::open(image::Config {
             storage,
             registry_hosts_dir: config.registry_hosts_dir.clone(),
             pinned: Vec::new(),
             parallel_layers: config.max_concurrent_layers,
-            in_use: Arc::new(move || users.layers_in_use()),
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);
         Ok(Self { facts, metrics, network, pods, containers, images, shims })

@@ -28,10 +28,12 @@ pub(super) async fn handle(
         .map(|config| convert::pod::spec(&at, config, handler, abilities))
         .transpose()
         .map_err(status::of)?;
-    let image = deps.images.resolve(&spec.image).map_err(status::of)?;
+    // The lease keeps the layers until the container's own writable layer does.
+    let (image, lease) = deps.images.acquire(&spec.image).map_err(status::of)?;
     let containers = deps.containers.clone();
     detached(async move {
         let created = containers.create(pod, request_pod, image, spec).await;
+        drop(lease);
         let id = created.map_err(status::of)?;
         about_container(id.as_str());
         Ok(CreateContainerResponse {
