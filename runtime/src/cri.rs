@@ -14,7 +14,6 @@ mod image;
 mod layer;
 mod method;
 mod node;
-mod ready;
 mod runtime;
 mod status;
 mod verbose;
@@ -34,9 +33,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+pub use crate::events::Ready;
 pub use convert::Abilities;
 pub use node::{CgroupDriver, Condition, NetworkReport, Node};
-pub use ready::Ready;
 
 use crate::container::ContainerManager;
 use crate::image::ImageManager;
