@@ -1,6 +1,6 @@
 //! The command line.
 
-//ADMIN mod images;
+mod images;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -26,7 +26,8 @@ enum Command {
     /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    //ADMIN Images(images::ImagesArgs),
+    /// Load, list and remove images of a running daemon
+    Images(images::ImagesArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,7 +79,7 @@ pub fn main() -> ExitCode {
         Command::Config(ConfigCommand::Show(args)) => {
             args.load().map_err(|e| chain(&e)).and_then(|config| print(&config.show()))
         }
-        //ADMIN Command::Images(args) => images::run(&args),
+        Command::Images(args) => images::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -76,14 +76,14 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
         ready: ready.clone(),
     };
     let cri_server = tokio::spawn(cri::serve(listener, deps, told(stopping.clone())));
-    //ADMIN let admin_deps = admin::Deps {
-    //ADMIN images: parts.images.clone(),
-    //ADMIN metrics: parts.metrics.clone(),
-    //ADMIN log,
-    //ADMIN config: config.show(),
-    //ADMIN ready: ready.clone(),
-    //ADMIN };
-    //ADMIN let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
+    let admin_deps = admin::Deps {
+        images: parts.images.clone(),
+        metrics: parts.metrics.clone(),
+        log,
+        config: config.clone(),
+        ready: ready.clone(),
+    };
+    let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
 
     recover::all(&parts.containers, &parts.pods, &parts.images).await?;
     ready.set();
@@ -94,7 +94,7 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
     tracing::info!("stopping; containers go on");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.send_replace(true);
-    let _ = tokio::time::timeout(DRAIN, async { tokio::join!(cri_server) }).await;
+    let _ = tokio::time::timeout(DRAIN, async { tokio::join!(cri_server, admin_server) }).await;
     parts.close(&config).await;
     for socket in [&config.listen, &config.admin] {
         // Another daemon cannot have made it: the locks are still ours.

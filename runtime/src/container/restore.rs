@@ -78,7 +78,7 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
                 container.state.send_replace(ContainerState::Running);
             }
         }
-        Err(ConnectError::Gone(_)) => ended_meanwhile(inner, &container).await,
+        Err(ConnectError::Gone) => ended_meanwhile(inner, &container).await,
         Err(error) => {
             // It may only be slow: the container stays what it was, stop and remove go by pidfd and cgroup.
             tracing::error!(container.id = %container.id, error = %chain(&error), "the container's monitor does not answer");

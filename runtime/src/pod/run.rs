@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use shim_protocol::worker;
-use tokio::io::unix::AsyncFd;
 
 use super::record::{Phase, PodRecord, Process};
 use super::{Error, Inner, Pod, PodManager, files, release, sysctl};
-use crate::{blocking, cgroup};
+use crate::{blocking, cgroup, sys};
 use crate::events::Event;
 use crate::id::PodId;
 use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, chain, now_nanos};
@@ -283,12 +282,13 @@ pub(super) fn watch(inner: &Arc<Inner>, pod: &Arc<Pod>, pause: PauseHandle) {
     let (inner, pod) = (inner.clone(), pod.clone());
     tokio::spawn(async move {
         let mut over = pod.over.subscribe();
-        let Ok(pidfd) = AsyncFd::with_interest(pause.pidfd, tokio::io::Interest::READABLE) else {
-            tracing::error!(pod.id = %pod.id, "cannot watch the pause process: out of descriptors");
-            return;
-        };
         tokio::select! {
-            _ = pidfd.readable() => {}
+            ended = sys::process::ended(pause.pidfd) => {
+                if let Err(error) = ended {
+                    tracing::error!(pod.id = %pod.id, %error, "cannot watch the pause process");
+                    return;
+                }
+            }
             _ = over.wait_for(|over| *over) => {}
         }
         let was_ready = {
