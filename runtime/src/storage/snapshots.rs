@@ -51,7 +51,13 @@ impl Storage {
             let outer = open(snapshots, id.as_str())?;
             let text: Vec<String> = chain.iter().map(ToString::to_string).collect();
             let mode = Mode::RUSR | Mode::WUSR;
-            write_atomic(outer.as_fd(), CHAIN, text.join("\n").as_bytes(), mode, false)?;
+            write_atomic(
+                outer.as_fd(),
+                CHAIN,
+                text.join("\n").as_bytes(),
+                mode,
+                false,
+            )?;
             rustix::fs::mkdirat(&outer, "work", Mode::RWXU)?;
             rustix::fs::mkdirat(&outer, "fs", Mode::RWXU)?;
             let dir = open(&outer, "fs")?;
@@ -134,7 +140,10 @@ impl Storage {
         let mut snapshots = HashMap::new();
         for name in names(dir.as_fd()).map_err(failed("list", &path))? {
             let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {
-                tracing::warn!(?name, "ignoring something in snapshots that is no container's");
+                tracing::warn!(
+                    ?name,
+                    "ignoring something in snapshots that is no container's"
+                );
                 continue;
             };
             let chain = read_chain(dir, &name).unwrap_or_else(|| {
