@@ -71,9 +71,9 @@ impl Storage {
         make().map_err(failed("create", self.path("snapshots").join(id.as_str())))
     }
 
-    /// The root of a container that was prepared, as a mount that is attached nowhere: whoever is given the descriptor can
-    /// attach it in a mount namespace. A second mount of the same container while the first is in use is refused by the kernel
-    /// or undefined: do not.
+    /// The root of a container that was prepared, as a mount that is attached nowhere: whoever is given the
+    /// descriptor can attach it in a mount namespace. Like `O_PATH` it is a place, not a readable directory. A
+    /// second mount of the same container while the first is in use is undefined behaviour of overlayfs: do not.
     ///
     /// # Errors
     /// [`Error::NoSnapshot`], [`Error::NoLayer`], [`Error::TooManyLayers`], or what the kernel says.

@@ -13,7 +13,7 @@ use crate::sys::fs::open_in_root;
 
 impl Applier<'_> {
     /// S5: the target is a name in this layer, looked up inside the root, its last component not followed.
-    /// One that is not there may be in a lower layer: that is settled by [`crate::layer::finish`].
+    /// One that is not there may be in a lower layer: that is settled by [`crate::layer::finish()`].
     pub(super) fn hard_link(
         &mut self,
         dir: &[u8],
