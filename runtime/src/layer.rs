@@ -7,8 +7,8 @@
 //! staged directory + view of the layers below -> finish -> ready to publish
 //! ```
 //!
-//! [`apply`] knows nothing of the layers below, so that all layers of an image can be applied at once
-//! while their bytes arrive. What depends on them is written down in [`Applied`] and done by [`finish`]:
+//! [`apply()`] knows nothing of the layers below, so that all layers of an image can be applied at once
+//! while their bytes arrive. What depends on them is written down in [`Applied`] and done by [`finish()`]:
 //!
 //! * a directory that the archive only implies (`a/b` without `a`) gets mode, owner, extended attributes
 //!   and time from the directory below, as it would if the archive were unpacked on top of it;
@@ -18,7 +18,7 @@
 //! What comes out is what containerd's unpacking on an overlay leaves, with these deliberate differences:
 //!
 //! * a name with a `..` component is refused (containerd confines it), so is what the tar parser finds
-//!   ambiguous: see [`tar`](self) errors and the tests named after rows S1 to S25 of the threat list;
+//!   ambiguous: see [`Error`] and the tests named after rows S1 to S25 of the threat list;
 //! * an implied directory over a lower layer's *symbolic link* is a directory (as in Docker), it does not
 //!   go through the link: the layer below is not there yet when the entry is applied;
 //! * of extended attributes only `security.capability` and `user.*` are kept, and of those not
@@ -87,7 +87,7 @@ pub struct Applied {
 }
 
 impl Applied {
-    /// Whether [`finish`] has anything to do.
+    /// Whether [`finish()`] has anything to do.
     pub fn needs_lower(&self) -> bool {
         !self.implicit.is_empty() || !self.deferred.is_empty()
     }

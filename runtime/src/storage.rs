@@ -131,7 +131,10 @@ impl Kinded for Error {
     }
 }
 
-fn failed<E: Into<io::Error>>(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Error {
+fn failed<E: Into<io::Error>>(
+    action: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(E) -> Error {
     let path = path.into();
     move |error| Error::Io {
         action,
@@ -223,7 +226,10 @@ impl Shared {
     fn claim(&self, thing: Thing) -> Claim<'_> {
         let mut state = self.state();
         while !state.busy.insert(thing) {
-            state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .idle
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         Claim {
             shared: self,
@@ -308,7 +314,8 @@ impl Storage {
     /// Deletes what is in `staging` now; what comes later has other names.
     fn sweep(&self) -> Result<(), Error> {
         let staging = self.path("staging");
-        let leftovers = names(self.shared.dirs.staging.as_fd()).map_err(failed("list", &staging))?;
+        let leftovers =
+            names(self.shared.dirs.staging.as_fd()).map_err(failed("list", &staging))?;
         self.sweep_partials()?;
         if leftovers.is_empty() {
             return Ok(());
@@ -341,7 +348,9 @@ impl Storage {
     /// # Errors
     /// What the file system says.
     pub fn scratch(&self) -> Result<PathBuf, Error> {
-        let path = self.path("staging").join(crate::sys::fs::unique_name("scratch-"));
+        let path = self
+            .path("staging")
+            .join(crate::sys::fs::unique_name("scratch-"));
         make_dir(&path, 0o700)?;
         Ok(path)
     }
@@ -354,10 +363,12 @@ impl Storage {
             bytes: size.next_multiple_of(4096),
             inodes: 1,
         });
-        layers.chain(documents).fold(Usage::default(), |sum, one| Usage {
-            bytes: sum.bytes + one.bytes,
-            inodes: sum.inodes + one.inodes,
-        })
+        layers
+            .chain(documents)
+            .fold(Usage::default(), |sum, one| Usage {
+                bytes: sum.bytes + one.bytes,
+                inodes: sum.inodes + one.inodes,
+            })
     }
 
     fn path(&self, name: &str) -> PathBuf {

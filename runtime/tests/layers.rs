@@ -1,5 +1,7 @@
 //! From an archive to a container's root: what layer and storage do together, without knowing each other.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests, too.
+
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -89,7 +91,11 @@ fn archives_become_the_root_of_a_container() {
     // The top layer only implies usr: it looks as in the layer below.
     let stat = rustix::fs::statat(&root, "usr", AtFlags::empty()).unwrap();
     assert_eq!(stat.st_mode & 0o7777, 0o750);
-    let null = storage.root().join("layers").join(top.hex()).join("fs/usr/null");
+    let null = storage
+        .root()
+        .join("layers")
+        .join(top.hex())
+        .join("fs/usr/null");
     let null = std::fs::symlink_metadata(null).unwrap();
     assert!(null.file_type().is_char_device());
     assert_eq!(null.rdev(), rustix::fs::makedev(1, 3));

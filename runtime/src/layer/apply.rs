@@ -209,7 +209,9 @@ impl<'a> Applier<'a> {
         self.applied.bytes += self.dirs.empty_dir_bytes();
         let setgid = self.dirs.setgid();
         self.dirs.added(base);
-        let made = self.dirs.enter_made(base, entry.mtime, entry.mode & 0o2000 != 0)?;
+        let made = self
+            .dirs
+            .enter_made(base, entry.mtime, entry.mode & 0o2000 != 0)?;
         let attributes = &mut self.attributes;
         attributes
             .directory(made.as_fd(), entry, setgid)

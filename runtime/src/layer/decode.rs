@@ -73,9 +73,10 @@ fn is_tar(media_type: &str) -> bool {
     ];
     let suffix = |base| media_type.strip_prefix(base);
     media_type.is_empty()
-        || base.into_iter().find_map(suffix).is_some_and(|rest| {
-            matches!(rest, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd")
-        })
+        || base
+            .into_iter()
+            .find_map(suffix)
+            .is_some_and(|rest| matches!(rest, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
 }
 
 type Input<R> = BufReader<io::Chain<Cursor<Vec<u8>>, R>>;

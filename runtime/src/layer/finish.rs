@@ -74,8 +74,12 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }
 
-const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
-const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK);
+const DIR: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW);
 
 impl Finisher<'_> {
     /// Gives a directory the attributes that it has below; else it is root's, and everybody may read it.
@@ -109,7 +113,12 @@ impl Finisher<'_> {
 
     /// Fills a file that stands for a hard link to a lower layer's file.
     fn link(&mut self, link: &DeferredLink) -> Result<(), Error> {
-        let open = open_beneath(self.root, &link.path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty());
+        let open = open_beneath(
+            self.root,
+            &link.path,
+            OFlags::PATH | OFlags::NOFOLLOW,
+            Mode::empty(),
+        );
         let stat = match open.and_then(|fd| Ok(rustix::fs::fstat(&fd)?)) {
             Ok(stat) => stat,
             Err(error) if is_absent(&error) => return Ok(()),
@@ -129,7 +138,10 @@ impl Finisher<'_> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_dir() {
             let name = link.path.as_os_str().as_bytes();
-            return Err(Error::refused(name, "it is a hard link to a lower layer's directory"));
+            return Err(Error::refused(
+                name,
+                "it is a hard link to a lower layer's directory",
+            ));
         }
         if !kind.is_file() {
             return self.copy_node(link, &target, &stat);
@@ -150,7 +162,8 @@ impl Finisher<'_> {
         let above = link.target.parent().unwrap_or(Path::new(""));
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let dir = open_in_root(lower, above, flags, Mode::empty()).map_err(|_| absent())?;
-        let stat = rustix::fs::statat(&dir, base, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| absent())?;
+        let stat =
+            rustix::fs::statat(&dir, base, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| absent())?;
         if FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == 0 {
             return Err(absent());
         }
@@ -208,7 +221,8 @@ impl Finisher<'_> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(failed("link", target)(error.into())),
         }
-        rustix::fs::futimens(&dir, &time).map_err(|error| failed("set the time of", target)(error.into()))
+        rustix::fs::futimens(&dir, &time)
+            .map_err(|error| failed("set the time of", target)(error.into()))
     }
 
     /// Opens a directory of this layer, making what is missing; none if something else is in the way.
@@ -325,7 +339,10 @@ fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     };
     let names = list.get(..length).unwrap_or_default();
     let mut value = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         // The kernel's own and overlayfs's are not for copying.
         if name != b"security.capability" && !name.starts_with(b"user.") {
             continue;

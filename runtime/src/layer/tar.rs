@@ -425,12 +425,7 @@ impl<'l, R: Read> Archive<'l, R> {
         self.set_sparse(entry, map, size)
     }
 
-    fn set_sparse(
-        &self,
-        entry: &mut Entry,
-        map: Vec<(u64, u64)>,
-        size: u64,
-    ) -> Result<(), Error> {
+    fn set_sparse(&self, entry: &mut Entry, map: Vec<(u64, u64)>, size: u64) -> Result<(), Error> {
         if !sparse::is_valid(&map, size, self.content) {
             return Err(self.malformed("the map of a sparse file makes no sense"));
         }

@@ -29,7 +29,12 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("root")).unwrap();
         fs::create_dir_all(dir.path().join("canary/dir")).unwrap();
-        for (name, mode) in [("plain", 0o600), ("ptmx", 0o755), ("setuid", 0o4755), ("dir/x", 0o644)] {
+        for (name, mode) in [
+            ("plain", 0o600),
+            ("ptmx", 0o755),
+            ("setuid", 0o4755),
+            ("dir/x", 0o644),
+        ] {
             let path = dir.path().join("canary").join(name);
             fs::write(&path, name).unwrap();
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
@@ -52,7 +57,11 @@ impl Bench {
     fn check_canary(&self) {
         assert_eq!(listing(&self.dir.path().join("canary")), self.before);
         let mut names: Vec<_> = fs::read_dir(self.dir.path()).unwrap().collect();
-        assert_eq!(names.drain(..).count(), 2, "something was made beside the root");
+        assert_eq!(
+            names.drain(..).count(),
+            2,
+            "something was made beside the root"
+        );
     }
 
     fn canary(&self) -> String {
@@ -99,10 +108,20 @@ fn listing(dir: &Path) -> String {
         };
         lines.push(format!(
             "{path:?} {:o} {}:{} {} {}.{} {} {content}",
-            meta.mode(), meta.uid(), meta.gid(), meta.nlink(), meta.mtime(), meta.mtime_nsec(), meta.rdev(),
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.nlink(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.rdev(),
         ));
         if meta.is_dir() {
-            todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            todo.extend(
+                fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
         }
     }
     lines.sort();
@@ -115,12 +134,19 @@ fn a_layer_becomes_what_its_archive_says() {
     let mut tar = Tar::new();
     tar.dir("./").mode(0o711).owner(7, 8).mtime(1000);
     tar.dir("usr/").mode(0o2755).owner(0, 50).mtime(2000);
-    tar.file("usr/program", b"code").mode(0o4711).owner(3, 4).mtime(3000);
+    tar.file("usr/program", b"code")
+        .mode(0o4711)
+        .owner(3, 4)
+        .mtime(3000);
     tar.file("usr/empty", b"");
-    tar.symlink("usr/link", "/etc/passwd").owner(5, 6).mtime(4000);
+    tar.symlink("usr/link", "/etc/passwd")
+        .owner(5, 6)
+        .mtime(4000);
     tar.hard_link("usr/other", "usr/program");
     tar.node("dev/null", b'3', 1, 3).mode(0o666);
-    tar.node("dev/disk", b'4', 259, 1_048_575).mode(0o640).owner(0, 6);
+    tar.node("dev/disk", b'4', 259, 1_048_575)
+        .mode(0o640)
+        .owner(0, 6);
     tar.node("fifo", b'6', 0, 0).mode(0o622);
     tar.pax(&[("mtime", "1234567890.000000017")]);
     tar.file("usr/big", &vec![7; 1_000_000]);
@@ -133,20 +159,40 @@ fn a_layer_becomes_what_its_archive_says() {
     assert_eq!(applied.implicit, [PathBuf::from("dev")]);
 
     let of = |name: &str| fs::symlink_metadata(bench.path(name)).unwrap();
-    let facts = |name: &str| (of(name).mode() & 0o7777, of(name).uid(), of(name).gid(), of(name).mtime());
+    let facts = |name: &str| {
+        (
+            of(name).mode() & 0o7777,
+            of(name).uid(),
+            of(name).gid(),
+            of(name).mtime(),
+        )
+    };
     assert_eq!(facts(""), (0o711, 7, 8, 1000));
     assert_eq!(facts("usr"), (0o2755, 0, 50, 2000));
     assert_eq!(facts("usr/program"), (0o4711, 3, 4, 3000));
     assert_eq!(facts("usr/empty"), (0o644, 0, 0, 0));
-    assert_eq!((of("usr/link").uid(), of("usr/link").gid(), of("usr/link").mtime()), (5, 6, 4000));
-    assert_eq!(fs::read_link(bench.path("usr/link")).unwrap(), Path::new("/etc/passwd"));
+    assert_eq!(
+        (
+            of("usr/link").uid(),
+            of("usr/link").gid(),
+            of("usr/link").mtime()
+        ),
+        (5, 6, 4000)
+    );
+    assert_eq!(
+        fs::read_link(bench.path("usr/link")).unwrap(),
+        Path::new("/etc/passwd")
+    );
     assert_eq!(of("usr/other").ino(), of("usr/program").ino());
     assert_eq!(of("dev/null").rdev(), rustix::fs::makedev(1, 3));
     assert_eq!(of("dev/null").mode(), 0o20666);
     assert_eq!(of("dev/disk").rdev(), rustix::fs::makedev(259, 1_048_575));
     assert_eq!((of("dev/disk").mode(), of("dev/disk").gid()), (0o60640, 6));
     assert_eq!(of("fifo").mode(), 0o10622);
-    assert_eq!((of("usr/big").mtime(), of("usr/big").mtime_nsec()), (1_234_567_890, 17));
+    assert_eq!(
+        (of("usr/big").mtime(), of("usr/big").mtime_nsec()),
+        (1_234_567_890, 17)
+    );
     assert_eq!(of("usr/big").len(), 1_000_000);
 }
 
@@ -164,7 +210,10 @@ fn names_longer_than_a_header_and_not_utf8_arrive() {
     assert_eq!(bench.text(&long), "pax");
     assert_eq!(bench.text(&long.replacen("d", "g", 1)), "gnu");
     let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
-    assert_eq!(fs::read_to_string(bench.path("").join(name)).unwrap(), "latin");
+    assert_eq!(
+        fs::read_to_string(bench.path("").join(name)).unwrap(),
+        "latin"
+    );
 }
 
 #[test]
@@ -182,17 +231,29 @@ fn extended_attributes_are_kept_by_list() {
         (b"SCHILY.xattr.security.selinux", b"x"),
     ]);
     tar.file("ping", b"x").owner(1, 1);
-    tar.pax(&[("SCHILY.xattr.trusted.overlay.opaque", "y"), ("SCHILY.xattr.user.d", "1")]);
+    tar.pax(&[
+        ("SCHILY.xattr.trusted.overlay.opaque", "y"),
+        ("SCHILY.xattr.user.d", "1"),
+    ]);
     tar.dir("d/");
     let applied = bench.apply(tar).unwrap();
     assert_eq!(applied.dropped_xattrs, 6);
     let mut names = vec![0; 4096];
     let length = rustix::fs::llistxattr(bench.path("ping"), &mut names[..]).unwrap();
-    let mut names: Vec<_> = names[..length].split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
+    let mut names: Vec<_> = names[..length]
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty())
+        .collect();
     names.sort_unstable();
     assert_eq!(names, [&b"security.capability"[..], b"user.note"]);
-    assert_eq!(xattr(&bench.path("ping"), "user.note").unwrap(), b"kept\0binary");
-    assert_eq!(xattr(&bench.path("ping"), "security.capability").unwrap(), capability);
+    assert_eq!(
+        xattr(&bench.path("ping"), "user.note").unwrap(),
+        b"kept\0binary"
+    );
+    assert_eq!(
+        xattr(&bench.path("ping"), "security.capability").unwrap(),
+        capability
+    );
     assert!(!bench.is_opaque("d"));
 }
 
@@ -246,7 +307,10 @@ fn sparse_files_of_every_version_have_their_holes() {
         assert_eq!(bytes.len(), 3_000_000, "{version}");
         assert_eq!(&bytes[1_000_000..1_000_003], b"one", "{version}");
         assert_eq!(&bytes[2_000_000..2_000_003], b"two", "{version}");
-        assert!(fs::metadata(bench.path("s")).unwrap().blocks() < 100, "{version}");
+        assert!(
+            fs::metadata(bench.path("s")).unwrap().blocks() < 100,
+            "{version}"
+        );
         assert_eq!(bench.text("after"), "x");
     }
 }

@@ -94,7 +94,11 @@ impl Storage {
     /// [`Error::Damaged`], or what the file system says.
     pub fn get_blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, Error> {
         let name = digest.hex();
-        let read = read_limited(self.shared.dirs.blobs.as_fd(), OsStr::new(&name), MAX_DOCUMENT);
+        let read = read_limited(
+            self.shared.dirs.blobs.as_fd(),
+            OsStr::new(&name),
+            MAX_DOCUMENT,
+        );
         let bytes = match read {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(failed("read", self.path("blobs/sha256").join(&name)))?,
@@ -127,7 +131,9 @@ impl Storage {
         let name = digest.hex();
         match rustix::fs::unlinkat(&self.shared.dirs.blobs, &name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(failed("remove", self.path("blobs/sha256").join(name))(error)),
+            Err(error) => Err(failed("remove", self.path("blobs/sha256").join(name))(
+                error,
+            )),
         }
     }
 
@@ -143,7 +149,12 @@ impl Storage {
         let open = || -> std::io::Result<(File, u64)> {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mode = Mode::RUSR | Mode::WUSR;
-            let file = File::from(rustix::fs::openat(&self.shared.dirs.partial, &name, flags, mode)?);
+            let file = File::from(rustix::fs::openat(
+                &self.shared.dirs.partial,
+                &name,
+                flags,
+                mode,
+            )?);
             let length = file.metadata()?.len();
             Ok((file, length))
         };
@@ -174,7 +185,8 @@ impl Storage {
             }
             // The file beside one that was being written when we were killed.
             tracing::info!(?name, "removing an unfinished document");
-            crate::sys::fs::remove_tree(dir.as_fd(), &name).map_err(failed("remove", path.join(&name)))?;
+            crate::sys::fs::remove_tree(dir.as_fd(), &name)
+                .map_err(failed("remove", path.join(&name)))?;
         }
         Ok(blobs)
     }
@@ -188,7 +200,9 @@ impl Storage {
                 .map_err(failed("look at", path.join(&name)))?;
             let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
             let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-            let is_old = now.duration_since(changed).is_ok_and(|age| age > PARTIAL_AGE);
+            let is_old = now
+                .duration_since(changed)
+                .is_ok_and(|age| age > PARTIAL_AGE);
             if is_old || digest_named(&name).is_none() {
                 crate::sys::fs::remove_tree(dir.as_fd(), &name)
                     .map_err(failed("remove", path.join(&name)))?;

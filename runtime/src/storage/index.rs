@@ -144,12 +144,16 @@ impl Index {
 
     /// Whether an image has this layer.
     pub fn names_layer(&self, chain: &ChainId) -> bool {
-        self.read().values().any(|image| image.chain.contains(chain))
+        self.read()
+            .values()
+            .any(|image| image.chain.contains(chain))
     }
 
     /// Whether an image has this document.
     pub fn names_blob(&self, digest: &Digest) -> bool {
-        self.read().values().any(|image| image.blobs.contains(digest))
+        self.read()
+            .values()
+            .any(|image| image.blobs.contains(digest))
     }
 
     /// Adds an image or replaces the record of one. Its tags and digests are taken from the images that had them.
@@ -228,11 +232,16 @@ fn take_names(images: &mut Images, record: &ImageRecord) -> Vec<ImageId> {
     let mut losers = Vec::new();
     for (id, image) in images.iter_mut().filter(|(id, _)| **id != record.id) {
         let loses = image.tags.iter().any(|tag| tags.contains(tag.as_str()))
-            || image.digests.iter().any(|digest| digests.contains(digest.as_str()));
+            || image
+                .digests
+                .iter()
+                .any(|digest| digests.contains(digest.as_str()));
         if loses {
             let image = Arc::make_mut(image);
             image.tags.retain(|tag| !tags.contains(tag.as_str()));
-            image.digests.retain(|digest| !digests.contains(digest.as_str()));
+            image
+                .digests
+                .retain(|digest| !digests.contains(digest.as_str()));
             losers.push(*id);
         }
     }
@@ -278,7 +287,10 @@ fn load_unguarded(path: &Path) -> Result<(Database, Images, u64), Unusable> {
             }
             // One bad record costs one image, not all; it stays where it is.
             None => {
-                tracing::error!(image = key.value(), "the record of an image is damaged: pull it again");
+                tracing::error!(
+                    image = key.value(),
+                    "the record of an image is damaged: pull it again"
+                );
                 unreadable += 1;
             }
         }
@@ -317,7 +329,9 @@ fn sort_out(path: &Path, error: DatabaseError) -> Unusable {
 }
 
 fn put_aside(path: &Path) -> Result<PathBuf, Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let mut name = path.as_os_str().to_owned();
     name.push(format!("{DAMAGED}{}", now.as_secs()));
     let aside = PathBuf::from(name);
@@ -328,7 +342,10 @@ fn put_aside(path: &Path) -> Result<PathBuf, Error> {
 /// The latest time in the names of indexes that were moved aside.
 fn lost_at(path: &Path) -> Result<Option<i64>, Error> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    let prefix = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let prefix = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let prefix = format!("{prefix}{DAMAGED}");
     let mut lost = None;
     for entry in std::fs::read_dir(dir).map_err(failed("list", dir))? {

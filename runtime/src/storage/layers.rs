@@ -156,9 +156,16 @@ impl Storage {
             info,
             opaque: is_opaque(&staged.dir),
         };
-        let text = serde_json::to_vec(&meta).map_err(|e| failed("write", &path)(io::Error::from(e)))?;
-        write_atomic(staged.outer.as_fd(), META, &text, Mode::RUSR | Mode::WUSR, false)
-            .map_err(failed("write", path.join(META)))?;
+        let text =
+            serde_json::to_vec(&meta).map_err(|e| failed("write", &path)(io::Error::from(e)))?;
+        write_atomic(
+            staged.outer.as_fd(),
+            META,
+            &text,
+            Mode::RUSR | Mode::WUSR,
+            false,
+        )
+        .map_err(failed("write", path.join(META)))?;
         staged.sync()?;
         self.rename_into_place(&staged.name, &hex)
             .map_err(failed("publish", &path))?;

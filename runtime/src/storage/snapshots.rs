@@ -51,7 +51,13 @@ impl Storage {
             let outer = open(snapshots, id.as_str())?;
             let text: Vec<String> = chain.iter().map(ToString::to_string).collect();
             let mode = Mode::RUSR | Mode::WUSR;
-            write_atomic(outer.as_fd(), CHAIN, text.join("\n").as_bytes(), mode, false)?;
+            write_atomic(
+                outer.as_fd(),
+                CHAIN,
+                text.join("\n").as_bytes(),
+                mode,
+                false,
+            )?;
             rustix::fs::mkdirat(&outer, "work", Mode::RWXU)?;
             rustix::fs::mkdirat(&outer, "fs", Mode::RWXU)?;
             let dir = open(&outer, "fs")?;
@@ -65,9 +71,9 @@ impl Storage {
         make().map_err(failed("create", self.path("snapshots").join(id.as_str())))
     }
 
-    /// The root of a container that was prepared, as a mount that is attached nowhere: whoever is given the descriptor can
-    /// attach it in a mount namespace. A second mount of the same container while the first is in use is refused by the kernel
-    /// or undefined: do not.
+    /// The root of a container that was prepared, as a mount that is attached nowhere: whoever is given the
+    /// descriptor can attach it in a mount namespace. Like `O_PATH` it is a place, not a readable directory. A
+    /// second mount of the same container while the first is in use is undefined behaviour of overlayfs: do not.
     ///
     /// # Errors
     /// [`Error::NoSnapshot`], [`Error::NoLayer`], [`Error::TooManyLayers`], or what the kernel says.
@@ -134,7 +140,10 @@ impl Storage {
         let mut snapshots = HashMap::new();
         for name in names(dir.as_fd()).map_err(failed("list", &path))? {
             let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {
-                tracing::warn!(?name, "ignoring something in snapshots that is no container's");
+                tracing::warn!(
+                    ?name,
+                    "ignoring something in snapshots that is no container's"
+                );
                 continue;
             };
             let chain = read_chain(dir, &name).unwrap_or_else(|| {

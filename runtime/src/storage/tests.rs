@@ -46,7 +46,13 @@ fn info(bytes: u64) -> LayerInfo {
 /// Publishes a layer that `make` fills.
 fn layer(storage: &Storage, chain: &str, make: impl FnOnce(&Path)) -> ChainId {
     let staged = storage.stage_layer().unwrap();
-    make(&storage.root().join("staging").join(staging_name(storage)).join("fs"));
+    make(
+        &storage
+            .root()
+            .join("staging")
+            .join(staging_name(storage))
+            .join("fs"),
+    );
     let chain = digest(chain);
     storage.publish_layer(staged, &chain, info(1000)).unwrap();
     chain
@@ -54,7 +60,9 @@ fn layer(storage: &Storage, chain: &str, make: impl FnOnce(&Path)) -> ChainId {
 
 fn staging_name(storage: &Storage) -> std::ffi::OsString {
     let names = names(storage.shared.dirs.staging.as_fd()).unwrap();
-    let mut layers = names.into_iter().filter(|name| name.to_str().unwrap().starts_with("layer-"));
+    let mut layers = names
+        .into_iter()
+        .filter(|name| name.to_str().unwrap().starts_with("layer-"));
     layers.next_back().unwrap()
 }
 
@@ -88,12 +96,27 @@ fn directories_are_closed_to_others_and_the_root_is_passable() {
     let (dir, storage) = new();
     let mode = |name: &str| fs::metadata(storage.root().join(name)).unwrap().mode() & 0o7777;
     assert_eq!(mode(""), 0o711);
-    for name in ["layers", "blobs", "blobs/sha256", "partial", "snapshots", "staging", "init"] {
+    for name in [
+        "layers",
+        "blobs",
+        "blobs/sha256",
+        "partial",
+        "snapshots",
+        "staging",
+        "init",
+    ] {
         assert_eq!(mode(name), 0o700, "{name}");
     }
-    fs::set_permissions(dir.path().join("berth/layers"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    fs::set_permissions(
+        dir.path().join("berth/layers"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .unwrap();
     let storage = reopen(&dir, storage);
-    assert_eq!(fs::metadata(storage.root().join("layers")).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(
+        fs::metadata(storage.root().join("layers")).unwrap().mode() & 0o7777,
+        0o700
+    );
 }
 
 #[test]
@@ -128,10 +151,17 @@ fn layers_are_there_once_published_and_after_a_restart() {
 #[test]
 fn unfinished_and_damaged_layers_are_not_there_and_are_swept() {
     let (dir, storage) = new();
-    let damages: [(&str, fn(&Path)); 4] = [
-        ("torn", |path| fs::write(path.join("meta.json"), "{\"version\":1,").unwrap()),
-        ("empty", |path| fs::write(path.join("meta.json"), "").unwrap()),
-        ("none", |path| fs::remove_file(path.join("meta.json")).unwrap()),
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
+        ("torn", |path| {
+            fs::write(path.join("meta.json"), "{\"version\":1,").unwrap()
+        }),
+        ("empty", |path| {
+            fs::write(path.join("meta.json"), "").unwrap()
+        }),
+        ("none", |path| {
+            fs::remove_file(path.join("meta.json")).unwrap()
+        }),
         ("gone", |path| fs::remove_dir_all(path.join("fs")).unwrap()),
     ];
     for (name, damage) in damages {
@@ -160,21 +190,34 @@ fn a_staged_layer_that_is_dropped_leaves_nothing() {
     rustix::fs::mkdirat(staged.dir(), "d", Mode::RWXU).unwrap();
     staged.sync().unwrap();
     drop(staged);
-    assert!(names(storage.shared.dirs.staging.as_fd()).unwrap().is_empty());
+    assert!(
+        names(storage.shared.dirs.staging.as_fd())
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
 fn documents_are_what_their_digest_says() {
     let (dir, storage) = new();
     storage.put_blob(&digest("doc"), b"doc").unwrap();
-    assert!(matches!(storage.put_blob(&digest("doc"), b"other"), Err(Error::Damaged(_))));
+    assert!(matches!(
+        storage.put_blob(&digest("doc"), b"other"),
+        Err(Error::Damaged(_))
+    ));
     let storage = reopen(&dir, storage);
     assert!(storage.has_blob(&digest("doc")));
     assert_eq!(storage.get_blob(&digest("doc")).unwrap().unwrap(), b"doc");
     assert_eq!(storage.get_blob(&digest("no")).unwrap(), None);
-    let path = storage.root().join("blobs/sha256").join(digest("doc").hex());
+    let path = storage
+        .root()
+        .join("blobs/sha256")
+        .join(digest("doc").hex());
     fs::write(&path, "dok").unwrap();
-    assert!(matches!(storage.get_blob(&digest("doc")), Err(Error::Damaged(_))));
+    assert!(matches!(
+        storage.get_blob(&digest("doc")),
+        Err(Error::Damaged(_))
+    ));
     storage.put_blob(&digest("doc"), b"doc").unwrap();
     assert_eq!(storage.get_blob(&digest("doc")).unwrap().unwrap(), b"doc");
     storage.remove_blob(&digest("doc")).unwrap();
@@ -204,11 +247,19 @@ fn a_container_root_has_all_layers_and_is_attached_nowhere() {
         fs::write(fs.join("etc/a"), "low").unwrap();
         fs::write(fs.join("etc/b"), "low").unwrap();
         fs::write(fs.join("gone"), "low").unwrap();
-        fs::set_permissions(fs.join("etc"), std::os::unix::fs::PermissionsExt::from_mode(0o751)).unwrap();
+        fs::set_permissions(
+            fs.join("etc"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o751),
+        )
+        .unwrap();
     });
     let top = layer(&storage, "top", |fs| {
         fs::create_dir_all(fs.join("etc")).unwrap();
-        fs::set_permissions(fs.join("etc"), std::os::unix::fs::PermissionsExt::from_mode(0o751)).unwrap();
+        fs::set_permissions(
+            fs.join("etc"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o751),
+        )
+        .unwrap();
         fs::write(fs.join("etc/a"), "top").unwrap();
         std::os::unix::fs::chown(fs, Some(11), Some(12)).unwrap();
         fs::set_permissions(fs, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
@@ -217,26 +268,45 @@ fn a_container_root_has_all_layers_and_is_attached_nowhere() {
     });
     let id = ContainerId::generate().unwrap();
     let chain = [low, top];
-    assert!(matches!(storage.mount(&id, &chain), Err(Error::NoSnapshot(_))));
+    assert!(matches!(
+        storage.mount(&id, &chain),
+        Err(Error::NoSnapshot(_))
+    ));
     storage.prepare(&id, &chain).unwrap();
-    assert!(matches!(storage.prepare(&id, &chain), Err(Error::SnapshotExists(_))));
+    assert!(matches!(
+        storage.prepare(&id, &chain),
+        Err(Error::SnapshotExists(_))
+    ));
     let root = storage.mount(&id, &chain).unwrap();
     assert_eq!(read(&root, "etc/a").unwrap(), "top");
     assert_eq!(read(&root, "etc/b").unwrap(), "low");
     assert!(read(&root, "gone").is_err());
     let stat = |path: &str| rustix::fs::statat(&root, path, rustix::fs::AtFlags::empty()).unwrap();
-    let facts = |path: &str| (stat(path).st_mode & 0o7777, stat(path).st_uid, stat(path).st_gid);
+    let facts = |path: &str| {
+        (
+            stat(path).st_mode & 0o7777,
+            stat(path).st_uid,
+            stat(path).st_gid,
+        )
+    };
     assert_eq!(facts("."), (0o755, 11, 12));
     assert_eq!(facts("etc"), (0o751, 0, 0));
     rustix::fs::mkdirat(&root, "written", Mode::RWXU).unwrap();
-    let upper = storage.root().join("snapshots").join(id.as_str()).join("fs");
+    let upper = storage
+        .root()
+        .join("snapshots")
+        .join(id.as_str())
+        .join("fs");
     assert!(upper.join("written").is_dir());
     assert_eq!(fs::read_dir(&upper).unwrap().count(), 1);
     assert_eq!(storage.snapshot_usage(&id).unwrap().inodes, 2);
     let all = mounts().unwrap();
-    assert!(all.iter().all(|mount| !mount.mount_point.starts_with(storage.root())));
+    assert!(
+        all.iter()
+            .all(|mount| !mount.mount_point.starts_with(storage.root()))
+    );
     drop(root);
-    assert_eq!(storage.snapshots(), [id.clone()]);
+    assert_eq!(storage.snapshots(), std::slice::from_ref(&id));
     storage.remove_snapshot(&id).unwrap();
     storage.remove_snapshot(&id).unwrap();
     assert!(storage.snapshots().is_empty() && !upper.exists());
@@ -288,7 +358,11 @@ fn an_image_without_layers_has_a_root_too() {
 fn as_many_layers_as_overlayfs_takes() {
     let (_dir, storage) = new();
     let chain: Vec<ChainId> = (0..MAX_LAYERS)
-        .map(|n| layer(&storage, &n.to_string(), |fs| fs::write(fs.join(n.to_string()), "").unwrap()))
+        .map(|n| {
+            layer(&storage, &n.to_string(), |fs| {
+                fs::write(fs.join(n.to_string()), "").unwrap()
+            })
+        })
         .collect();
     let id = ContainerId::generate().unwrap();
     storage.prepare(&id, &chain).unwrap();
@@ -298,12 +372,18 @@ fn as_many_layers_as_overlayfs_takes() {
     assert_eq!(names_in(&view).len(), MAX_LAYERS);
     let more = [&chain[..], &chain[..1]].concat();
     let other = ContainerId::generate().unwrap();
-    assert!(matches!(storage.prepare(&other, &more), Err(Error::TooManyLayers(_))));
+    assert!(matches!(
+        storage.prepare(&other, &more),
+        Err(Error::TooManyLayers(_))
+    ));
     assert_eq!(storage.snapshots(), [id]);
     // The same with the option string of old kernels.
     let dirs = storage.open_layers(&chain).unwrap();
     let lower: Vec<_> = dirs.iter().map(AsFd::as_fd).collect();
-    let layers = crate::sys::mount::OverlayLayers { lower: &lower, upper: None };
+    let layers = crate::sys::mount::OverlayLayers {
+        lower: &lower,
+        upper: None,
+    };
     let scratch = storage.scratch().unwrap();
     let old = crate::sys::mount::detached_overlay(Method::OptionString, &layers, &scratch).unwrap();
     assert_eq!(names_in(&old).len(), MAX_LAYERS);
@@ -312,7 +392,9 @@ fn as_many_layers_as_overlayfs_takes() {
 #[test]
 fn a_layer_whose_root_is_opaque_hides_all_below() {
     let (dir, storage) = new();
-    let low = layer(&storage, "low", |fs| fs::write(fs.join("low"), "x").unwrap());
+    let low = layer(&storage, "low", |fs| {
+        fs::write(fs.join("low"), "x").unwrap()
+    });
     let top = layer(&storage, "top", |fs| {
         fs::write(fs.join("top"), "x").unwrap();
         let flags = rustix::fs::XattrFlags::empty();
@@ -339,7 +421,10 @@ fn what_nobody_names_is_collected() {
     for name in ["x", "y", "z"] {
         storage.put_blob(&digest(name), name.as_bytes()).unwrap();
     }
-    storage.index().put(record("image", &["t"], &[a], &[digest("x")])).unwrap();
+    storage
+        .index()
+        .put(record("image", &["t"], &[a], &[digest("x")]))
+        .unwrap();
     let id = ContainerId::generate().unwrap();
     storage.prepare(&id, &[b]).unwrap();
     let mut lease = storage.lease();
@@ -359,7 +444,10 @@ fn what_nobody_names_is_collected() {
     let collected = storage.collect().unwrap();
     assert_eq!((collected.layers, collected.blobs), (2, 1));
     assert!(storage.layers().is_empty() && storage.blobs().is_empty());
-    assert_eq!(fs::read_dir(storage.root().join("layers")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(storage.root().join("layers")).unwrap().count(),
+        0
+    );
 }
 
 /// Pulls and collections side by side: what a lease holds, or was published under it, is always there.
@@ -377,7 +465,10 @@ fn collecting_beside_pulls_takes_nothing_from_them() {
             .map(|_| {
                 scope.spawn(|| {
                     for round in 0..40 {
-                        let (chain, doc) = (digest(&format!("c{}", round % 5)), format!("d{}", round % 5));
+                        let (chain, doc) = (
+                            digest(&format!("c{}", round % 5)),
+                            format!("d{}", round % 5),
+                        );
                         let mut lease = storage.lease();
                         if !lease.hold_layer(chain) {
                             let staged = storage.stage_layer().unwrap();
@@ -392,7 +483,10 @@ fn collecting_beside_pulls_takes_nothing_from_them() {
                 })
             })
             .collect();
-        let ended: Vec<_> = pulls.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        let ended: Vec<_> = pulls
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(ended.iter().all(Result::is_ok));
     });
@@ -404,7 +498,9 @@ fn collecting_beside_pulls_takes_nothing_from_them() {
 fn tags_move_and_records_survive_a_restart() {
     let (dir, storage) = new();
     let index = storage.index();
-    index.put(record("one", &["r:latest", "r:1"], &[], &[])).unwrap();
+    index
+        .put(record("one", &["r:latest", "r:1"], &[], &[]))
+        .unwrap();
     index.put(record("two", &["r:latest"], &[], &[])).unwrap();
     assert_eq!(index.get(&digest("one")).unwrap().tags, ["r:1"]);
     assert_eq!(index.get(&digest("one")).unwrap().digests.len(), 1);
@@ -412,10 +508,16 @@ fn tags_move_and_records_survive_a_restart() {
     let index = storage.index();
     assert_eq!(index.all().len(), 2);
     assert_eq!(index.get(&digest("one")).unwrap().tags, ["r:1"]);
-    index.change(vec![record("three", &["r:1"], &[], &[])], &[digest("two")]).unwrap();
+    index
+        .change(vec![record("three", &["r:1"], &[], &[])], &[digest("two")])
+        .unwrap();
     let storage = reopen(&dir, storage);
     let index = storage.index();
-    let tags: Vec<_> = index.all().iter().flat_map(|image| image.tags.clone()).collect();
+    let tags: Vec<_> = index
+        .all()
+        .iter()
+        .flat_map(|image| image.tags.clone())
+        .collect();
     assert_eq!(tags, ["r:1"]);
     assert_eq!(index.get(&digest("two")), None);
     index.remove(&digest("two")).unwrap();
@@ -426,7 +528,10 @@ fn a_damaged_index_is_put_aside_and_its_layers_are_kept() {
     for damage in [&b""[..], b"not a database", &[0xff; 100_000]] {
         let (dir, storage) = new();
         let old = layer(&storage, "old", |_| {});
-        storage.index().put(record("one", &["r:1"], &[old], &[])).unwrap();
+        storage
+            .index()
+            .put(record("one", &["r:1"], &[old], &[]))
+            .unwrap();
         let path = storage.root().join("index.redb");
         drop(storage);
         let mut bytes = fs::read(&path).unwrap();
@@ -447,7 +552,10 @@ fn a_damaged_index_is_put_aside_and_its_layers_are_kept() {
         assert!(storage.index().lost_at().is_some());
         assert_eq!(storage.collect().unwrap().kept_for_rebuild, 1);
         assert!(storage.has_layer(&old));
-        storage.index().put(record("two", &["r:2"], &[], &[])).unwrap();
+        storage
+            .index()
+            .put(record("two", &["r:2"], &[], &[]))
+            .unwrap();
         let storage = reopen(&dir, storage);
         assert_eq!(storage.index().all().len(), 1);
         assert_eq!(storage.collect().unwrap().kept_for_rebuild, 1);
@@ -458,14 +566,21 @@ fn a_damaged_index_is_put_aside_and_its_layers_are_kept() {
 fn an_image_of_a_later_berth_is_not_misread() {
     let (dir, storage) = new();
     let path = storage.root().join("index.redb");
-    storage.index().put(record("one", &["r:1"], &[], &[])).unwrap();
+    storage
+        .index()
+        .put(record("one", &["r:1"], &[], &[]))
+        .unwrap();
     drop(storage);
     let write = |value: &str| {
         let table: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("images");
         let database = redb::Database::create(&path).unwrap();
         let transaction = database.begin_write().unwrap();
         let key = digest("one").hex();
-        transaction.open_table(table).unwrap().insert(key.as_str(), value.as_bytes()).unwrap();
+        transaction
+            .open_table(table)
+            .unwrap()
+            .insert(key.as_str(), value.as_bytes())
+            .unwrap();
         transaction.commit().unwrap();
     };
     write("{\"version\":99,\"record\":{}}");

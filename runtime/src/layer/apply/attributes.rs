@@ -7,9 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::Entry;
@@ -124,7 +122,12 @@ impl Attributes {
     }
 
     /// Owner, mode and times of a new device or pipe, which is never opened.
-    pub(super) fn node(&self, parent: BorrowedFd<'_>, base: &[u8], entry: &Entry) -> io::Result<()> {
+    pub(super) fn node(
+        &self,
+        parent: BorrowedFd<'_>,
+        base: &[u8],
+        entry: &Entry,
+    ) -> io::Result<()> {
         chown_at(parent, base, entry)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let node = rustix::fs::openat(parent, base, flags, Mode::empty())?;
@@ -145,7 +148,13 @@ fn chown(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
 fn chown_at(parent: BorrowedFd<'_>, base: &[u8], entry: &Entry) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
     let flags = AtFlags::SYMLINK_NOFOLLOW;
-    Ok(rustix::fs::chownat(parent, base, Some(uid), Some(gid), flags)?)
+    Ok(rustix::fs::chownat(
+        parent,
+        base,
+        Some(uid),
+        Some(gid),
+        flags,
+    )?)
 }
 
 fn set_xattrs(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<u64> {
@@ -169,6 +178,8 @@ fn set_xattrs(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<u64> {
 /// The umask cannot be asked for without setting it, which all threads would see; the kernel tells it here.
 fn umask() -> Option<u32> {
     let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Umask:"))?;
     u32::from_str_radix(line.trim(), 8).ok()
 }

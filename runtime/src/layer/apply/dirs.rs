@@ -105,7 +105,10 @@ impl<'a> Dirs<'a> {
         }
         let end = self.top().end;
         let rest = dir.get(end..).unwrap_or_default();
-        for name in rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        for name in rest
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
             self.push(name)?;
         }
         Ok(())
@@ -159,8 +162,10 @@ impl<'a> Dirs<'a> {
         }
         let mut made = Vec::new();
         let mode = Mode::from_raw_mode(MODE);
-        let place = make_dirs(self.root, real, mode, &mut |path| made.push(path.to_owned()))
-            .map_err(failed)?;
+        let place = make_dirs(self.root, real, mode, &mut |path| {
+            made.push(path.to_owned())
+        })
+        .map_err(failed)?;
         for path in made {
             self.remember(path)?;
         }

@@ -13,7 +13,7 @@ use crate::sys::fs::open_in_root;
 
 impl Applier<'_> {
     /// S5: the target is a name in this layer, looked up inside the root, its last component not followed.
-    /// One that is not there may be in a lower layer: that is settled by [`crate::layer::finish`].
+    /// One that is not there may be in a lower layer: that is settled by [`crate::layer::finish()`].
     pub(super) fn hard_link(
         &mut self,
         dir: &[u8],
@@ -37,7 +37,10 @@ impl Applier<'_> {
             Err(Errno::NOENT) => return self.defer(dir, base, name, &target),
             Err(error) => return Err(Error::entry("find the target of", name, error)),
             Ok(stat) if whiteout::is_whiteout(&stat) => {
-                return Err(Error::refused(name, "it is a hard link to what its layer removes"));
+                return Err(Error::refused(
+                    name,
+                    "it is a hard link to what its layer removes",
+                ));
             }
             Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
                 return Err(Error::refused(name, "it is a hard link to a directory"));
@@ -48,9 +51,7 @@ impl Applier<'_> {
             let link = || rustix::fs::linkat(&from, target_base, parent, base, AtFlags::empty());
             match link() {
                 Ok(()) => Ok(Made::Yes(())),
-                Err(Errno::EXIST) if is_same(&from, target_base, parent, base) => {
-                    Ok(Made::Yes(()))
-                }
+                Err(Errno::EXIST) if is_same(&from, target_base, parent, base) => Ok(Made::Yes(())),
                 Err(Errno::EXIST) => Ok(Made::Exists),
                 Err(error) => Err(Error::entry("link", name, error)),
             }
@@ -61,7 +62,12 @@ impl Applier<'_> {
     /// The directory that a link's target is in; none if the layer does not have it.
     fn target_dir(&mut self, dir: &[u8], name: &[u8]) -> Result<Option<OwnedFd>, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
-        match open_in_root(self.root, Path::new(OsStr::from_bytes(dir)), flags, Mode::empty()) {
+        match open_in_root(
+            self.root,
+            Path::new(OsStr::from_bytes(dir)),
+            flags,
+            Mode::empty(),
+        ) {
             Ok(dir) => Ok(Some(dir)),
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::NOENT) => Ok(None),
@@ -71,13 +77,7 @@ impl Applier<'_> {
     }
 
     /// Puts an empty file with a mark in the link's place. Should a later entry replace it, the mark is gone, too.
-    fn defer(
-        &mut self,
-        dir: &[u8],
-        base: &[u8],
-        name: &[u8],
-        target: &[u8],
-    ) -> Result<(), Error> {
+    fn defer(&mut self, dir: &[u8], base: &[u8], name: &[u8], target: &[u8]) -> Result<(), Error> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = self.make(dir, base, |_, parent| {
@@ -90,8 +90,13 @@ impl Applier<'_> {
         self.applied.inodes += 1;
         let mark = self.applied.deferred.len() as u64;
         let value = mark.to_string();
-        rustix::fs::fsetxattr(&file, DeferredLink::MARK, value.as_bytes(), XattrFlags::empty())
-            .map_err(|error| Error::entry("mark", name, error))?;
+        rustix::fs::fsetxattr(
+            &file,
+            DeferredLink::MARK,
+            value.as_bytes(),
+            XattrFlags::empty(),
+        )
+        .map_err(|error| Error::entry("mark", name, error))?;
         self.push_deferred(base, target.to_vec(), mark)
     }
 

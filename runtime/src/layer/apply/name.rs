@@ -96,7 +96,11 @@ mod tests {
             (".", ""),
             ("...", "..."),
         ] {
-            assert_eq!(clean(raw.as_bytes(), 100).unwrap(), wanted.as_bytes(), "{raw}");
+            assert_eq!(
+                clean(raw.as_bytes(), 100).unwrap(),
+                wanted.as_bytes(),
+                "{raw}"
+            );
         }
         for raw in ["", "..", "a/../b", "../x", "/..", "a/..", "x\0y"] {
             assert!(clean(raw.as_bytes(), 100).is_err(), "{raw}");

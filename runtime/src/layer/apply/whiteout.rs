@@ -20,7 +20,12 @@ pub(super) fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
 
 /// Hides what lower layers have in this directory.
 pub(super) fn set_opaque(dir: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::fs::fsetxattr(dir, OPAQUE, b"y", XattrFlags::empty())?)
+    Ok(rustix::fs::fsetxattr(
+        dir,
+        OPAQUE,
+        b"y",
+        XattrFlags::empty(),
+    )?)
 }
 
 /// Makes the node that hides a name.
@@ -34,12 +39,7 @@ impl Applier<'_> {
         set_opaque(opened.as_fd()).map_err(|error| Error::entry("make opaque", dir, error))
     }
 
-    pub(super) fn whiteout(
-        &mut self,
-        dir: &[u8],
-        hidden: &[u8],
-        name: &[u8],
-    ) -> Result<(), Error> {
+    pub(super) fn whiteout(&mut self, dir: &[u8], hidden: &[u8], name: &[u8]) -> Result<(), Error> {
         let parent = self.dirs.enter(dir)?;
         match make_whiteout(parent.as_fd(), hidden) {
             Ok(()) => {

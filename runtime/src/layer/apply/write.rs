@@ -31,11 +31,13 @@ impl Applier<'_> {
         self.applied.inodes += 1;
         self.applied.bytes += archive.content_left().next_multiple_of(self.block);
         match &entry.sparse {
-            None => while archive.content_left() > 0 {
-                let piece = archive.content()?;
-                write_all(file.as_fd(), piece)
-                    .map_err(|error| Error::entry("write", name, error))?;
-            },
+            None => {
+                while archive.content_left() > 0 {
+                    let piece = archive.content()?;
+                    write_all(file.as_fd(), piece)
+                        .map_err(|error| Error::entry("write", name, error))?;
+                }
+            }
             Some(map) => write_sparse(file.as_fd(), name, entry, map, archive)?,
         }
         let setgid = self.dirs.setgid();
@@ -63,7 +65,9 @@ fn write_sparse<R: Read>(
     while archive.content_left() > 0 {
         let mut piece = archive.content()?;
         while let (Some((offset, length)), false) = (part, piece.is_empty()) {
-            let now = usize::try_from(length).unwrap_or(usize::MAX).min(piece.len());
+            let now = usize::try_from(length)
+                .unwrap_or(usize::MAX)
+                .min(piece.len());
             let (bytes, rest) = piece.split_at_checked(now).unwrap_or((piece, &[]));
             rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset))
                 .map_err(|error| failed(error.into()))?;

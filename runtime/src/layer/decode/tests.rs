@@ -40,7 +40,10 @@ fn every_compression_gives_the_same_bytes() {
     let zstd = zstd::encode_all(&data[..], 3).unwrap();
     for compressed in [data.clone(), gzip(&data), zstd] {
         for suffix in ["", "+gzip", "+zstd"] {
-            assert_eq!(decode(&format!("{TAR}{suffix}"), &compressed).unwrap(), data);
+            assert_eq!(
+                decode(&format!("{TAR}{suffix}"), &compressed).unwrap(),
+                data
+            );
         }
     }
 }
@@ -49,8 +52,14 @@ fn every_compression_gives_the_same_bytes() {
 fn members_and_frames_are_joined() {
     let (a, b) = (sample(), b"more".to_vec());
     let wanted = [a.clone(), b.clone()].concat();
-    assert_eq!(decode(TAR, &[gzip(&a), gzip(b""), gzip(&b)].concat()).unwrap(), wanted);
-    let frames = [zstd::encode_all(&a[..], 1).unwrap(), zstd::encode_all(&b[..], 1).unwrap()];
+    assert_eq!(
+        decode(TAR, &[gzip(&a), gzip(b""), gzip(&b)].concat()).unwrap(),
+        wanted
+    );
+    let frames = [
+        zstd::encode_all(&a[..], 1).unwrap(),
+        zstd::encode_all(&b[..], 1).unwrap(),
+    ];
     assert_eq!(decode(TAR, &frames.concat()).unwrap(), wanted);
 }
 
@@ -59,7 +68,14 @@ fn members_and_frames_are_joined() {
 fn damaged_streams_are_errors() {
     let data = sample();
     for whole in [gzip(&data), zstd::encode_all(&data[..], 3).unwrap()] {
-        for cut in [7, 11, 100, whole.len() / 2, whole.len() - 5, whole.len() - 1] {
+        for cut in [
+            7,
+            11,
+            100,
+            whole.len() / 2,
+            whole.len() - 5,
+            whole.len() - 1,
+        ] {
             assert!(decode(TAR, &whole[..cut]).is_err(), "cut at {cut}");
         }
         for garbage in [&b"\0\0\0\0"[..], b"garbage and more garbage"] {
@@ -72,7 +88,12 @@ fn damaged_streams_are_errors() {
             assert!(decode(TAR, &flipped).is_err());
         }
     }
-    assert!(Decoder::new(Compression::Gzip, &b""[..]).unwrap().read(&mut [0; 9]).is_err());
+    assert!(
+        Decoder::new(Compression::Gzip, &b""[..])
+            .unwrap()
+            .read(&mut [0; 9])
+            .is_err()
+    );
 }
 
 /// S15.
@@ -103,18 +124,28 @@ fn a_huge_zstd_window_is_an_error() {
     assert!(decode(TAR, &window(20)).is_err());
     let large = window(17);
     let large = Decoder::detect(TAR, &large[..], 40).unwrap();
-    assert_eq!(large.bytes().count(), 1);
+    assert_eq!(io::read_to_string(large).unwrap(), "x");
 }
 
 /// S26, and what nobody can unpack.
 #[test]
 fn other_media_types_and_compressions_are_refused() {
-    let types = ["application/vnd.erofs.layer.v1", "text/html", "application/vnd.oci.image.layer.v1.tarball"];
+    let types = [
+        "application/vnd.erofs.layer.v1",
+        "text/html",
+        "application/vnd.oci.image.layer.v1.tarball",
+    ];
     for media_type in types {
         assert!(decode(media_type, b"x").is_err(), "{media_type}");
     }
     assert!(decode(&format!("{TAR}+encrypted"), b"x").is_err());
     assert!(decode(TAR, b"BZh91AY&SY").is_err());
     assert!(decode(TAR, b"\xfd7zXZ\0\0").is_err());
-    assert!(decode("application/vnd.docker.image.rootfs.diff.tar.gzip", &gzip(b"x")).is_ok());
+    assert!(
+        decode(
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            &gzip(b"x")
+        )
+        .is_ok()
+    );
 }

@@ -37,7 +37,10 @@ impl Block {
     fn text(&self, at: usize, length: usize) -> Vec<u8> {
         let field = self.field(at, length);
         let end = field.iter().position(|byte| *byte == 0);
-        field.get(..end.unwrap_or(length)).unwrap_or_default().to_vec()
+        field
+            .get(..end.unwrap_or(length))
+            .unwrap_or_default()
+            .to_vec()
     }
 
     /// POSIX adds bytes as unsigned numbers; old writers added them as signed ones.
@@ -47,7 +50,11 @@ impl Block {
         };
         let (mut unsigned, mut signed) = (0i64, 0i64);
         for (at, byte) in self.0.iter().enumerate() {
-            let byte = if (148..156).contains(&at) { b' ' } else { *byte };
+            let byte = if (148..156).contains(&at) {
+                b' '
+            } else {
+                *byte
+            };
             unsigned += i64::from(byte);
             signed += i64::from(byte.cast_signed());
         }

@@ -179,11 +179,15 @@ pub(super) fn decimal(value: &[u8]) -> Outcome<u64> {
     let number = std::str::from_utf8(value).ok().filter(|_| digits);
     // Sizes are signed everywhere else.
     let number = number.and_then(|digits| digits.parse::<i64>().ok());
-    number.and_then(|number| u64::try_from(number).ok()).ok_or(BAD_VALUE)
+    number
+        .and_then(|number| u64::try_from(number).ok())
+        .ok_or(BAD_VALUE)
 }
 
 fn id(value: &[u8]) -> Outcome<u32> {
-    let id = u32::try_from(decimal(value)?).ok().filter(|id| *id != u32::MAX);
+    let id = u32::try_from(decimal(value)?)
+        .ok()
+        .filter(|id| *id != u32::MAX);
     id.ok_or("a user or group id is out of range")
 }
 
@@ -199,7 +203,11 @@ fn time(value: &[u8]) -> Option<Time> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let digits = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9);
+    let digits = fraction
+        .iter()
+        .copied()
+        .chain(std::iter::repeat(b'0'))
+        .take(9);
     let nsec = digits.fold(0u32, |sum, digit| sum * 10 + u32::from(digit - b'0'));
     Some(match (negative, nsec) {
         (false, nsec) => Time { sec, nsec },

@@ -37,7 +37,8 @@ pub(super) fn read_list(text: &[u8]) -> Option<Vec<(u64, u64)>> {
     let numbers = text.split(|byte| *byte == b',').map(decimal);
     let numbers: Vec<u64> = numbers.collect::<Result<_, _>>().ok()?;
     let (pairs, rest) = numbers.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[a, b]| (*a, *b)).collect())
+    rest.is_empty()
+        .then(|| pairs.iter().map(|[a, b]| (*a, *b)).collect())
 }
 
 /// Reads the map at the start of a file's content: a count and that many pairs, each number on a line.

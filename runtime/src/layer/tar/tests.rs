@@ -8,7 +8,10 @@ fn read(bytes: &[u8]) -> Result<Vec<(String, u64)>, Error> {
     let mut archive = Archive::new(bytes, &limits);
     let mut names = Vec::new();
     while let Some(entry) = archive.next()? {
-        names.push((String::from_utf8_lossy(&entry.name).into_owned(), entry.size));
+        names.push((
+            String::from_utf8_lossy(&entry.name).into_owned(),
+            entry.size,
+        ));
     }
     Ok(names)
 }
@@ -30,14 +33,21 @@ fn s08_s09_a_pax_size_overrides_the_header() {
         tar.entry(b"outer", b'0', &nested);
         tar.edit(|header| octal(&mut header[124..136], header_size));
         tar.file("after", b"y");
-        let wanted = [("outer".to_owned(), nested.len() as u64), ("after".to_owned(), 1)];
+        let wanted = [
+            ("outer".to_owned(), nested.len() as u64),
+            ("after".to_owned(), 1),
+        ];
         assert_eq!(read(&tar.finish()).unwrap(), wanted);
     }
     // And the reverse: pax says nothing is there.
     let mut tar = Tar::new();
     tar.pax(&[("size", "0")]);
     tar.entry(b"outer", b'0', &nested);
-    let names: Vec<_> = read(&tar.finish()).unwrap().into_iter().map(|(name, _)| name).collect();
+    let names: Vec<_> = read(&tar.finish())
+        .unwrap()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
     assert_eq!(names, ["outer", "hidden"]);
 }
 
@@ -76,7 +86,11 @@ fn s10_malformed_extended_headers_are_refused() {
         record("path", "a\0b"),
         [record("path", "a"), record("path", "b")].concat(),
         [record("size", "1"), record("size", "1")].concat(),
-        [record("GNU.sparse.offset", "1"), record("GNU.sparse.offset", "1")].concat(),
+        [
+            record("GNU.sparse.offset", "1"),
+            record("GNU.sparse.offset", "1"),
+        ]
+        .concat(),
         record("GNU.sparse.numbytes", "1"),
         record("GNU.sparse.major", "2"),
         record("GNU.sparse.unknown", "2"),
@@ -97,12 +111,20 @@ fn s10_malformed_extended_headers_are_refused() {
     for kind in *b"xLK" {
         let mut tar = Tar::new();
         for _ in 0..2 {
-            tar.entry(b"e", kind, &crate::layer::tests::builder::record(b"a", b"b"));
+            tar.entry(
+                b"e",
+                kind,
+                &crate::layer::tests::builder::record(b"a", b"b"),
+            );
         }
         tar.file("f", b"");
         assert!(is_malformed(&tar.finish()), "two of {kind}");
         let mut tar = Tar::new();
-        tar.entry(b"e", kind, &crate::layer::tests::builder::record(b"a", b"b"));
+        tar.entry(
+            b"e",
+            kind,
+            &crate::layer::tests::builder::record(b"a", b"b"),
+        );
         assert!(is_malformed(&tar.finish()), "{kind} before the end");
     }
     let mut tar = Tar::new();
@@ -156,7 +178,14 @@ fn s12_sparse_maps_are_bounded_and_sane() {
         ("GNU.sparse.name", "s"),
         ("GNU.sparse.realsize", "1"),
     ]);
-    tar.file("x", &b"1000000000\n".iter().copied().chain(b"0\n".repeat(2_000_000)).collect::<Vec<_>>());
+    tar.file(
+        "x",
+        &b"1000000000\n"
+            .iter()
+            .copied()
+            .chain(b"0\n".repeat(2_000_000))
+            .collect::<Vec<_>>(),
+    );
     assert!(is_malformed(&tar.finish()));
     // The old format chains blocks of parts: as long as there are blocks, up to the limit.
     let mut tar = Tar::new();
@@ -181,7 +210,10 @@ fn blocks_that_are_no_headers_are_refused() {
     let mut bad_sum = good.clone();
     bad_sum[0] ^= 1;
     assert!(is_malformed(&bad_sum));
-    assert!(is_malformed(&[&[0; 512][..], &good].concat()), "a lone block of zeros");
+    assert!(
+        is_malformed(&[&[0; 512][..], &good].concat()),
+        "a lone block of zeros"
+    );
     assert!(is_malformed(&good[..300]));
     assert_eq!(read(&good).unwrap().len(), 1, "an archive without its end");
     assert_eq!(read(&[&good[..], &[0; 512]].concat()).unwrap().len(), 1);
@@ -195,7 +227,10 @@ fn blocks_that_are_no_headers_are_refused() {
         header[257..265].copy_from_slice(b"ustar\x0099");
         header[345] = b'p';
     });
-    assert!(is_malformed(&tar.finish()), "a prefix in an unknown version");
+    assert!(
+        is_malformed(&tar.finish()),
+        "a prefix in an unknown version"
+    );
 }
 
 #[test]

@@ -118,7 +118,10 @@ impl Tar {
     }
 
     pub(crate) fn pax(&mut self, records: &[(&str, &str)]) -> &mut Self {
-        let records: Vec<_> = records.iter().map(|(k, v)| (k.as_bytes(), v.as_bytes())).collect();
+        let records: Vec<_> = records
+            .iter()
+            .map(|(k, v)| (k.as_bytes(), v.as_bytes()))
+            .collect();
         self.pax_bytes(&records)
     }
 
@@ -148,7 +151,11 @@ impl Tar {
         let count = regions.len().to_string();
         let mut list = String::new();
         for (offset, length) in regions {
-            let _ = write!(list, "{}{offset},{length}", if list.is_empty() { "" } else { "," });
+            let _ = write!(
+                list,
+                "{}{offset},{length}",
+                if list.is_empty() { "" } else { "," }
+            );
         }
         match version {
             "old" => {

@@ -25,7 +25,14 @@ fn s01_s07_a_mode_never_goes_through_a_link() {
 #[test]
 fn s02_s05_s23_nothing_is_written_through_links_to_the_outside() {
     for target in ["CANARY", "../canary", "../../../../../../../../../..", "/"] {
-        for name in ["a/plain", "a//plain", "./a/./plain", "/a/plain", "a/dir/plain", "a/plain/"] {
+        for name in [
+            "a/plain",
+            "a//plain",
+            "./a/./plain",
+            "/a/plain",
+            "a/dir/plain",
+            "a/plain/",
+        ] {
             let bench = Bench::new();
             let target = target.replace("CANARY", &bench.canary());
             let mut tar = Tar::new();
@@ -64,12 +71,23 @@ fn s02_a_directory_swapped_for_a_link_is_looked_up_again() {
 #[test]
 fn s03_names_that_lead_out_are_refused_and_odd_ones_confined() {
     let long = format!("{}f", "d/".repeat(2100));
-    for name in ["../x", "../../x", "a/../../x", "./../x", "..", "a/..", &long] {
+    for name in [
+        "../x",
+        "../../x",
+        "a/../../x",
+        "./../x",
+        "..",
+        "a/..",
+        &long,
+    ] {
         let bench = Bench::new();
         let mut tar = Tar::new();
         tar.pax(&[("path", name)]);
         tar.file("x", b"x");
-        assert!(matches!(bench.apply(tar), Err(Error::Refused { .. })), "{name}");
+        assert!(
+            matches!(bench.apply(tar), Err(Error::Refused { .. })),
+            "{name}"
+        );
     }
     let bench = Bench::new();
     let mut tar = Tar::new();
@@ -101,7 +119,10 @@ fn s04_the_root_stays_a_directory() {
             let mut tar = Tar::new();
             tar.entry(name.as_bytes(), kind, b"");
             tar.edit(|header| header[157..161].copy_from_slice(b"/etc"));
-            assert!(matches!(bench.apply(tar), Err(Error::Refused { .. })), "{name} {kind}");
+            assert!(
+                matches!(bench.apply(tar), Err(Error::Refused { .. })),
+                "{name} {kind}"
+            );
         }
     }
 }
@@ -109,7 +130,14 @@ fn s04_the_root_stays_a_directory() {
 /// S5: hard links, whose targets are as hostile as names.
 #[test]
 fn s05_hard_links_stay_inside() {
-    for target in ["CANARY/plain", "../canary/plain", "..", "", "/", "a/../../canary/plain"] {
+    for target in [
+        "CANARY/plain",
+        "../canary/plain",
+        "..",
+        "",
+        "/",
+        "a/../../canary/plain",
+    ] {
         let bench = Bench::new();
         let target = target.replace("CANARY", &bench.canary());
         let mut tar = Tar::new();
@@ -142,7 +170,10 @@ fn s05_hard_links_stay_inside() {
         tar.dir("d/");
         tar.entry(b".wh.w", b'0', b"");
         tar.hard_link("h", target);
-        assert!(matches!(bench.apply(tar), Err(Error::Refused { .. })), "{kind}");
+        assert!(
+            matches!(bench.apply(tar), Err(Error::Refused { .. })),
+            "{kind}"
+        );
     }
 }
 
@@ -155,21 +186,42 @@ fn s13_s17_limits_hold() {
         tar.file(&format!("f{number}"), b"");
     }
     let bytes = tar.finish();
-    let limits = Limits { entries: 10, ..Limits::default() };
+    let limits = Limits {
+        entries: 10,
+        ..Limits::default()
+    };
     let applied = apply(&bytes[..], bench.root.as_fd(), &limits);
-    assert!(matches!(applied, Err(Error::Limit { what: "entries", .. })));
+    assert!(matches!(
+        applied,
+        Err(Error::Limit {
+            what: "entries",
+            ..
+        })
+    ));
 
     // What follows the end counts as well: endless zeros, in no memory.
-    let limits = Limits { bytes: 1 << 30, ..Limits::default() };
+    let limits = Limits {
+        bytes: 1 << 30,
+        ..Limits::default()
+    };
     let endless = std::io::Read::chain(&[0; 1024][..], std::io::repeat(0));
     let applied = apply(endless, Bench::new().root.as_fd(), &limits);
-    assert!(matches!(applied, Err(Error::Limit { what: "uncompressed bytes", .. })));
+    assert!(matches!(
+        applied,
+        Err(Error::Limit {
+            what: "uncompressed bytes",
+            ..
+        })
+    ));
 
     let mut tar = Tar::new();
     for number in 0..100 {
         tar.file(&format!("implied-{number}/f"), b"");
     }
-    let limits = Limits { memory: 1000, ..Limits::default() };
+    let limits = Limits {
+        memory: 1000,
+        ..Limits::default()
+    };
     let applied = apply(&tar.finish()[..], Bench::new().root.as_fd(), &limits);
     assert!(matches!(applied, Err(Error::Limit { .. })));
 
@@ -208,7 +260,10 @@ fn s18_devices_that_linux_has_no_number_for_are_refused() {
         let bench = Bench::new();
         let mut tar = Tar::new();
         tar.node("d", b'3', major, minor);
-        assert!(matches!(bench.apply(tar), Err(Error::Malformed { .. })), "{major}:{minor}");
+        assert!(
+            matches!(bench.apply(tar), Err(Error::Malformed { .. })),
+            "{major}:{minor}"
+        );
     }
     for wide in [[0x80, 0, 0, 1, 0, 0, 0, 1], [0xff; 8]] {
         let bench = Bench::new();
@@ -232,18 +287,28 @@ fn s19_a_device_0_0_is_a_whiteout() {
     assert!(bench.is_whiteout("w"));
     assert_eq!(fs::metadata(bench.path("w")).unwrap().mode() & 0o777, 0);
     assert!(bench.is_opaque("d"));
-    assert!(fs::metadata(bench.path("b")).unwrap().file_type().is_block_device());
+    assert!(
+        fs::metadata(bench.path("b"))
+            .unwrap()
+            .file_type()
+            .is_block_device()
+    );
 }
 
 /// S20.
 #[test]
 fn s20_whiteouts_hide_names_below_and_remove_nothing() {
-    for name in [".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh...", ".wh.x/y"] {
+    for name in [
+        ".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh...", ".wh.x/y",
+    ] {
         let bench = Bench::new();
         let mut tar = Tar::new();
         tar.dir("a/");
         tar.file(name, b"");
-        assert!(matches!(bench.apply(tar), Err(Error::Refused { .. })), "{name}");
+        assert!(
+            matches!(bench.apply(tar), Err(Error::Refused { .. })),
+            "{name}"
+        );
     }
     let bench = Bench::new();
     let canary = bench.canary();

@@ -16,13 +16,27 @@ impl Stack {
         lower[0].apply(bottom).unwrap();
         lower[1].apply(middle).unwrap();
         let dirs = [lower[1].root.as_fd(), lower[0].root.as_fd()];
-        let layers = OverlayLayers { lower: &dirs, upper: None };
+        let layers = OverlayLayers {
+            lower: &dirs,
+            upper: None,
+        };
         let method = probe_overlay(dirs[0]).unwrap();
-        assert_ne!(method, Method::OptionString, "this test wants a newer kernel");
+        assert_ne!(
+            method,
+            Method::OptionString,
+            "this test wants a newer kernel"
+        );
         let view = detached_overlay(method, &layers, Path::new("/")).unwrap();
         let bench = Bench::new();
         let applied = bench.apply(top).unwrap();
-        (Self { bench, view, _lower: lower }, applied)
+        (
+            Self {
+                bench,
+                view,
+                _lower: lower,
+            },
+            applied,
+        )
     }
 
     fn finish(&self, applied: &mut Applied) -> Result<(), Error> {
@@ -90,7 +104,11 @@ fn an_entry_for_an_implied_directory_wins() {
 fn hard_links_to_lower_files_get_their_content() {
     let mut bottom = Tar::new();
     bottom.dir("usr/").mtime(9).mode(0o750);
-    bottom.file("usr/tool", b"content").mode(0o4755).owner(7, 8).mtime(99);
+    bottom
+        .file("usr/tool", b"content")
+        .mode(0o4755)
+        .owner(7, 8)
+        .mtime(99);
     bottom.symlink("bin", "usr");
     bottom.symlink("usr/alias", "tool");
     bottom.node("usr/pipe", b'6', 0, 0).mode(0o622);
@@ -117,9 +135,20 @@ fn hard_links_to_lower_files_get_their_content() {
     assert_eq!(inode("one"), inode("two"));
     assert_eq!(inode("one"), inode("usr/tool"));
     assert_eq!(stack.facts("usr"), (0o750, 0, 0, 9));
-    assert_eq!(fs::read_link(bench.path("alias")).unwrap(), Path::new("tool"));
-    assert!(fs::symlink_metadata(bench.path("pipe")).unwrap().file_type().is_fifo());
-    assert_eq!((bench.text("copy"), bench.text("usr/old")), ("old".into(), "new".into()));
+    assert_eq!(
+        fs::read_link(bench.path("alias")).unwrap(),
+        Path::new("tool")
+    );
+    assert!(
+        fs::symlink_metadata(bench.path("pipe"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+    assert_eq!(
+        (bench.text("copy"), bench.text("usr/old")),
+        ("old".into(), "new".into())
+    );
     assert_eq!(bench.text("replaced"), "other");
 }
 
@@ -134,6 +163,9 @@ fn hard_links_to_nothing_are_errors() {
         let mut top = Tar::new();
         top.hard_link("h", if target.contains("..") { "d/f" } else { target });
         let (stack, mut applied) = Stack::new(bottom, middle, top);
-        assert!(matches!(stack.finish(&mut applied), Err(Error::Refused { .. })), "{target}");
+        assert!(
+            matches!(stack.finish(&mut applied), Err(Error::Refused { .. })),
+            "{target}"
+        );
     }
 }

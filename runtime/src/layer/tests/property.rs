@@ -21,7 +21,11 @@ fn component() -> impl Strategy<Value = Vec<u8>> {
 fn path() -> impl Strategy<Value = Vec<u8>> {
     (prop::collection::vec(component(), 0..5), any::<bool>()).prop_map(|(parts, absolute)| {
         let path = parts.join(&b'/');
-        if absolute { [b"/", &path[..]].concat() } else { path }
+        if absolute {
+            [b"/", &path[..]].concat()
+        } else {
+            path
+        }
     })
 }
 
@@ -45,10 +49,16 @@ fn build(entries: &[(Vec<u8>, u8, Vec<u8>, u16)], canary: &str, part: Option<usi
     let mut tar = Tar::new();
     let part = part.map_or(entries, |part| &entries[part..=part]);
     for (name, kind, target, mode) in part {
-        let target = if target == b"CANARY" { canary.as_bytes() } else { target };
+        let target = if target == b"CANARY" {
+            canary.as_bytes()
+        } else {
+            target
+        };
         tar.pax_bytes(&[(b"path", name), (b"linkpath", target)]);
         let content: &[u8] = if *kind == b'0' { b"content" } else { b"" };
-        tar.entry(b"x", *kind, content).mode(u64::from(*mode & 0o7777)).owner(1, 2);
+        tar.entry(b"x", *kind, content)
+            .mode(u64::from(*mode & 0o7777))
+            .owner(1, 2);
         if *kind == b'3' {
             tar.edit(|header| builder::octal(&mut header[337..345], u64::from(*mode % 3)));
         }

@@ -12,7 +12,14 @@ enum What {
     Whiteout,
 }
 
-const ALL: [What; 6] = [What::File, What::Dir, What::Link, What::Fifo, What::Hard, What::Whiteout];
+const ALL: [What; 6] = [
+    What::File,
+    What::Dir,
+    What::Link,
+    What::Fifo,
+    What::Hard,
+    What::Whiteout,
+];
 
 fn add(tar: &mut Tar, what: What) {
     match what {
@@ -40,7 +47,11 @@ fn every_kind_replaces_every_other() {
             let applied = bench.apply(tar).unwrap();
             let kind = fs::symlink_metadata(bench.path("x")).unwrap().file_type();
             // A whiteout concerns lower layers; what this layer has stays.
-            let wanted = if second == What::Whiteout { first } else { second };
+            let wanted = if second == What::Whiteout {
+                first
+            } else {
+                second
+            };
             let found = match wanted {
                 What::File => kind.is_file() && bench.text("x") == "file",
                 What::Dir => kind.is_dir(),
@@ -53,7 +64,10 @@ fn every_kind_replaces_every_other() {
             if wanted == What::Dir {
                 let hides = first == What::Whiteout || second == What::Whiteout;
                 assert_eq!(bench.is_opaque("x"), hides, "{first:?} then {second:?}");
-                assert_eq!(fs::exists(bench.path("x/inside")).unwrap(), first == What::Dir);
+                assert_eq!(
+                    fs::exists(bench.path("x/inside")).unwrap(),
+                    first == What::Dir
+                );
             }
             assert_eq!(bench.text("other"), "other");
             let usage = crate::sys::fs::tree_usage(bench.root.as_fd()).unwrap();
