@@ -189,11 +189,16 @@ impl Container {
             self.tell_oom(out);
         }
         if self.log.deadline().is_some_and(|at| now >= at) {
-            self.log.rest(now, self.streams.iter_mut());
+            self.log.tell();
         }
         self.execs.iter_mut().for_each(|exec| exec.on_time(now));
         self.execs.retain_mut(|exec| !exec.finish(out));
         self.end_step(now, out);
+    }
+
+    /// Gives back memory that only work needs.
+    pub(crate) fn release(&mut self) {
+        self.log.release(self.streams.iter_mut());
     }
 
     /// Some child has ended.

@@ -9,7 +9,7 @@ mod format;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -36,9 +36,6 @@ const DEFAULT_PIPE: usize = 64 << 10;
 
 /// What the pipe of a busy stream is asked to hold: fewer switches between writer and reader.
 const BUSY_PIPE: usize = 1 << 20;
-
-/// Memory goes back to the kernel after this long without output.
-const KEEP: Duration = Duration::from_secs(1);
 
 /// One source of output.
 pub(crate) struct Stream {
@@ -82,7 +79,6 @@ pub(crate) struct Log {
     input: Buffer,
     output: Output,
     line: usize,
-    used_at: Option<Instant>,
 }
 
 impl Log {
@@ -97,7 +93,6 @@ impl Log {
             input: Buffer::reserve(line + 1 + BATCH)?,
             output: Output::open(target, FRAMED.max(line + OVERHEAD))?,
             line,
-            used_at: None,
         })
     }
 
@@ -111,7 +106,6 @@ impl Log {
             // EIO is a terminal whose last user has gone (pty(7)); nothing else can be read from either.
             Err(_) => return self.end(stream),
         };
-        self.used_at = Some(Instant::now());
         if got >= DEFAULT_PIPE && !stream.enlarged {
             stream.enlarged = true;
             let _ = rustix::pipe::fcntl_setpipe_size(&stream.fd, BUSY_PIPE);
@@ -143,31 +137,21 @@ impl Log {
         self.output.reopen()
     }
 
-    /// When [`Log::rest`] has something to do.
+    /// When [`Log::tell`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let release = self.used_at.map(|at| at + KEEP);
-        match (release, self.output.retry_at()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        self.output.retry_at()
     }
 
-    /// Gives memory back after a time without output, and tells of losses once the disk works again.
-    pub(crate) fn rest<'a>(&mut self, now: Instant, streams: impl Iterator<Item = &'a mut Stream>) {
-        if self.used_at.is_some_and(|at| now >= at + KEEP) {
-            self.used_at = None;
-            self.input.release();
-            self.output.release();
-            streams.for_each(|s| s.rest.shrink_to_fit());
-        }
-        if self.output.retry_at().is_some_and(|at| now >= at) {
-            self.output.tell();
-        }
-    }
-
-    /// Last attempt to tell of losses.
-    pub(crate) fn close(&mut self) {
+    /// Tells of losses once the disk works again.
+    pub(crate) fn tell(&mut self) {
         self.output.tell();
+    }
+
+    /// Gives the memory of the buffers back to the kernel until they are used again.
+    pub(crate) fn release<'a>(&mut self, streams: impl Iterator<Item = &'a mut Stream>) {
+        self.input.release();
+        self.output.release();
+        streams.for_each(|stream| stream.rest.shrink_to_fit());
     }
 
     /// Payload bytes lost so far.

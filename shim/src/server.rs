@@ -15,6 +15,7 @@ use shim_protocol::{Fd, Message as _, OLDEST, VERSION};
 
 use crate::conn::Conn;
 use crate::container::{Container, Ready, create, done, fail, refusal};
+use crate::sys;
 use crate::worker::failure;
 
 /// Daemons at once; more than one only while a new one takes over.
@@ -25,6 +26,9 @@ const TURN: usize = 16;
 
 /// How long the last words may take to be read.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Memory that work has used goes back to the kernel this long after the first of it.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Who asked.
 #[derive(Clone, Copy)]
@@ -63,6 +67,8 @@ pub(crate) struct Server {
     container: Option<Container>,
     /// Nothing was made, and nothing will be.
     failed: bool,
+    /// When to give memory back.
+    settle_at: Option<Instant>,
 }
 
 impl Server {
@@ -75,6 +81,7 @@ impl Server {
             children,
             container: None,
             failed: false,
+            settle_at: None,
         }
     }
 
@@ -82,18 +89,35 @@ impl Server {
     pub(crate) fn run(&mut self) {
         let mut out = Outbox::new();
         while !self.is_over() {
-            for (token, flags) in self.wait() {
+            let ready = self.wait();
+            if !ready.is_empty() {
+                self.settle_at
+                    .get_or_insert_with(|| Instant::now() + SETTLE);
+            }
+            for (token, flags) in ready {
                 self.on_ready(token, flags, &mut out);
             }
             if let Some(container) = &mut self.container {
                 container.on_time(&mut out);
             }
             self.deliver(&mut out);
+            self.settle();
         }
         if let Some(container) = &self.container {
             container.remove_socket();
         }
         self.farewell();
+    }
+
+    /// A monitor spends its life waiting: what it does not need for that it gives back.
+    fn settle(&mut self) {
+        if self.settle_at.is_some_and(|at| Instant::now() >= at) {
+            self.settle_at = None;
+            if let Some(container) = &mut self.container {
+                container.release();
+            }
+            sys::release_stack();
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -129,6 +153,7 @@ impl Server {
         }
         add(Token::Children, self.children.as_fd(), PollFlags::IN);
         let deadline = self.container.as_ref().and_then(Container::deadline);
+        let deadline = deadline.into_iter().chain(self.settle_at).min();
         match poll(&mut fds, deadline.map(until).as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => std::thread::sleep(Duration::from_millis(10)),

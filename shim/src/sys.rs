@@ -66,6 +66,19 @@ impl Drop for Buffer {
     }
 }
 
+/// Gives back the pages of the stack that deeper calls have used.
+pub(crate) fn release_stack() {
+    const PAGE: usize = 4096;
+    /// No call goes deeper, and the kernel keeps a wider gap between the stack and anything else.
+    const DEEPEST: usize = 128 << 10;
+    let here = 0_u8;
+    // What is left of this frame and of the call below is in the page of `here` or in the next.
+    let top = (ptr::from_ref(&here).addr() & !(PAGE - 1)) - PAGE;
+    let bottom = ptr::with_exposed_provenance_mut(top - DEEPEST);
+    // SAFETY: memory below the stack pointer holds nothing that a later call reads before it writes.
+    unsafe { libc::madvise(bottom, DEEPEST, libc::MADV_DONTNEED) };
+}
+
 /// A set of signals as the kernel has it: bit N - 1 is signal N.
 type SignalSet = u64;
 

@@ -148,7 +148,7 @@ impl Container {
         let Phase::Ending(ending) = &mut self.phase else {
             return;
         };
-        self.log.close();
+        self.log.tell();
         ending.finished = true;
         ending.exit.log_dropped = self.log.dropped();
         let exit = ending.exit.clone();
