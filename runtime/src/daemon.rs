@@ -111,6 +111,7 @@ struct Parts {
     pods: Arc<PodManager>,
     containers: Arc<ContainerManager>,
     images: Arc<ImageManager>,
+    launcher: Arc<Launcher>,
     shims: Vec<PathBuf>,
 }
 
@@ -168,7 +169,7 @@ impl Parts {
             container::Deps {
                 config: config.clone(),
                 facts: facts.clone(),
-                launcher,
+                launcher: launcher.clone(),
                 storage: storage.clone(),
                 seccomp,
                 programs,
@@ -184,7 +185,7 @@ impl Parts {
             parallel_layers: config.max_concurrent_layers,
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);
-        Ok(Self { facts, metrics, network, pods, containers, images, shims })
+        Ok(Self { facts, metrics, network, pods, containers, images, launcher, shims })
     }
 
     /// Leaves nothing behind that nobody needs: with pods, everything they stand on stays.
@@ -195,9 +196,13 @@ impl Parts {
         if let Err(error) = self.network.shutdown().await {
             tracing::warn!(error = %chain(&error), "cannot remove the built-in network");
         }
-        let mut made = self.shims;
-        made.extend(spec::leaves(&self.facts.cgroup, &config.default_cgroup_parent).iter().map(PathBuf::from));
-        crate::blocking::run("remove empty cgroups", move || cgroup::remove_parents(&made)).await;
+        let made = self.shims;
+        let launcher = self.launcher;
+        crate::blocking::run("remove empty cgroups", move || {
+            launcher.close();
+            cgroup::remove_parents(&made);
+        })
+        .await;
     }
 }
 

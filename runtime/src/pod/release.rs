@@ -95,6 +95,14 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     });
+    let counted = std::mem::replace(&mut pod.now().holds_parent, false);
+    if counted {
+        let (inner, parent) = (inner.clone(), pod.now().cgroup_parent.clone());
+        steps.push_blocking("parent cgroup", move || {
+            inner.parents.release(&inner.deps.facts.cgroup, &parent);
+            Ok::<(), String>(())
+        });
+    }
     // The record goes last: while it is there, a restarted daemon knows what to release.
     steps.run().await?;
     let (inner, id) = (inner.clone(), pod.id.clone());

@@ -24,6 +24,7 @@ impl PodManager {
             match (found.id.parse::<PodId>(), found.record) {
                 (Ok(id), Ok(record)) => {
                     let pod = Pod::new(id, record);
+                    self.hold_parent(&pod);
                     if pod.now().phase == Phase::Creating {
                         half_made.push(pod);
                     } else {
@@ -48,6 +49,13 @@ impl PodManager {
         }
         self.sweep().await;
         Ok(())
+    }
+
+    fn hold_parent(&self, pod: &Pod) {
+        let record = pod.now();
+        if record.holds_parent {
+            self.0.parents.restore(&record.cgroup_parent, &record.made_parents);
+        }
     }
 
     /// Network attachments, pins and directories without a record.

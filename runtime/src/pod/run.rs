@@ -7,7 +7,7 @@ use shim_protocol::worker;
 
 use super::record::{Phase, PodRecord, Process};
 use super::{Error, Inner, Pod, PodManager, files, release, sysctl};
-use crate::{blocking, cgroup, sys};
+use crate::{blocking, sys};
 use crate::events::Event;
 use crate::id::PodId;
 use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, chain, now_nanos};
@@ -123,6 +123,8 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
         boot_id: deps.facts.boot_id.clone(),
         hostname,
         cgroup_parent,
+        made_parents: Vec::new(),
+        holds_parent: false,
         cgroup: Vec::new(),
         netns: own_network.then(|| netns_path(inner, &id)),
         ips: Vec::new(),
@@ -150,12 +152,17 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     let dir = inner.state_dir(&pod.id);
     let sysctls = sysctl::split(spec).map_err(Error::Invalid)?;
     let (facts, parent) = (deps.facts.clone(), pod.now().cgroup_parent.clone());
-    let cpuset = blocking::run("make the parent cgroup of a pod", move || {
-        cgroup::make_parents(&facts.cgroup, &parent)?;
-        cgroup::cpuset(&facts.cgroup, &parent)
+    let parents = inner.parents.clone();
+    let (made, cpuset) = blocking::run("make the parent cgroup of a pod", move || {
+        parents.hold(&facts.cgroup, &parent)
     })
     .await
     .map_err(|e| failed("make the parent cgroup", Kind::Unknown, chain(&e)))?;
+    {
+        let mut record = pod.now();
+        record.made_parents = made;
+        record.holds_parent = true;
+    }
     let plan = spec::pause(&spec::PauseInput {
         id: &pod.id,
         spec,
