@@ -1,1 +1,87 @@
-//! TBD.
+//! Cgroups on the machine: parents, limits of a living container, the end of one, counters.
+//!
+//! What is to be written where is decided in `spec`; here it is done, or undone. All of it blocks: call it on
+//! a blocking thread. Why not the cgroups-rs crate: docs/adr/0004-own-cgroup-files.md.
+
+mod count;
+mod end;
+mod make;
+mod update;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use count::{memory_in_use, oom_kills};
+pub use end::{kill, processes, remove, remove_parents};
+pub use make::{cpuset, ensure_shims, join, make_parents};
+pub use update::apply_writes;
+
+use crate::model::{Kind, Kinded};
+
+/// Why a cgroup could not be handled.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory could not be made.
+    #[error("cgroup {path} could not be made: is the hierarchy mounted read-only?")]
+    Make {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file could not be read.
+    #[error("{path} could not be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A value was refused.
+    #[error("{value:?} could not be written to {path}: the kernel refused it{}", if *restored { "; the old limits are in force again" } else { "" })]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The value.
+        value: String,
+        /// The values written before are back.
+        restored: bool,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Not what it should be.
+    #[error("{0} is not a cgroup below a root: it is left alone")]
+    NotInner(PathBuf),
+    /// Processes that do not die.
+    #[error(
+        "processes {pids:?} in cgroup {path} do not die: they are probably blocked in the kernel, see their stack in /proc"
+    )]
+    Survivors {
+        /// The directory.
+        path: PathBuf,
+        /// Some of them.
+        pids: Vec<i32>,
+    },
+    /// A directory could not be removed.
+    #[error("cgroup {path} could not be removed")]
+    Remove {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Kinded for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+                Kind::InvalidArgument
+            }
+            _ => Kind::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

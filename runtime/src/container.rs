@@ -134,7 +134,7 @@ pub struct Deps {
     /// Starts monitors.
     pub launcher: Arc<Launcher>,
     /// Layers and writable layers.
-    pub storage: Arc<Storage>,
+    pub storage: Storage,
     /// Compiles system call filters.
     pub seccomp: Arc<Compiler>,
     /// Keeps them.
@@ -380,11 +380,6 @@ impl ContainerManager {
     /// Not found, not running, could not be executed, or [`Kind::DeadlineExceeded`].
     pub async fn exec_sync(&self, id: &str, request: ExecRequest) -> Result<ExecOutput, Error> {
         exec::exec_sync(&self.0, &self.0.find(id)?, request).await
-    }
-
-    /// Layers that containers stand on: an image may go, these may not.
-    pub fn layers_in_use(&self) -> std::collections::HashSet<crate::model::ChainId> {
-        self.0.read().values().flat_map(|c| c.now().chain.clone()).collect()
     }
 }
 

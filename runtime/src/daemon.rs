@@ -1,6 +1,7 @@
 //! The composition root: what there is, made in the order in which it is read here.
 
 mod lock;
+mod node;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -24,7 +25,7 @@ use crate::pod::PodManager;
 use crate::shim::Launcher;
 use crate::storage::Storage;
 use crate::store::Programs;
-use crate::{admin, cgroup, container, cri, network, pod, recover, shim, spec, sys, telemetry};
+use crate::{admin, cgroup, container, cri, image, network, pod, recover, shim, spec, sys, telemetry};
 
 /// How long RPCs under way may take to end after a request to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -37,8 +38,11 @@ const LIBEXEC: &str = "/usr/libexec/berth";
 /// # Errors
 /// In words, for the terminal: why it could not start, or why it ended.
 pub fn main(config: Config) -> Result<(), String> {
-    let json = config.log_format == LogFormat::Json;
-    let log = telemetry::init(&config.log_level, json).map_err(|e| chain(&e))?;
+    let format = match config.log_format {
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    let log = telemetry::init(format, &config.log_level).map_err(|e| chain(&e))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
         .max_blocking_threads(64)
@@ -52,7 +56,7 @@ pub fn main(config: Config) -> Result<(), String> {
     outcome
 }
 
-async fn serve(config: Arc<Config>, log: telemetry::Handle) -> Result<(), String> {
+async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), String> {
     make_dir(&config.root)?;
     make_dir(&config.state)?;
     let _root = lock::take(&config.root)?;
@@ -63,20 +67,20 @@ async fn serve(config: Arc<Config>, log: telemetry::Handle) -> Result<(), String
 
     let (stop, stopping) = watch::channel(false);
     let ready = Arc::new(cri::Ready::default());
-    let services = cri::Services {
+    let deps = cri::Deps {
         pods: parts.pods.clone(),
         containers: parts.containers.clone(),
         images: parts.images.clone(),
-        info: Arc::new(Info { config: config.clone(), facts: parts.facts.clone(), network: parts.network.clone() }),
-        ready: ready.clone(),
+        node: Arc::new(node::describe(&config, &parts.facts, &parts.network)),
         metrics: parts.metrics.clone(),
+        ready: ready.clone(),
     };
-    let cri_server = tokio::spawn(cri::serve(listener, services, stopping.clone()));
+    let cri_server = tokio::spawn(cri::serve(listener, deps, told(stopping.clone())));
     let admin_deps = admin::Deps {
         images: parts.images.clone(),
         metrics: parts.metrics.clone(),
         log,
-        config: config.show(),
+        config: config.clone(),
         ready: ready.clone(),
     };
     let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
@@ -107,6 +111,7 @@ struct Parts {
     pods: Arc<PodManager>,
     containers: Arc<ContainerManager>,
     images: Arc<ImageManager>,
+    launcher: Arc<Launcher>,
     shims: Vec<PathBuf>,
 }
 
@@ -118,23 +123,28 @@ impl Parts {
         }
         let metrics = Arc::new(Metrics::new());
         let events = Events::default();
-        let storage = Arc::new(Storage::open(&config.root).map_err(|e| chain(&e))?);
+        let storage = Storage::open(&config.root).map_err(|e| chain(&e))?;
         let programs = Programs::open(config.state.join("seccomp")).map_err(|e| chain(&e))?;
         let programs = Arc::new(programs);
-        let seccomp = Arc::new(spec::seccomp::Compiler::default());
+        let seccomp = Arc::new(spec::seccomp::Compiler::new(facts.kernel).map_err(|e| chain(&e))?);
+        let builtin = config.builtin_network.as_ref().map(|text| text.parse()).transpose();
+        let builtin = builtin.map_err(|e: network::NotASubnet| format!("network.builtin: {e}"))?;
         let network = Network::open(network::NetworkConfig {
             cni_conf_dir: config.cni_conf_dir.clone(),
             cni_bin_dirs: config.cni_bin_dirs.clone(),
-            cache_dir: config.root.join("network"),
-            builtin: config.builtin_network.clone(),
+            cache_dir: config.root.join("cni"),
+            builtin,
             instance: config.instance.clone(),
+            state_dir: config.state.join("network"),
+            netns_dir: config.netns_dir.clone(),
+            plugin_timeout: network::DEFAULT_PLUGIN_TIMEOUT,
         });
-        let network = Arc::new(network.await.map_err(|e| chain(&e))?);
+        let network = Arc::new(network.map_err(|e| chain(&e))?);
         let stage = config.state.join("stage");
         make_dir(&stage.join("rootfs"))?;
         sys::mount::make_private_mount(&stage).map_err(|e| format!("cannot make {} a private mount: {e}", stage.display()))?;
         make_dir(&stage.join("rootfs"))?;
-        let shims = cgroup::ensure_shims(&facts, &config.shims_cgroup).map_err(|e| chain(&e))?;
+        let shims = cgroup::ensure_shims(&facts.cgroup, &config.shims_cgroup).map_err(|e| chain(&e))?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let launcher = Launcher::open(shim::LauncherConfig {
             shim: helper("berth-shim")?,
@@ -159,7 +169,7 @@ impl Parts {
             container::Deps {
                 config: config.clone(),
                 facts: facts.clone(),
-                launcher,
+                launcher: launcher.clone(),
                 storage: storage.clone(),
                 seccomp,
                 programs,
@@ -168,15 +178,14 @@ impl Parts {
             receiver,
         );
         let containers = Arc::new(containers.map_err(|e| chain(&e))?);
-        let users = containers.clone();
-        let images = ImageManager::open(crate::image::ImageDeps {
+        let images = ImageManager::open(image::Config {
             storage,
             registry_hosts_dir: config.registry_hosts_dir.clone(),
-            max_concurrent_layers: config.max_concurrent_layers,
-            in_use: Arc::new(move || users.layers_in_use()),
+            pinned: Vec::new(),
+            parallel_layers: config.max_concurrent_layers,
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);
-        Ok(Self { facts, metrics, network, pods, containers, images, shims })
+        Ok(Self { facts, metrics, network, pods, containers, images, launcher, shims })
     }
 
     /// Leaves nothing behind that nobody needs: with pods, everything they stand on stays.
@@ -184,18 +193,23 @@ impl Parts {
         if let Err(error) = sys::mount::detach_unmount(&config.state.join("stage")) {
             tracing::warn!(%error, "cannot unmount the staging directory");
         }
-        self.network.shutdown().await;
-        let shims = self.shims;
-        crate::blocking::run("remove empty cgroups", move || cgroup::remove_if_empty(&shims)).await;
+        if let Err(error) = self.network.shutdown().await {
+            tracing::warn!(error = %chain(&error), "cannot remove the built-in network");
+        }
+        let made = self.shims;
+        let launcher = self.launcher;
+        crate::blocking::run("remove empty cgroups", move || {
+            launcher.close();
+            cgroup::remove_parents(&made);
+        })
+        .await;
     }
 }
 
-/// What Status and RuntimeConfig tell of the parts that the border does not see.
-#[derive(Debug)]
-struct Info {
-    config: Arc<Config>,
-    facts: Arc<HostFacts>,
-    network: Arc<Network>,
+/// Ends when the daemon is told to stop.
+async fn told(mut stopping: watch::Receiver<bool>) {
+    // Fails only when the sender is gone, which means the same.
+    let _ = stopping.wait_for(|stop| *stop).await;
 }
 
 fn make_dir(dir: &Path) -> Result<(), String> {

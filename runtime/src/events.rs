@@ -1,4 +1,5 @@
-//! What happens to pods and containers, told to whoever listens.
+//! What happens to pods and containers, told to whoever listens; and the one thing that happens to the
+//! daemon, [`Ready`].
 //!
 //! The channel is bounded: a listener that does not keep up loses the oldest events, which are counted,
 //! and never slows those who send. An event says only what changed; the listener asks the managers how
@@ -8,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::id::{ContainerId, PodId};
 use crate::model::now_nanos;
@@ -128,6 +129,35 @@ impl Listener {
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
+    }
+}
+
+/// Whether recovery is over: a switch that goes on once. Until then every RPC is answered `Unavailable`,
+/// which the kubelet tries again (row R064).
+#[derive(Debug)]
+pub struct Ready(watch::Sender<bool>);
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Ready {
+    /// Recovery is over: RPCs are served from now on.
+    pub fn set(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether RPCs are served.
+    pub fn is_set(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until RPCs are served.
+    pub async fn wait(&self) {
+        // Fails only when the sender is gone, which is in `self`.
+        let _ = self.0.subscribe().wait_for(|ready| *ready).await;
     }
 }
 

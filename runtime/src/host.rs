@@ -1,7 +1,17 @@
 //! Facts about the machine, probed once at start.
 
+mod devices;
+mod mounts;
+mod probe;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+pub use devices::{HostDevice, all_devices, device_at};
+pub use mounts::{
+    MountEntry, SourcePropagation, parse_mountinfo, propagation_of, source_propagation,
+};
+pub use probe::Error;
 
 /// What the spec builder, Status and RuntimeConfig need to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,4 +59,82 @@ pub enum CgroupFacts {
         /// Swap is accounted.
         swap: bool,
     },
+}
+
+/// The CPUs and memory nodes of a cgroup. On v1 a new cgroup has none and takes no process until it is given some.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpuset {
+    /// CPUs, list format.
+    pub cpus: String,
+    /// Memory nodes, list format.
+    pub mems: String,
+}
+
+impl HostFacts {
+    /// Looks at the machine. Reads `/proc` and `/sys` only.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read or no cgroup hierarchy is mounted.
+    pub fn probe() -> Result<Self, Error> {
+        probe::probe()
+    }
+}
+
+impl CgroupFacts {
+    /// Is this v2 alone?
+    pub fn is_v2(&self) -> bool {
+        matches!(self, Self::V2 { .. })
+    }
+
+    /// The mount points of the hierarchies that carry controllers, each once: the one of v2, or all of
+    /// v1 without the named ones and the v2 one of hybrid mode (libcontainer joins neither).
+    pub fn controller_mounts(&self) -> Vec<PathBuf> {
+        match self {
+            Self::V2 { root, .. } => vec![root.clone()],
+            Self::V1 { hierarchies, .. } => {
+                let mut mounts: Vec<_> = hierarchies
+                    .iter()
+                    .filter(|(name, _)| !name.starts_with("name="))
+                    .map(|(_, mount)| mount.clone())
+                    .collect();
+                mounts.sort();
+                mounts.dedup();
+                mounts
+            }
+        }
+    }
+
+    /// The mount points of all hierarchies, named ones and hybrid mode's v2 too, each once.
+    pub fn all_mounts(&self) -> Vec<PathBuf> {
+        let mut mounts = match self {
+            Self::V2 { root, .. } => vec![root.clone()],
+            Self::V1 {
+                hierarchies,
+                unified,
+                ..
+            } => hierarchies
+                .values()
+                .cloned()
+                .chain(unified.iter().map(|(root, _)| root.clone()))
+                .collect(),
+        };
+        mounts.sort();
+        mounts.dedup();
+        mounts
+    }
+
+    /// Where a controller's files are: its v1 hierarchy, or the v2 root.
+    pub fn mount_of(&self, controller: &str) -> Option<PathBuf> {
+        match self {
+            Self::V1 { hierarchies, .. } => hierarchies.get(controller).cloned(),
+            Self::V2 { root, .. } => Some(root.clone()),
+        }
+    }
+
+    /// Is swap accounted?
+    pub fn swap(&self) -> bool {
+        match self {
+            Self::V1 { swap, .. } | Self::V2 { swap, .. } => *swap,
+        }
+    }
 }

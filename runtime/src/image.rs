@@ -1,87 +1,426 @@
 //! Images: pull, load, list, remove, resolve.
+//!
+//! An image is in the catalog with all its layers, or not at all. Readers see a snapshot in memory;
+//! writers change the index on disk first. A pull is a task of the manager: whoever asked for it may
+//! go away, and an equal pull joins it.
 
-use crate::model::{FsUsage, Image, ImageId, Kind, Kinded, RegistryAuth, ResolvedImage};
+mod archive;
+mod catalog;
+mod document;
+mod flight;
+mod layers;
+mod progress;
+mod pull;
+mod shelf;
 
-/// Why an image operation failed.
-#[derive(Debug, thiserror::Error)]
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use oci_spec::image::Descriptor;
+use sha2::{Digest as _, Sha256};
+
+use crate::model::{Digest, FsUsage, Image, ImageId, Kind, Kinded, RegistryAuth, ResolvedImage};
+use crate::registry::{self, Reference, Registry};
+pub use crate::storage::Lease;
+use crate::storage::Storage;
+use crate::{layer, storage};
+use catalog::{Catalog, Change};
+use flight::{Alone, Flights};
+use layers::LayerFlights;
+use progress::Board;
+pub use progress::PullStatus;
+use shelf::Shelf;
+
+/// Layers of one pull that are fetched and unpacked at the same time.
+pub const PARALLEL_LAYERS: usize = 4;
+
+/// Why an image operation failed. Everybody who waits for a pull gets the same error, so it can be cloned.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// Anything.
-    #[error("{message}")]
-    Other {
-        /// Kind.
-        kind: Kind,
-        /// Words.
-        message: String,
+    /// The registry, or the reference.
+    #[error(transparent)]
+    Registry(Arc<registry::Error>),
+    /// The store.
+    #[error(transparent)]
+    Storage(Arc<storage::Error>),
+    /// No such image.
+    #[error("image {0:?} is not in the store")]
+    NotFound(String),
+    /// A prefix of several ids.
+    #[error("several image ids begin with {0:?}")]
+    Ambiguous(String),
+    /// A layer does not unpack.
+    #[error("cannot unpack layer {layer}")]
+    Layer {
+        /// Digest of the compressed layer.
+        layer: Digest,
+        /// Cause.
+        #[source]
+        source: Arc<layer::Error>,
     },
+    /// A layer's bytes are not those that the manifest promises.
+    #[error("{host} sent other content for {want}: its digest is {got}")]
+    Content {
+        /// Where the bytes came from.
+        host: String,
+        /// Digest that was promised.
+        want: Digest,
+        /// Digest of what came.
+        got: Digest,
+    },
+    /// A layer is not the one that the configuration names (row S25).
+    #[error(
+        "diff id mismatch: layer {layer} unpacks to {got}, and the image's configuration names {want}"
+    )]
+    DiffId {
+        /// Digest of the compressed layer.
+        layer: Digest,
+        /// Diff id of the configuration.
+        want: Digest,
+        /// Diff id of what came.
+        got: Digest,
+    },
+    /// A configuration that makes no image for this machine.
+    #[error("image configuration {id}: {reason}")]
+    Configuration {
+        /// Its digest.
+        id: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An index without an image for this machine.
+    #[error("image index {digest}: {reason}")]
+    Index {
+        /// Its digest.
+        digest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An archive that cannot be loaded.
+    #[error("image archive: {0}")]
+    Archive(String),
+    /// The work ended without a result: a bug, or the daemon is going down.
+    #[error("the operation was interrupted, try again")]
+    Interrupted,
 }
 
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Other { kind, .. } => *kind,
+            Self::Registry(error) => error.kind(),
+            Self::Storage(error) => error.kind(),
+            Self::NotFound(_) => Kind::NotFound,
+            Self::Ambiguous(_) => Kind::InvalidArgument,
+            Self::Layer { source, .. } => source.kind(),
+            Self::Interrupted => Kind::Unavailable,
+            _ => Kind::Unknown,
         }
     }
 }
 
+impl From<registry::Error> for Error {
+    fn from(error: registry::Error) -> Self {
+        Self::Registry(Arc::new(error))
+    }
+}
+
+impl From<storage::Error> for Error {
+    fn from(error: storage::Error) -> Self {
+        Self::Storage(Arc::new(error))
+    }
+}
+
+impl Error {
+    /// Says which registry it was that sent the wrong bytes.
+    fn at_host(self, name: &str) -> Self {
+        match self {
+            Self::Content { want, got, .. } => Self::Content {
+                host: name.to_owned(),
+                want,
+                got,
+            },
+            other => other,
+        }
+    }
+}
+
+/// What the manager needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Layers, documents and the index.
+    pub storage: Storage,
+    /// Directory of `hosts.toml` files; may be absent.
+    pub registry_hosts_dir: PathBuf,
+    /// References that are never collected.
+    pub pinned: Vec<String>,
+    /// Layers of one pull at a time; 0 means [`PARALLEL_LAYERS`].
+    pub parallel_layers: usize,
+}
+
 /// All images of this daemon.
 #[derive(Debug)]
-pub struct ImageManager {}
+pub struct ImageManager {
+    inner: Arc<Inner>,
+}
+
+/// A pull is the same as another when reference and credentials are.
+type PullKey = (String, [u8; 32]);
+
+struct Inner {
+    shelf: Shelf,
+    registry: Arc<Registry>,
+    pinned: Vec<Reference>,
+    parallel_layers: usize,
+    catalog: RwLock<Arc<Catalog>>,
+    /// Held by blocking threads while the index on disk and the catalog change; readers never wait for it.
+    writer: Mutex<()>,
+    pulls: Arc<Flights<PullKey, Result<ImageId, Error>>>,
+    layers: Arc<LayerFlights>,
+    board: Arc<Board>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageManager").finish_non_exhaustive()
+    }
+}
 
 impl ImageManager {
-    /// Fetches and unpacks an image; an identical pull under way is joined.
+    /// With the images that the index has. One that lost a layer is taken out of it, which writes the index.
+    ///
+    /// # Errors
+    /// The index cannot be written, or a pinned name is not a reference.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        let shelf = Shelf::new(config.storage);
+        let pinned = config.pinned.iter().map(|text| text.parse());
+        let inner = Inner {
+            catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()?))),
+            shelf,
+            registry: Registry::new(config.registry_hosts_dir),
+            pinned: pinned.collect::<Result<_, registry::Error>>()?,
+            parallel_layers: match config.parallel_layers {
+                0 => PARALLEL_LAYERS,
+                some => some,
+            },
+            writer: Mutex::default(),
+            pulls: Arc::default(),
+            layers: Arc::default(),
+            board: Arc::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Fetches and unpacks an image; an identical pull under way is joined. The pull goes on when the
+    /// returned future is dropped.
     ///
     /// # Errors
     /// See [`Error`]; an unreachable registry's text starts with `RegistryUnavailable` (row R062).
     pub async fn pull(
         &self,
-        _reference: &str,
-        _auth: Option<RegistryAuth>,
+        reference: &str,
+        auth: Option<RegistryAuth>,
     ) -> Result<ImageId, Error> {
-        todo!()
+        let reference: Reference = reference.parse()?;
+        let key = (reference.to_string(), fingerprint(auth.as_ref()));
+        let inner = Arc::clone(&self.inner);
+        let run = move || pull::run(inner, reference, auth);
+        let mut ticket = self.inner.pulls.join(key, Alone::Finish, run);
+        ticket.wait().await.unwrap_or(Err(Error::Interrupted))
+    }
+
+    /// Loads the images of an archive: an OCI layout or what `docker save` writes, as a tar that may be
+    /// compressed with gzip or zstd. The images get the names that the archive gives them, so this is for
+    /// an operator's archives and for nobody else's (CVE-2026-50195).
+    ///
+    /// # Errors
+    /// See [`Error`]; images before a broken one are loaded.
+    pub async fn load(&self, archive: impl Read + Send + 'static) -> Result<Vec<Image>, Error> {
+        archive::load(&self.inner, archive).await
+    }
+
+    /// As [`Self::load`], from a file.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn load_file(&self, path: &Path) -> Result<Vec<Image>, Error> {
+        let path = path.to_owned();
+        let open = move || {
+            std::fs::File::open(&path)
+                .map_err(|error| Error::Archive(format!("{}: {error}", path.display())))
+        };
+        let file = blocking(open).await??;
+        self.load(file).await
     }
 
     /// Everything in the store, from memory.
     pub fn list(&self) -> Vec<Image> {
-        todo!()
+        let catalog = self.inner.catalog();
+        let entries = catalog.entries();
+        entries
+            .map(|entry| entry.image(&self.inner.pinned))
+            .collect()
     }
 
     /// Looks an image up by any name, digest, id or unique id prefix (row X058).
     ///
     /// # Errors
     /// A malformed reference; an absent image is `None`.
-    pub fn find(&self, _reference: &str) -> Result<Option<Image>, Error> {
-        todo!()
+    pub fn find(&self, reference: &str) -> Result<Option<Image>, Error> {
+        let catalog = self.inner.catalog();
+        let found = catalog.find(reference)?;
+        Ok(found.map(|entry| entry.image(&self.inner.pinned)))
     }
 
-    /// Removes an image with all its names; an absent one is fine.
+    /// Removes an image with all its names; an absent one is fine. Layers below a container's writable layer
+    /// stay until [`Self::collect`] finds them unused.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn remove(&self, _reference: &str) -> Result<(), Error> {
-        todo!()
+    pub async fn remove(&self, reference: &str) -> Result<(), Error> {
+        let Some(id) = self.inner.catalog().find(reference)?.map(|entry| entry.id) else {
+            return Ok(());
+        };
+        self.inner
+            .commit(Vec::new(), move |catalog| catalog.remove(&id))
+            .await?;
+        self.collect().await
+    }
+
+    /// Deletes layers and documents that no image, pull or container needs. To be called when a container
+    /// whose image is gone is removed.
+    ///
+    /// # Errors
+    /// The first thing that could not be deleted; the rest is.
+    pub async fn collect(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        // A task of its own: a caller that goes away must not leave it half done.
+        let task = tokio::spawn(blocking(move || inner.shelf.collect()));
+        task.await.map_err(|_| Error::Interrupted)??
     }
 
     /// What a container needs of an image.
     ///
     /// # Errors
     /// Not in the store, or malformed.
-    pub fn resolve(&self, _reference: &str) -> Result<ResolvedImage, Error> {
-        todo!()
+    pub fn resolve(&self, reference: &str) -> Result<ResolvedImage, Error> {
+        let catalog = self.inner.catalog();
+        let found = catalog.find(reference)?;
+        let entry = found.ok_or_else(|| Error::NotFound(reference.chars().take(300).collect()))?;
+        Ok(entry.resolved())
     }
 
-    /// Use of the image store, cheap.
+    /// As [`Self::resolve`], with the promise that the layers stay until the lease is dropped: for the time
+    /// until the container has its writable layer, which keeps them from then on.
     ///
     /// # Errors
-    /// What the file system said.
-    pub async fn fs_usage(&self) -> Result<FsUsage, Error> {
-        todo!()
+    /// Not in the store, or malformed.
+    pub fn acquire(&self, reference: &str) -> Result<(ResolvedImage, Lease), Error> {
+        let image = self.resolve(reference)?;
+        let mut lease = self.inner.shelf.lease();
+        for layer in &image.chain {
+            if !lease.hold_layer(*layer) {
+                // It was removed before the lease was there, or its layer is damaged.
+                return Err(storage::Error::NoLayer(*layer).into());
+            }
+        }
+        Ok((image, lease))
     }
 
-    /// Use of the containers' writable layers, cheap.
+    /// The pulls in progress.
+    pub fn pulls(&self) -> Vec<PullStatus> {
+        self.inner.board.statuses()
+    }
+
+    /// Use of the image store: a sum in memory.
+    pub fn fs_usage(&self) -> FsUsage {
+        self.inner.shelf.image_usage()
+    }
+
+    /// Use of the containers' writable layers, at most half a minute old: they have to be walked.
     ///
     /// # Errors
     /// What the file system said.
     pub async fn container_fs_usage(&self) -> Result<FsUsage, Error> {
-        todo!()
+        let shelf = self.inner.shelf.clone();
+        blocking(move || shelf.container_usage()).await?
     }
 }
+
+impl Inner {
+    fn catalog(&self) -> Arc<Catalog> {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&catalog)
+    }
+
+    /// Writes documents, then the index, then shows the change to readers. Returns what they see now.
+    async fn commit(
+        self: &Arc<Self>,
+        documents: Vec<(Digest, Vec<u8>)>,
+        change: impl FnOnce(&mut Catalog) -> Change + Send + 'static,
+    ) -> Result<Arc<Catalog>, Error> {
+        let inner = Arc::clone(self);
+        blocking(move || {
+            for (digest, bytes) in &documents {
+                inner.shelf.put_document(digest, bytes)?;
+            }
+            let _writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = Catalog::clone(&inner.catalog());
+            let change = change(&mut next);
+            inner.shelf.write(&next, &change)?;
+            let next = Arc::new(next);
+            let mut shown = inner
+                .catalog
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            *shown = Arc::clone(&next);
+            Ok(next)
+        })
+        .await?
+    }
+}
+
+/// Runs blocking work where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Interrupted)
+}
+
+/// Tells callers with different credentials apart without keeping what they brought.
+fn fingerprint(auth: Option<&RegistryAuth>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    if let Some(auth) = auth {
+        for text in [
+            &auth.username,
+            &auth.password,
+            &auth.auth,
+            &auth.server_address,
+            &auth.identity_token,
+            &auth.registry_token,
+        ] {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+    }
+    hash.finalize().into()
+}
+
+/// The digest of a descriptor, in the one algorithm that Berth takes.
+fn digest_of(descriptor: &Descriptor) -> Result<Digest, Error> {
+    let text = descriptor.digest().to_string();
+    text.parse().map_err(|error: crate::model::NotADigest| {
+        Error::from(registry::Error::Document {
+            what: "a descriptor".to_owned(),
+            reason: error.to_string(),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

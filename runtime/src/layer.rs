@@ -1,1 +1,199 @@
-//! TBD.
+//! Layers: from compressed bytes to a directory tree, with hostile input in mind.
+//!
+//! The way of a layer, all of it streaming and blocking (run it on a blocking thread):
+//!
+//! ```text
+//! bytes -> Decoder (gzip, zstd, plain) -> HashingReader (diff id) -> apply -> staged directory
+//! staged directory + view of the layers below -> finish -> ready to publish
+//! ```
+//!
+//! [`apply()`] knows nothing of the layers below, so that all layers of an image can be applied at once
+//! while their bytes arrive. What depends on them is written down in [`Applied`] and done by [`finish()`]:
+//!
+//! * a directory that the archive only implies (`a/b` without `a`) gets mode, owner, extended attributes
+//!   and time from the directory below, as it would if the archive were unpacked on top of it;
+//! * a hard link to a file that only a lower layer has gets that file's content and attributes, and the
+//!   file itself is carried along under its own name, as an overlay does when such a link is made.
+//!
+//! What comes out is what containerd's unpacking on an overlay leaves, with these deliberate differences:
+//!
+//! * a name with a `..` component is refused (containerd confines it), so is what the tar parser finds
+//!   ambiguous: see [`Error`] and the tests named after rows S1 to S25 of the threat list;
+//! * an implied directory over a lower layer's *symbolic link* is a directory (as in Docker), it does not
+//!   go through the link: the layer below is not there yet when the entry is applied;
+//! * of extended attributes only `security.capability` and `user.*` are kept, and of those not
+//!   `user.overlay.*`: an image cannot say `redirect` or `opaque` itself. The others are counted and dropped;
+//! * a whiteout concerns lower layers only, in whatever order the entries come (OCI image-spec, layer.md);
+//!   a character device 0/0 is one, because overlayfs takes it for one.
+
+mod apply;
+mod decode;
+mod finish;
+mod hash;
+mod tar;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use apply::apply;
+pub use decode::{Compression, DEFAULT_WINDOW_LOG, Decoder, MAX_WINDOW_LOG, UnsupportedLayer};
+pub use finish::finish;
+pub use hash::HashingReader;
+
+use crate::model::{Kind, Kinded};
+
+/// How much one layer may ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries, and with them inodes.
+    pub entries: u64,
+    /// Bytes of the whole uncompressed archive, padding and what follows its end included.
+    pub bytes: u64,
+    /// Bytes of a name or link target.
+    pub path: usize,
+    /// Bytes of one extended header, long name or sparse map.
+    pub header: u64,
+    /// Bytes remembered until the end: names of implied directories and of links to be resolved later.
+    pub memory: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 4_000_000,
+            bytes: 128 << 30,
+            path: 4095,
+            header: 1 << 20,
+            memory: 32 << 20,
+        }
+    }
+}
+
+/// What was made of a layer's archive.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Entries of the archive.
+    pub entries: u64,
+    /// Allocated bytes, directories included.
+    pub bytes: u64,
+    /// Inodes, the root directory included.
+    pub inodes: u64,
+    /// Extended attributes that were not taken over.
+    pub dropped_xattrs: u64,
+    /// Directories that no entry describes, relative to the root, parents first; the root is the empty path.
+    pub implicit: Vec<PathBuf>,
+    /// Names of files that are hard links to something in a lower layer.
+    pub deferred: Vec<DeferredLink>,
+}
+
+impl Applied {
+    /// Whether [`finish()`] has anything to do.
+    pub fn needs_lower(&self) -> bool {
+        !self.implicit.is_empty() || !self.deferred.is_empty()
+    }
+}
+
+/// A name in the layer that is to become a hard link to a lower layer's file. Until then it is an empty
+/// file that carries the extended attribute [`DeferredLink::MARK`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeferredLink {
+    /// The name, relative to the root, free of links and dots.
+    pub path: PathBuf,
+    /// What the archive says it is a link to.
+    pub target: PathBuf,
+    /// Value of the mark, the same for all names of one file.
+    pub mark: u64,
+}
+
+impl DeferredLink {
+    /// In `trusted.`, which no archive can set.
+    pub const MARK: &'static str = "trusted.berth.link";
+}
+
+/// Why a layer was not applied. What is in the directory by then is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bytes stopped coming, or do not decompress.
+    #[error("cannot read the layer")]
+    Read(#[source] io::Error),
+    /// No tar archive, or one that readers disagree about.
+    #[error("malformed layer archive at byte {offset}: {what}")]
+    Malformed {
+        /// Where the header starts.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// An entry that has no business in a layer.
+    #[error("layer entry {name:?} refused: {why}")]
+    Refused {
+        /// Name, shortened.
+        name: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// More than [`Limits`] allow.
+    #[error("layer exceeds the limit of {limit} {what}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// How much.
+        limit: u64,
+    },
+    /// The file system said no.
+    #[error("cannot {action} layer entry {name:?}")]
+    Entry {
+        /// What was being done.
+        action: &'static str,
+        /// Name, shortened.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Kinded for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Entry { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Kind::ResourceExhausted
+            }
+            Self::Entry { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => {
+                Kind::ResourceExhausted
+            }
+            _ => Kind::Unknown,
+        }
+    }
+}
+
+impl Error {
+    fn refused(name: &[u8], why: &'static str) -> Self {
+        Self::Refused {
+            name: shown(name),
+            why,
+        }
+    }
+
+    fn entry(action: &'static str, name: &[u8], source: impl Into<io::Error>) -> Self {
+        Self::Entry {
+            action,
+            name: shown(name),
+            source: source.into(),
+        }
+    }
+}
+
+/// A name from an archive for an error message: of bounded length.
+fn shown(name: &[u8]) -> String {
+    const LENGTH: usize = 200;
+    let text = String::from_utf8_lossy(name.get(..LENGTH).unwrap_or(name));
+    if name.len() > LENGTH {
+        format!("{text}…")
+    } else {
+        text.into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,10 +5,14 @@
 //! the same for a stop, for a run that failed and for what a dead daemon left half-made.
 
 mod files;
+mod parents;
 mod record;
 mod release;
 mod restore;
 mod run;
+mod sysctl;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -128,6 +132,7 @@ struct Inner {
     records: Records<PodRecord>,
     names: Names<PodMetadata, PodId, PodSpec, Error>,
     pods: RwLock<BTreeMap<PodId, Arc<Pod>>>,
+    parents: Arc<parents::Parents>,
 }
 
 /// One pod in memory.
@@ -173,6 +178,7 @@ impl PodManager {
             records,
             names: Names::default(),
             pods: RwLock::default(),
+            parents: Arc::default(),
         })))
     }
 

@@ -19,7 +19,9 @@ pub async fn all(containers: &ContainerManager, pods: &PodManager, images: &Imag
     let begin = Instant::now();
     containers.restore().await.map_err(|e| chain(&e))?;
     pods.restore().await.map_err(|e| chain(&e))?;
-    images.collect().await;
+    if let Err(error) = images.collect().await {
+        tracing::warn!(error = %chain(&error), "cannot collect what no image needs");
+    }
     tracing::info!(
         containers = containers.list(&ContainerFilter::default()).len(),
         pods = pods.list(&PodFilter::default()).len(),

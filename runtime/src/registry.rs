@@ -14,6 +14,7 @@ mod hosts;
 mod manifest;
 mod reference;
 mod session;
+mod token;
 
 use std::path::PathBuf;
 

@@ -174,9 +174,17 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::io;
+
+    /// A filter that is in force nowhere, for tests of those who change it. The subscriber is leaked: a
+    /// filter without one cannot be changed.
+    pub(crate) fn detached_filter(filter: &str) -> LogFilter {
+        let (subscriber, handle) = build(style(Format::Text), filter, io::sink).unwrap();
+        std::mem::forget(subscriber);
+        handle
+    }
 
     #[derive(Clone, Default)]
     struct Captured(Arc<Mutex<Vec<u8>>>);

@@ -63,7 +63,9 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn version(&self) -> Answer<VersionResponse> {
-        let request = timed(VersionRequest { version: "0.1.0".into() });
+        let request = timed(VersionRequest {
+            version: "0.1.0".into(),
+        });
         Ok(self.runtime.clone().version(request).await?.into_inner())
     }
 
@@ -81,9 +83,17 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn run_pod(&self, config: &PodSandboxConfig) -> Answer<String> {
-        let request =
-            RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-        Ok(self.runtime.clone().run_pod_sandbox(timed(request)).await?.into_inner().pod_sandbox_id)
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        Ok(self
+            .runtime
+            .clone()
+            .run_pod_sandbox(timed(request))
+            .await?
+            .into_inner()
+            .pod_sandbox_id)
     }
 
     /// StopPodSandbox
@@ -91,8 +101,14 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn stop_pod(&self, id: &str) -> Answer<()> {
-        let request = timed(StopPodSandboxRequest { pod_sandbox_id: id.into() });
-        self.runtime.clone().stop_pod_sandbox(request).await.map(drop)
+        let request = timed(StopPodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        });
+        self.runtime
+            .clone()
+            .stop_pod_sandbox(request)
+            .await
+            .map(drop)
     }
 
     /// RemovePodSandbox
@@ -100,8 +116,14 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn remove_pod(&self, id: &str) -> Answer<()> {
-        let request = timed(RemovePodSandboxRequest { pod_sandbox_id: id.into() });
-        self.runtime.clone().remove_pod_sandbox(request).await.map(drop)
+        let request = timed(RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        });
+        self.runtime
+            .clone()
+            .remove_pod_sandbox(request)
+            .await
+            .map(drop)
     }
 
     /// PodSandboxStatus with the verbose part
@@ -109,8 +131,16 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn pod_status_verbose(&self, id: &str) -> Answer<PodSandboxStatusResponse> {
-        let request = timed(PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: true });
-        Ok(self.runtime.clone().pod_sandbox_status(request).await?.into_inner())
+        let request = timed(PodSandboxStatusRequest {
+            pod_sandbox_id: id.into(),
+            verbose: true,
+        });
+        Ok(self
+            .runtime
+            .clone()
+            .pod_sandbox_status(request)
+            .await?
+            .into_inner())
     }
 
     /// PodSandboxStatus
@@ -118,9 +148,19 @@ impl Cri {
     /// # Errors
     /// As the runtime answers, or when the answer has no status.
     pub async fn pod_status(&self, id: &str) -> Answer<PodSandboxStatus> {
-        let request = timed(PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false });
-        let answer = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
-        answer.status.ok_or_else(|| Status::internal("an answer without a status"))
+        let request = timed(PodSandboxStatusRequest {
+            pod_sandbox_id: id.into(),
+            verbose: false,
+        });
+        let answer = self
+            .runtime
+            .clone()
+            .pod_sandbox_status(request)
+            .await?
+            .into_inner();
+        answer
+            .status
+            .ok_or_else(|| Status::internal("an answer without a status"))
     }
 
     /// ListPodSandbox
@@ -129,7 +169,13 @@ impl Cri {
     /// As the runtime answers.
     pub async fn list_pods(&self, filter: Option<PodSandboxFilter>) -> Answer<Vec<PodSandbox>> {
         let request = timed(ListPodSandboxRequest { filter });
-        Ok(self.runtime.clone().list_pod_sandbox(request).await?.into_inner().items)
+        Ok(self
+            .runtime
+            .clone()
+            .list_pod_sandbox(request)
+            .await?
+            .into_inner()
+            .items)
     }
 
     /// CreateContainer; gives the id.
@@ -147,7 +193,13 @@ impl Cri {
             config: Some(config.clone()),
             sandbox_config: Some(pod_config.clone()),
         });
-        Ok(self.runtime.clone().create_container(request).await?.into_inner().container_id)
+        Ok(self
+            .runtime
+            .clone()
+            .create_container(request)
+            .await?
+            .into_inner()
+            .container_id)
     }
 
     /// StartContainer
@@ -155,8 +207,14 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn start(&self, id: &str) -> Answer<()> {
-        let request = timed(StartContainerRequest { container_id: id.into() });
-        self.runtime.clone().start_container(request).await.map(drop)
+        let request = timed(StartContainerRequest {
+            container_id: id.into(),
+        });
+        self.runtime
+            .clone()
+            .start_container(request)
+            .await
+            .map(drop)
     }
 
     /// StopContainer with a grace time in seconds
@@ -164,7 +222,10 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn stop(&self, id: &str, seconds: i64) -> Answer<()> {
-        let request = timed(StopContainerRequest { container_id: id.into(), timeout: seconds });
+        let request = timed(StopContainerRequest {
+            container_id: id.into(),
+            timeout: seconds,
+        });
         self.runtime.clone().stop_container(request).await.map(drop)
     }
 
@@ -173,8 +234,14 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn remove(&self, id: &str) -> Answer<()> {
-        let request = timed(RemoveContainerRequest { container_id: id.into() });
-        self.runtime.clone().remove_container(request).await.map(drop)
+        let request = timed(RemoveContainerRequest {
+            container_id: id.into(),
+        });
+        self.runtime
+            .clone()
+            .remove_container(request)
+            .await
+            .map(drop)
     }
 
     /// ContainerStatus
@@ -182,9 +249,19 @@ impl Cri {
     /// # Errors
     /// As the runtime answers, or when the answer has no status.
     pub async fn container_status(&self, id: &str) -> Answer<ContainerStatus> {
-        let request = timed(ContainerStatusRequest { container_id: id.into(), verbose: false });
-        let answer = self.runtime.clone().container_status(request).await?.into_inner();
-        answer.status.ok_or_else(|| Status::internal("an answer without a status"))
+        let request = timed(ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: false,
+        });
+        let answer = self
+            .runtime
+            .clone()
+            .container_status(request)
+            .await?
+            .into_inner();
+        answer
+            .status
+            .ok_or_else(|| Status::internal("an answer without a status"))
     }
 
     /// ContainerStatus with the verbose part
@@ -192,8 +269,16 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn container_status_verbose(&self, id: &str) -> Answer<ContainerStatusResponse> {
-        let request = timed(ContainerStatusRequest { container_id: id.into(), verbose: true });
-        Ok(self.runtime.clone().container_status(request).await?.into_inner())
+        let request = timed(ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: true,
+        });
+        Ok(self
+            .runtime
+            .clone()
+            .container_status(request)
+            .await?
+            .into_inner())
     }
 
     /// ListContainers
@@ -202,7 +287,13 @@ impl Cri {
     /// As the runtime answers.
     pub async fn list_containers(&self, filter: Option<ContainerFilter>) -> Answer<Vec<Container>> {
         let request = timed(ListContainersRequest { filter });
-        Ok(self.runtime.clone().list_containers(request).await?.into_inner().containers)
+        Ok(self
+            .runtime
+            .clone()
+            .list_containers(request)
+            .await?
+            .into_inner()
+            .containers)
     }
 
     /// ExecSync with a time limit in seconds (0: none)
@@ -228,7 +319,11 @@ impl Cri {
             linux: Some(linux),
             ..UpdateContainerResourcesRequest::default()
         });
-        self.runtime.clone().update_container_resources(request).await.map(drop)
+        self.runtime
+            .clone()
+            .update_container_resources(request)
+            .await
+            .map(drop)
     }
 
     /// ReopenContainerLog
@@ -236,8 +331,14 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn reopen_log(&self, id: &str) -> Answer<()> {
-        let request = timed(ReopenContainerLogRequest { container_id: id.into() });
-        self.runtime.clone().reopen_container_log(request).await.map(drop)
+        let request = timed(ReopenContainerLogRequest {
+            container_id: id.into(),
+        });
+        self.runtime
+            .clone()
+            .reopen_container_log(request)
+            .await
+            .map(drop)
     }
 
     /// PullImage; gives the reference that the runtime answers.
@@ -250,7 +351,13 @@ impl Cri {
             auth: None,
             sandbox_config: None,
         });
-        Ok(self.image.clone().pull_image(request).await?.into_inner().image_ref)
+        Ok(self
+            .image
+            .clone()
+            .pull_image(request)
+            .await?
+            .into_inner()
+            .image_ref)
     }
 
     /// ImageStatus
@@ -258,8 +365,17 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn image_status(&self, image: &str) -> Answer<Option<Image>> {
-        let request = timed(ImageStatusRequest { image: Some(image_spec(image)), verbose: false });
-        Ok(self.image.clone().image_status(request).await?.into_inner().image)
+        let request = timed(ImageStatusRequest {
+            image: Some(image_spec(image)),
+            verbose: false,
+        });
+        Ok(self
+            .image
+            .clone()
+            .image_status(request)
+            .await?
+            .into_inner()
+            .image)
     }
 
     /// ListImages without a filter
@@ -268,7 +384,13 @@ impl Cri {
     /// As the runtime answers.
     pub async fn list_images(&self) -> Answer<Vec<Image>> {
         let request = timed(ListImagesRequest { filter: None });
-        Ok(self.image.clone().list_images(request).await?.into_inner().images)
+        Ok(self
+            .image
+            .clone()
+            .list_images(request)
+            .await?
+            .into_inner()
+            .images)
     }
 
     /// RemoveImage
@@ -276,7 +398,9 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn remove_image(&self, image: &str) -> Answer<()> {
-        let request = timed(RemoveImageRequest { image: Some(image_spec(image)) });
+        let request = timed(RemoveImageRequest {
+            image: Some(image_spec(image)),
+        });
         self.image.clone().remove_image(request).await.map(drop)
     }
 }

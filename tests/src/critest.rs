@@ -30,7 +30,10 @@ impl Lists {
     fn parse(required: &str, waiting: &str) -> Result<Self> {
         let mut lists = Self::default();
         for name in lines(required) {
-            ensure!(lists.required.insert(name.to_owned()), "listed twice: {name}");
+            ensure!(
+                lists.required.insert(name.to_owned()),
+                "listed twice: {name}"
+            );
         }
         let mut reason = None;
         for line in lines(waiting) {
@@ -38,8 +41,13 @@ impl Lists {
                 reason = Some(text.to_owned());
                 continue;
             }
-            let reason = reason.clone().context("a name before the first `waits for:`")?;
-            ensure!(!lists.required.contains(line), "both required and waiting: {line}");
+            let reason = reason
+                .clone()
+                .context("a name before the first `waits for:`")?;
+            ensure!(
+                !lists.required.contains(line),
+                "both required and waiting: {line}"
+            );
             let twice = lists.waiting.insert(line.to_owned(), reason).is_some();
             ensure!(!twice, "listed twice: {line}");
         }
@@ -53,7 +61,10 @@ impl Lists {
     pub fn check(&self, suite: &BTreeMap<String, Outcome>) -> Result<()> {
         let listed: BTreeSet<&String> = self.required.iter().chain(self.waiting.keys()).collect();
         let unlisted: Vec<_> = suite.keys().filter(|name| !listed.contains(name)).collect();
-        let unknown: Vec<_> = listed.iter().filter(|name| !suite.contains_key(**name)).collect();
+        let unknown: Vec<_> = listed
+            .iter()
+            .filter(|name| !suite.contains_key(**name))
+            .collect();
         ensure!(
             unlisted.is_empty() && unknown.is_empty(),
             "tests/critest does not match the suite: in no list {unlisted:#?}, not in the suite {unknown:#?}"
@@ -70,7 +81,9 @@ impl Lists {
 }
 
 fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 /// The name as a regular expression. ginkgo matches against the name without its `[Serial]` and other decorations at
@@ -130,7 +143,11 @@ fn why(part: &str) -> String {
         .split_once("<failure ")
         .and_then(|(_, rest)| attribute(rest, "message"))
         .unwrap_or_else(|| "no message".to_owned());
-    message.lines().take(12).collect::<Vec<_>>().join("\n      ")
+    message
+        .lines()
+        .take(12)
+        .collect::<Vec<_>>()
+        .join("\n      ")
 }
 
 fn attribute(text: &str, name: &str) -> Option<String> {
@@ -172,9 +189,13 @@ pub fn judge(lists: &Lists, specs: &BTreeMap<String, Outcome>) -> Verdict {
             Some(Outcome::Passed) => verdict.passed += 1,
             Some(Outcome::Failed(why)) => verdict.failed.push((name.clone(), why.clone())),
             Some(Outcome::Skipped) => {
-                verdict.failed.push((name.clone(), "the spec skipped itself".into()));
+                verdict
+                    .failed
+                    .push((name.clone(), "the spec skipped itself".into()));
             }
-            None => verdict.failed.push((name.clone(), "the spec did not run".into())),
+            None => verdict
+                .failed
+                .push((name.clone(), "the spec did not run".into())),
         }
     }
     for (name, reason) in &lists.waiting {
@@ -217,7 +238,10 @@ mod tests {
     #[test]
     fn an_unlisted_spec_is_an_error() {
         let lists = Lists::parse("a 'b'\n", "waits for: rain\n  c\n").unwrap();
-        let error = lists.check(&report(REPORT).unwrap()).unwrap_err().to_string();
+        let error = lists
+            .check(&report(REPORT).unwrap())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("in no list"), "{error}");
     }
 

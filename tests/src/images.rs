@@ -49,7 +49,9 @@ impl Kit {
     /// # Errors
     /// When busybox is not built.
     pub fn new() -> Result<Self> {
-        Ok(Self { busybox: files::busybox_tree()?.layer(Pack::Gzip)? })
+        Ok(Self {
+            busybox: files::busybox_tree()?.layer(Pack::Gzip)?,
+        })
     }
 
     fn recipe(&self, upper: Option<Tree>) -> Result<Recipe> {
@@ -57,7 +59,11 @@ impl Kit {
         if let Some(tree) = upper {
             layers.push(tree.layer(Pack::Gzip)?);
         }
-        Ok(Recipe { layers, cmd: words(&["sh"]), ..Recipe::default() })
+        Ok(Recipe {
+            layers,
+            cmd: words(&["sh"]),
+            ..Recipe::default()
+        })
     }
 
     /// busybox alone.
@@ -76,22 +82,35 @@ impl Kit {
     }
 
     fn with_user(&self, user: &str) -> Result<Image> {
-        Recipe { user: user.to_owned(), ..self.recipe(None)? }.build(Flavor::Oci)
+        Recipe {
+            user: user.to_owned(),
+            ..self.recipe(None)?
+        }
+        .build(Flavor::Oci)
     }
 
     fn nonewprivs(&self) -> Result<Image> {
         let mut tree = Tree::default();
         tree.file("nnp", 0o4755, &files::compile("nonewprivs")?)?;
-        Recipe { entrypoint: words(&["/nnp"]), cmd: Vec::new(), ..self.recipe(Some(tree))? }
-            .build(Flavor::Oci)
+        Recipe {
+            entrypoint: words(&["/nnp"]),
+            cmd: Vec::new(),
+            ..self.recipe(Some(tree))?
+        }
+        .build(Flavor::Oci)
     }
 
     /// busybox' web server, saying its name in the log.
     fn httpd(&self) -> Result<Image> {
         let mut tree = Tree::default();
-        tree.dir("www", 0o755)?.file("www/index.html", 0o644, b"<h1>It works!</h1>\n")?;
+        tree.dir("www", 0o755)?
+            .file("www/index.html", 0o644, b"<h1>It works!</h1>\n")?;
         let serve = "echo httpd: serving /www on port 80; exec httpd -f -v -p 80 -h /www";
-        Recipe { cmd: words(&["sh", "-c", serve]), ..self.recipe(Some(tree))? }.build(Flavor::Oci)
+        Recipe {
+            cmd: words(&["sh", "-c", serve]),
+            ..self.recipe(Some(tree))?
+        }
+        .build(Flavor::Oci)
     }
 
     fn nginx(&self, port: u16) -> Result<Image> {
@@ -107,14 +126,22 @@ impl Kit {
     fn predefined_group(&self) -> Result<Image> {
         let mut tree = Tree::default();
         tree.dir("etc", 0o755)?
-            .file("etc/passwd", 0o644, files::passwd("default-user:x:1000:1000::/home:/bin/sh\n").as_bytes())?
+            .file(
+                "etc/passwd",
+                0o644,
+                files::passwd("default-user:x:1000:1000::/home:/bin/sh\n").as_bytes(),
+            )?
             .file(
                 "etc/group",
                 0o644,
                 files::group("default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n")
                     .as_bytes(),
             )?;
-        Recipe { user: "1000".to_owned(), ..self.recipe(Some(tree))? }.build(Flavor::Oci)
+        Recipe {
+            user: "1000".to_owned(),
+            ..self.recipe(Some(tree))?
+        }
+        .build(Flavor::Oci)
     }
 
     /// The version is a label too: critest counts the tags of 3.9, which must not share its id with another.
@@ -133,15 +160,24 @@ impl Kit {
 
     fn loglines(&self) -> Result<Image> {
         let mut tree = Tree::default();
-        tree.dir("bin", 0o755)?.file("bin/loglines", 0o755, &files::compile("loglines")?)?;
+        tree.dir("bin", 0o755)?
+            .file("bin/loglines", 0o755, &files::compile("loglines")?)?;
         self.recipe(Some(tree))?.build(Flavor::Oci)
     }
 
     fn configured(&self) -> Result<Image> {
         let mut tree = Tree::default();
         tree.dir("etc", 0o755)?
-            .file("etc/passwd", 0o644, files::passwd("app:x:1234:1235::/srv:/bin/sh\n").as_bytes())?
-            .file("etc/group", 0o644, files::group("app:x:1235:\nextra:x:1236:app\n").as_bytes())?
+            .file(
+                "etc/passwd",
+                0o644,
+                files::passwd("app:x:1234:1235::/srv:/bin/sh\n").as_bytes(),
+            )?
+            .file(
+                "etc/group",
+                0o644,
+                files::group("app:x:1235:\nextra:x:1236:app\n").as_bytes(),
+            )?
             .dir("srv", 0o755)?;
         Recipe {
             user: "app".to_owned(),
@@ -156,19 +192,37 @@ impl Kit {
         .build(Flavor::Oci)
     }
 
+    /// The label makes it an image with an id of its own: the config does not know how its layers are packed.
     fn repacked(pack: Pack) -> Result<Image> {
-        let layers = vec![files::busybox_tree()?.layer(pack)?];
-        Recipe { layers, cmd: words(&["sh"]), ..Recipe::default() }.build(Flavor::Oci)
+        Recipe {
+            layers: vec![files::busybox_tree()?.layer(pack)?],
+            cmd: words(&["sh"]),
+            labels: [("pack".to_owned(), format!("{pack:?}"))].into(),
+            ..Recipe::default()
+        }
+        .build(Flavor::Oci)
     }
 
     /// An index whose entry for another architecture comes first and holds no program.
     fn two_platforms(&self, flavor: Flavor) -> Result<Image> {
-        let other = if go_arch() == "amd64" { "arm64" } else { "amd64" };
+        let other = if go_arch() == "amd64" {
+            "arm64"
+        } else {
+            "amd64"
+        };
         let mut tree = Tree::default();
         tree.file("wrong-platform", 0o644, b"")?;
-        let wrong = Recipe { layers: vec![tree.layer(Pack::Gzip)?], ..Recipe::default() }
-            .build_for(flavor, other)?;
-        let right = self.recipe(None)?.build(flavor)?;
+        let wrong = Recipe {
+            layers: vec![tree.layer(Pack::Gzip)?],
+            ..Recipe::default()
+        }
+        .build_for(flavor, other)?;
+        let labels = [("flavor".to_owned(), format!("{flavor:?}"))].into();
+        let right = Recipe {
+            labels,
+            ..self.recipe(None)?
+        }
+        .build(flavor)?;
         Image::index(flavor, &[(other, &wrong), (go_arch(), &right)])
     }
 }
@@ -178,24 +232,36 @@ impl Kit {
 /// # Errors
 /// When a tool is missing or the registry refuses something.
 pub async fn push_all(client: Client) -> Result<()> {
-    let kit = tokio::task::spawn_blocking(Kit::new).await?.context("building the images")?;
+    let kit = tokio::task::spawn_blocking(Kit::new)
+        .await?
+        .context("building the images")?;
     push_e2e(client, &kit).await?;
     push_staging(client, &kit).await?;
     push_own(client, &kit).await
 }
 
 async fn push_e2e(client: Client, kit: &Kit) -> Result<()> {
-    client.push(&format!("{E2E}/busybox"), &["1.29-2"], &kit.busybox()?).await?;
-    client.push(&format!("{E2E}/nginx"), &["1.14-2"], &kit.nginx(80)?).await?;
-    client.push(&format!("{E2E}/nonewprivs"), &["1.3"], &kit.nonewprivs()?).await?;
-    client.push(&format!("{E2E}/httpd"), &["2.4.39-4"], &kit.httpd()?).await?;
+    client
+        .push(&format!("{E2E}/busybox"), &["1.29-2"], &kit.busybox()?)
+        .await?;
+    client
+        .push(&format!("{E2E}/nginx"), &["1.14-2"], &kit.nginx(80)?)
+        .await?;
+    client
+        .push(&format!("{E2E}/nonewprivs"), &["1.3"], &kit.nonewprivs()?)
+        .await?;
+    client
+        .push(&format!("{E2E}/httpd"), &["2.4.39-4"], &kit.httpd()?)
+        .await?;
     client.push("pause", &["3.9"], &Kit::pause("3.9")?).await?;
     client.push("pause", &["3.10"], &Kit::pause("3.10")?).await
 }
 
 async fn push_staging(client: Client, kit: &Kit) -> Result<()> {
     let hostnet = format!("{STAGING}/hostnet-nginx-{}", go_arch());
-    client.push(&hostnet, &["latest"], &kit.nginx(12003)?).await?;
+    client
+        .push(&hostnet, &["latest"], &kit.nginx(12003)?)
+        .await?;
     let marked = [
         ("test-image-latest", vec!["latest"]),
         ("test-image-1", vec!["latest"]),
@@ -204,11 +270,15 @@ async fn push_staging(client: Client, kit: &Kit) -> Result<()> {
         ("test-image-tags", vec!["1", "2", "3"]),
     ];
     for (name, tags) in marked {
-        client.push(&format!("{STAGING}/{name}"), &tags, &kit.marked(name)?).await?;
+        client
+            .push(&format!("{STAGING}/{name}"), &tags, &kit.marked(name)?)
+            .await?;
     }
     for tag in ["test", "all"] {
         let image = kit.marked(&format!("test-image-tag-{tag}"))?;
-        client.push(&format!("{STAGING}/test-image-tag"), &[tag], &image).await?;
+        client
+            .push(&format!("{STAGING}/test-image-tag"), &[tag], &image)
+            .await?;
     }
     let users = [
         ("uid", "1002"),
@@ -218,17 +288,35 @@ async fn push_staging(client: Client, kit: &Kit) -> Result<()> {
     ];
     for (name, user) in users {
         let repository = format!("{STAGING}/test-image-user-{name}");
-        client.push(&repository, &["latest"], &kit.with_user(user)?).await?;
+        client
+            .push(&repository, &["latest"], &kit.with_user(user)?)
+            .await?;
     }
     let group = format!("{STAGING}/test-image-predefined-group");
-    client.push(&group, &["latest"], &kit.predefined_group()?).await
+    client
+        .push(&group, &["latest"], &kit.predefined_group()?)
+        .await
 }
 
 async fn push_own(client: Client, kit: &Kit) -> Result<()> {
     client.push("loglines", &["1"], &kit.loglines()?).await?;
-    client.push("configured", &["1"], &kit.configured()?).await?;
-    client.push("busybox", &["zstd"], &Kit::repacked(Pack::Zstd)?).await?;
-    client.push("busybox", &["plain"], &Kit::repacked(Pack::Plain)?).await?;
-    client.push("busybox", &["docker-list"], &kit.two_platforms(Flavor::Docker)?).await?;
-    client.push("busybox", &["oci-index"], &kit.two_platforms(Flavor::Oci)?).await
+    client
+        .push("configured", &["1"], &kit.configured()?)
+        .await?;
+    client
+        .push("busybox", &["zstd"], &Kit::repacked(Pack::Zstd)?)
+        .await?;
+    client
+        .push("busybox", &["plain"], &Kit::repacked(Pack::Plain)?)
+        .await?;
+    client
+        .push(
+            "busybox",
+            &["docker-list"],
+            &kit.two_platforms(Flavor::Docker)?,
+        )
+        .await?;
+    client
+        .push("busybox", &["oci-index"], &kit.two_platforms(Flavor::Oci)?)
+        .await
 }

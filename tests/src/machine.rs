@@ -1,7 +1,11 @@
 //! What the CNI plugins leave on a machine by design (empty nftables tables), taken away again when this run made it.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::process::Command;
+
+use anyhow::{Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 const PLUGIN_TABLES: [&str; 2] = ["inet cni_plugins_masquerade", "ip cni_hostport"];
 
@@ -20,8 +24,30 @@ pub fn tables() -> BTreeSet<String> {
 
 /// Deletes the plugins' tables unless they were there before.
 pub fn forget_plugin_tables(before: &BTreeSet<String>) {
-    for table in PLUGIN_TABLES.iter().filter(|table| !before.contains(**table)) {
+    for table in PLUGIN_TABLES
+        .iter()
+        .filter(|table| !before.contains(**table))
+    {
         let words = table.split(' ');
-        let _ = Command::new("nft").args(["delete", "table"]).args(words).output();
+        let _ = Command::new("nft")
+            .args(["delete", "table"])
+            .args(words)
+            .output();
+    }
+}
+
+/// Does the work, or gives it up when this program is told to end, so that the caller still cleans up.
+///
+/// # Errors
+/// Those of the work, or that it was interrupted.
+pub async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
+    tokio::select! {
+        outcome = work => outcome,
+        _ = interrupt.recv() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("told to end"),
     }
 }

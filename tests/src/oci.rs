@@ -92,7 +92,11 @@ impl Blob {
     /// A blob of the bytes.
     #[must_use]
     pub fn new(media_type: &str, bytes: Vec<u8>) -> Self {
-        Self { media_type: media_type.to_owned(), digest: digest(&bytes), bytes }
+        Self {
+            media_type: media_type.to_owned(),
+            digest: digest(&bytes),
+            bytes,
+        }
     }
 
     fn descriptor(&self) -> Value {
@@ -113,7 +117,9 @@ impl std::fmt::Debug for Tree {
 
 impl Default for Tree {
     fn default() -> Self {
-        Self { tar: tar::Builder::new(Vec::new()) }
+        Self {
+            tar: tar::Builder::new(Vec::new()),
+        }
     }
 }
 
@@ -135,7 +141,8 @@ impl Tree {
     /// When the path cannot be put into a tar header.
     pub fn dir(&mut self, path: &str, mode: u32) -> Result<&mut Self> {
         let mut header = Self::header(tar::EntryType::Directory, mode, (0, 0), 0);
-        self.tar.append_data(&mut header, format!("{path}/"), std::io::empty())?;
+        self.tar
+            .append_data(&mut header, format!("{path}/"), std::io::empty())?;
         Ok(self)
     }
 
@@ -200,7 +207,12 @@ impl Tree {
             Pack::Zstd => zstd::encode_all(tar.as_slice(), 3)?,
             Pack::Plain => tar,
         };
-        Ok(Layer { diff_id, pack, digest: digest(&bytes), bytes })
+        Ok(Layer {
+            diff_id,
+            pack,
+            digest: digest(&bytes),
+            bytes,
+        })
     }
 }
 
@@ -290,7 +302,11 @@ impl Recipe {
         let manifest = Blob::new(flavor.manifest(), serde_json::to_vec(&manifest)?);
         let mut blobs = layers;
         blobs.push(config);
-        Ok(Image { blobs, manifests: vec![manifest.clone()], top: manifest })
+        Ok(Image {
+            blobs,
+            manifests: vec![manifest.clone()],
+            top: manifest,
+        })
     }
 
     fn env_with_path(&self) -> Vec<String> {
@@ -336,7 +352,11 @@ impl Image {
             manifests.extend(image.manifests.iter().cloned());
         }
         manifests.push(top.clone());
-        Ok(Self { blobs, manifests, top })
+        Ok(Self {
+            blobs,
+            manifests,
+            top,
+        })
     }
 
     /// An OCI image layout in a tar archive; the reference becomes its name.
@@ -373,7 +393,10 @@ impl Image {
     /// # Errors
     /// When the archive cannot be written.
     pub fn docker_archive(&self, references: &[&str]) -> Result<Vec<u8>> {
-        let (config, layers) = self.blobs.split_last().context("an image without a config")?;
+        let (config, layers) = self
+            .blobs
+            .split_last()
+            .context("an image without a config")?;
         let name = |blob: &Blob| blob.digest.trim_start_matches("sha256:").to_owned();
         let manifest = json!([{
             "Config": format!("{}.json", name(config)),
@@ -407,8 +430,12 @@ mod tests {
 
     fn recipe() -> Result<Recipe> {
         let mut tree = Tree::default();
-        tree.dir("etc", 0o755)?.file("etc/passwd", 0o644, b"root:x:0:0::/:/bin/sh\n")?;
-        Ok(Recipe { layers: vec![tree.layer(Pack::Gzip)?], ..Recipe::default() })
+        tree.dir("etc", 0o755)?
+            .file("etc/passwd", 0o644, b"root:x:0:0::/:/bin/sh\n")?;
+        Ok(Recipe {
+            layers: vec![tree.layer(Pack::Gzip)?],
+            ..Recipe::default()
+        })
     }
 
     #[test]

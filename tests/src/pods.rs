@@ -31,7 +31,11 @@ pub fn pod_config(instance: &Instance, name: &str) -> PodSandboxConfig {
             attempt: 0,
         }),
         hostname: name.to_owned(),
-        log_directory: instance.folder().join(format!("logs/{name}-{number}")).display().to_string(),
+        log_directory: instance
+            .folder()
+            .join(format!("logs/{name}-{number}"))
+            .display()
+            .to_string(),
         dns_config: Some(DnsConfig {
             servers: vec!["10.96.0.10".into()],
             searches: vec!["default.svc.cluster.local".into()],
@@ -60,6 +64,21 @@ pub fn namespaces(network_and_ipc: NamespaceMode, pid: NamespaceMode) -> Namespa
         pid: pid.into(),
         ..NamespaceOption::default()
     }
+}
+
+/// Puts a pod into the host's network.
+pub fn use_host_network(config: &mut PodSandboxConfig) {
+    config.hostname = String::new();
+    let mode = NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        ..namespaces(NamespaceMode::Pod, NamespaceMode::Container)
+    };
+    config
+        .linux
+        .get_or_insert_with(LinuxPodSandboxConfig::default)
+        .security_context
+        .get_or_insert_with(LinuxSandboxSecurityContext::default)
+        .namespace_options = Some(mode);
 }
 
 /// What a kubelet would send for a plain container of busybox.
@@ -137,7 +156,11 @@ impl Pod {
     /// As the runtime answers.
     pub async fn run(cri: &Cri, config: PodSandboxConfig) -> Result<Self> {
         let id = cri.run_pod(&config).await.context("RunPodSandbox")?;
-        Ok(Self { cri: cri.clone(), id, config })
+        Ok(Self {
+            cri: cri.clone(),
+            id,
+            config,
+        })
     }
 
     /// CreateContainer
@@ -145,9 +168,17 @@ impl Pod {
     /// # Errors
     /// As the runtime answers.
     pub async fn create(&self, config: &ContainerConfig) -> Result<Ctr> {
-        let id = self.cri.create(&self.id, config, &self.config).await.context("CreateContainer")?;
+        let id = self
+            .cri
+            .create(&self.id, config, &self.config)
+            .await
+            .context("CreateContainer")?;
         let log = Path::new(&self.config.log_directory).join(&config.log_path);
-        Ok(Ctr { cri: self.cri.clone(), id, log })
+        Ok(Ctr {
+            cri: self.cri.clone(),
+            id,
+            log,
+        })
     }
 
     /// CreateContainer and StartContainer
@@ -156,7 +187,10 @@ impl Pod {
     /// As the runtime answers.
     pub async fn start(&self, config: &ContainerConfig) -> Result<Ctr> {
         let container = self.create(config).await?;
-        self.cri.start(&container.id).await.context("StartContainer")?;
+        self.cri
+            .start(&container.id)
+            .await
+            .context("StartContainer")?;
         Ok(container)
     }
 
@@ -183,7 +217,12 @@ impl Pod {
     /// # Errors
     /// When it has none.
     pub async fn ip(&self) -> Result<String> {
-        let network = self.cri.pod_status(&self.id).await?.network.context("no network status")?;
+        let network = self
+            .cri
+            .pod_status(&self.id)
+            .await?
+            .network
+            .context("no network status")?;
         ensure!(!network.ip.is_empty(), "the pod has no address");
         Ok(network.ip)
     }
@@ -193,8 +232,14 @@ impl Pod {
     /// # Errors
     /// As the runtime answers.
     pub async fn remove(&self) -> Result<()> {
-        self.cri.stop_pod(&self.id).await.context("StopPodSandbox")?;
-        self.cri.remove_pod(&self.id).await.context("RemovePodSandbox")
+        self.cri
+            .stop_pod(&self.id)
+            .await
+            .context("StopPodSandbox")?;
+        self.cri
+            .remove_pod(&self.id)
+            .await
+            .context("RemovePodSandbox")
     }
 }
 
@@ -254,7 +299,11 @@ impl Ctr {
     /// # Errors
     /// As the runtime answers.
     pub async fn exec(&self, command: &[&str]) -> Result<Output> {
-        let answer = self.cri.exec(&self.id, command, 20).await.context("ExecSync")?;
+        let answer = self
+            .cri
+            .exec(&self.id, command, 20)
+            .await
+            .context("ExecSync")?;
         Ok(Output {
             code: answer.exit_code,
             stdout: String::from_utf8_lossy(&answer.stdout).into_owned(),
@@ -279,7 +328,10 @@ impl Ctr {
     pub fn lines(&self) -> Result<Vec<Line>> {
         let bytes = std::fs::read(&self.log)
             .with_context(|| format!("reading the log {}", self.log.display()))?;
-        String::from_utf8_lossy(&bytes).lines().map(Line::parse).collect()
+        String::from_utf8_lossy(&bytes)
+            .lines()
+            .map(Line::parse)
+            .collect()
     }
 
     /// What one stream said, partial lines joined.
@@ -311,12 +363,18 @@ impl Ctr {
     /// When it does not by then.
     pub async fn wait_for_log(&self, text: &str) -> Result<()> {
         for _ in 0..500 {
-            if std::fs::read_to_string(&self.log).unwrap_or_default().contains(text) {
+            if std::fs::read_to_string(&self.log)
+                .unwrap_or_default()
+                .contains(text)
+            {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        bail!("the log never said {text:?}: {:?}", std::fs::read_to_string(&self.log))
+        bail!(
+            "the log never said {text:?}: {:?}",
+            std::fs::read_to_string(&self.log)
+        )
     }
 
     /// The host's process id of the container's first process, from the verbose status.
@@ -334,9 +392,14 @@ impl Ctr {
 /// # Errors
 /// When there is none.
 pub fn pid_of(info: &std::collections::BTreeMap<String, String>) -> Result<u32> {
-    let text = info.get("info").context("a verbose status without `info`")?;
+    let text = info
+        .get("info")
+        .context("a verbose status without `info`")?;
     let value: serde_json::Value = serde_json::from_str(text)?;
-    let pid = value.get("pid").and_then(serde_json::Value::as_u64).context("no pid in `info`")?;
+    let pid = value
+        .get("pid")
+        .and_then(serde_json::Value::as_u64)
+        .context("no pid in `info`")?;
     Ok(u32::try_from(pid)?)
 }
 
@@ -356,12 +419,22 @@ pub struct Line {
 impl Line {
     fn parse(line: &str) -> Result<Self> {
         let mut parts = line.splitn(4, ' ');
-        let mut next = || parts.next().with_context(|| format!("not a CRI log line: {line:?}"));
+        let mut next = || {
+            parts
+                .next()
+                .with_context(|| format!("not a CRI log line: {line:?}"))
+        };
         let (time, stream, tag) = (next()?, next()?, next()?);
         let text = parts.next().unwrap_or_default();
-        ensure!(matches!(stream, "stdout" | "stderr"), "no such stream: {line:?}");
+        ensure!(
+            matches!(stream, "stdout" | "stderr"),
+            "no such stream: {line:?}"
+        );
         ensure!(matches!(tag, "F" | "P"), "no such tag: {line:?}");
-        ensure!(time.contains('T') && time.contains('.'), "no such time: {line:?}");
+        ensure!(
+            time.contains('T') && time.contains('.'),
+            "no such time: {line:?}"
+        );
         Ok(Self {
             time: time.to_owned(),
             stream: stream.to_owned(),

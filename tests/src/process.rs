@@ -22,7 +22,9 @@ fn read(pid: u32, file: &str) -> Option<Vec<u8>> {
 }
 
 fn text(pid: u32, file: &str) -> String {
-    read(pid, file).map_or_else(String::new, |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    read(pid, file).map_or_else(String::new, |bytes| {
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 /// The fields of `stat` after the name: state, parent, ...
@@ -37,13 +39,20 @@ fn stat(pid: u32) -> Option<Vec<String>> {
 pub fn process(pid: u32) -> Option<Process> {
     let parent = stat(pid)?.get(1)?.parse().ok()?;
     let command = text(pid, "cmdline").replace('\0', " ").trim().to_owned();
-    Some(Process { pid, parent, name: text(pid, "comm").trim().to_owned(), command })
+    Some(Process {
+        pid,
+        parent,
+        name: text(pid, "comm").trim().to_owned(),
+        command,
+    })
 }
 
 /// Every process of the machine.
 #[must_use]
 pub fn all() -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -83,7 +92,9 @@ pub fn marked(marks: &[&str]) -> Vec<Process> {
 /// Whether the process is there and no zombie.
 #[must_use]
 pub fn alive(pid: u32) -> bool {
-    stat(pid).and_then(|fields| fields.first().map(|state| state != "Z")).unwrap_or(false)
+    stat(pid)
+        .and_then(|fields| fields.first().map(|state| state != "Z"))
+        .unwrap_or(false)
 }
 
 /// Proportional set size in KiB; 0 when the process is gone.
@@ -101,7 +112,9 @@ pub fn pss_kib(pid: u32) -> u64 {
 #[must_use]
 pub fn cpu_ticks(pid: u32) -> u64 {
     let Some(fields) = stat(pid) else { return 0 };
-    (11..15).filter_map(|index| fields.get(index)?.parse::<u64>().ok()).sum()
+    (11..15)
+        .filter_map(|index| fields.get(index)?.parse::<u64>().ok())
+        .sum()
 }
 
 /// Busy CPU time of the whole machine, in clock ticks of 10 ms.
@@ -117,18 +130,26 @@ pub fn machine_ticks() -> u64 {
         .filter_map(|number| number.parse().ok())
         .collect();
     // user nice system idle iowait irq softirq steal
-    [0, 1, 2, 5, 6].iter().filter_map(|index| fields.get(*index)).sum()
+    [0, 1, 2, 5, 6]
+        .iter()
+        .filter_map(|index| fields.get(*index))
+        .sum()
 }
 
 /// The open files of a process, grouped by what they are; numbers that differ from run to run are left out.
 #[must_use]
 pub fn open_files(pid: u32) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return kinds };
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return kinds;
+    };
     for entry in entries.flatten() {
         let target = fs::read_link(entry.path()).unwrap_or_else(|_| PathBuf::from("gone"));
         let target = target.display().to_string();
-        let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind).to_owned();
+        let kind = target
+            .split_once(":[")
+            .map_or(target.as_str(), |(kind, _)| kind)
+            .to_owned();
         *kinds.entry(kind).or_insert(0) += 1;
     }
     kinds
@@ -141,6 +162,9 @@ pub fn cgroup_of(pid: u32, controller: &str) -> Option<String> {
         let mut parts = line.splitn(3, ':').skip(1);
         let controllers = parts.next()?;
         let path = parts.next()?;
-        controllers.split(',').any(|name| name == controller).then(|| path.to_owned())
+        controllers
+            .split(',')
+            .any(|name| name == controller)
+            .then(|| path.to_owned())
     })
 }

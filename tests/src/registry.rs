@@ -17,8 +17,14 @@ use crate::oci::{Blob, Image};
 use crate::paths;
 
 /// The registries that critest's and our images name; each becomes a `hosts.toml` that points here.
-const HOSTS: [&str; 6] =
-    ["registry.k8s.io", "gcr.io", "k8s.gcr.io", "docker.io", "public.ecr.aws", "berth.test"];
+const HOSTS: [&str; 6] = [
+    "registry.k8s.io",
+    "gcr.io",
+    "k8s.gcr.io",
+    "docker.io",
+    "public.ecr.aws",
+    "berth.test",
+];
 
 /// A running registry. It ends when this is dropped; its store is left where it is.
 #[derive(Debug)]
@@ -56,12 +62,20 @@ impl Registry {
             .context("starting docker-registry")?;
         let registry = Self { child, address };
         for _ in 0..200 {
-            if registry.client().request(Method::GET, "/v2/", None).await.is_ok() {
+            if registry
+                .client()
+                .request(Method::GET, "/v2/", None)
+                .await
+                .is_ok()
+            {
                 return Ok(registry);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bail!("docker-registry does not answer on {address}; see {}/registry.log", store.display())
+        bail!(
+            "docker-registry does not answer on {address}; see {}/registry.log",
+            store.display()
+        )
     }
 
     /// Where it listens.
@@ -73,7 +87,9 @@ impl Registry {
     /// A client for it.
     #[must_use]
     pub fn client(&self) -> Client {
-        Client { address: self.address }
+        Client {
+            address: self.address,
+        }
     }
 
     /// Its process id, so that a benchmark can leave its CPU time out of the account.
@@ -155,12 +171,22 @@ impl Client {
             self.push_blob(repository, blob).await?;
         }
         for manifest in &image.manifests {
-            self.push_manifest(repository, &manifest.digest, manifest).await?;
+            self.push_manifest(repository, &manifest.digest, manifest)
+                .await?;
         }
         for tag in tags {
             self.push_manifest(repository, tag, &image.top).await?;
         }
         Ok(())
+    }
+
+    /// Whether the registry has a tag.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn has(&self, repository: &str, tag: &str) -> Result<bool> {
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        Ok(self.request(Method::HEAD, &path, None).await?.status() != StatusCode::NOT_FOUND)
     }
 
     async fn push_blob(&self, repository: &str, blob: &Blob) -> Result<()> {
@@ -169,13 +195,27 @@ impl Client {
             return Ok(());
         }
         let session = self
-            .request(Method::POST, &format!("/v2/{repository}/blobs/uploads/"), None)
+            .request(
+                Method::POST,
+                &format!("/v2/{repository}/blobs/uploads/"),
+                None,
+            )
             .await?;
-        ensure!(session.status() == StatusCode::ACCEPTED, "upload of a blob: {}", session.status());
-        let location =
-            session.headers().get("location").context("an upload without a location")?.to_str()?;
+        ensure!(
+            session.status() == StatusCode::ACCEPTED,
+            "upload of a blob: {}",
+            session.status()
+        );
+        let location = session
+            .headers()
+            .get("location")
+            .context("an upload without a location")?
+            .to_str()?;
         let location: Uri = location.parse()?;
-        let path = location.path_and_query().context("an upload without a path")?.as_str();
+        let path = location
+            .path_and_query()
+            .context("an upload without a path")?
+            .as_str();
         let separator = if path.contains('?') { '&' } else { '?' };
         let answer = self
             .request(

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,7 +14,8 @@ use tokio::sync::Semaphore;
 use crate::cri::Cri;
 use crate::images;
 use crate::leak::Snapshot;
-use crate::pods::{Pod, pod_config};
+use crate::machine::unless_interrupted;
+use crate::pods::{Pod, container, pod_config, use_host_network};
 use crate::registry::Registry;
 use crate::runtime::{Instance, Kind, Net, Options};
 
@@ -44,7 +45,12 @@ impl Test {
     /// A test that may run beside others.
     #[must_use]
     pub const fn new(name: &'static str, body: for<'a> fn(&'a mut Case) -> Outcome<'a>) -> Self {
-        Self { name, body, alone: false, berth_only: None }
+        Self {
+            name,
+            body,
+            alone: false,
+            berth_only: None,
+        }
     }
 
     /// The same test, with nothing else running.
@@ -76,16 +82,17 @@ macro_rules! test {
 /// Fails unless both are equal, and shows both.
 #[macro_export]
 macro_rules! ensure_eq {
-    ($left:expr, $right:expr $(,)?) => {{
-        let (left, right) = (&$left, &$right);
-        anyhow::ensure!(
-            left == right,
-            "{} is\n    {:?}\n  and not\n    {:?}",
-            stringify!($left),
-            left,
-            right
-        );
-    }};
+    ($left:expr, $right:expr $(,)?) => {
+        match (&$left, &$right) {
+            (left, right) => anyhow::ensure!(
+                left == right,
+                "{} is\n    {:?}\n  and not\n    {:?}",
+                stringify!($left),
+                left,
+                right
+            ),
+        }
+    };
 }
 
 /// What all tests of a run share.
@@ -97,6 +104,7 @@ pub struct Shared {
     pub hosts: PathBuf,
     kind: Kind,
     slots: AtomicU8,
+    over: AtomicBool,
     _work: tempfile::TempDir,
 }
 
@@ -111,7 +119,14 @@ impl Shared {
         let hosts = registry.write_hosts(&work.path().join("hosts"))?;
         images::push_all(registry.client()).await?;
         let kind = Kind::from_env()?;
-        Ok(Self { registry, hosts, kind, slots: AtomicU8::new(0), _work: work })
+        Ok(Self {
+            registry,
+            hosts,
+            kind,
+            slots: AtomicU8::new(0),
+            over: AtomicBool::new(false),
+            _work: work,
+        })
     }
 }
 
@@ -141,7 +156,7 @@ impl Case {
         &self.shared
     }
 
-    /// Starts a daemon, pulls busybox, runs and removes one pod, and notes what is there from then on.
+    /// Starts a daemon, pulls busybox, runs and removes one pod with a container, and notes what is there from then on.
     ///
     /// # Errors
     /// When any of that fails.
@@ -151,9 +166,13 @@ impl Case {
         let (instance, before) = self.instances.last_mut().context("no instance")?;
         let cri = instance.cri()?;
         cri.pull(images::BUSYBOX).await.context("pulling busybox")?;
-        if instance.options.net != Net::None {
-            Pod::run(cri, pod_config(instance, "warm-up")).await?.remove().await?;
+        let mut warm_up = pod_config(instance, "warm-up");
+        if instance.options.net == Net::None {
+            use_host_network(&mut warm_up);
         }
+        let pod = Pod::run(cri, warm_up).await?;
+        pod.start(&container(&["true"])).await?.wait().await?;
+        pod.remove().await?;
         *before = instance.snapshot();
         Ok(instance)
     }
@@ -181,7 +200,11 @@ impl Case {
     /// # Errors
     /// When none was.
     pub fn instance(&mut self) -> Result<&mut Instance> {
-        Ok(&mut self.instances.last_mut().context("no daemon was started")?.0)
+        Ok(&mut self
+            .instances
+            .last_mut()
+            .context("no daemon was started")?
+            .0)
     }
 
     /// The client of the daemon that was started last.
@@ -189,25 +212,24 @@ impl Case {
     /// # Errors
     /// When none was.
     pub fn cri(&self) -> Result<&Cri> {
-        self.instances.last().context("no daemon was started")?.0.cri()
-    }
-
-    /// A new baseline for the leak check, for a test that changes what may stay (an image, a setting).
-    ///
-    /// # Errors
-    /// When no daemon was started.
-    pub fn rebase(&mut self) -> Result<()> {
-        let (instance, before) = self.instances.last_mut().context("no daemon was started")?;
-        *before = instance.snapshot();
-        Ok(())
+        self.instances
+            .last()
+            .context("no daemon was started")?
+            .0
+            .cri()
     }
 
     /// Removes the pods, compares with the beginning, ends the daemons, and looks again.
     async fn finish(&mut self) -> Result<()> {
         for (instance, before) in &mut self.instances {
             if instance.pid().is_some() {
-                instance.remove_pods().await.context("removing the pods at the end")?;
-                instance.expect_clean(before, Duration::from_secs(10)).await?;
+                instance
+                    .remove_pods()
+                    .await
+                    .context("removing the pods at the end")?;
+                instance
+                    .expect_clean(before, Duration::from_secs(10))
+                    .await?;
                 instance.terminate().await?;
             }
             if instance.options.kind == Kind::Berth {
@@ -224,12 +246,18 @@ impl Case {
         for attempt in 0..25 {
             let left = Snapshot::take(&scope).beyond(&Snapshot::default());
             // The bridge plugin leaves its bridge for the next pod; that is not ours to remove.
-            let left: Vec<&str> =
-                left.lines().filter(|line| !(plugins && line.contains("network link"))).collect();
+            let left: Vec<&str> = left
+                .lines()
+                .filter(|line| !(plugins && line.contains("network link")))
+                .collect();
             if left.is_empty() {
                 break;
             }
-            ensure!(attempt < 24, "left after the daemon's end:\n{}", left.join("\n"));
+            ensure!(
+                attempt < 24,
+                "left after the daemon's end:\n{}",
+                left.join("\n")
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())
@@ -237,9 +265,17 @@ impl Case {
 
     fn logs(&self) -> String {
         let tail = |(instance, _): &(Instance, Snapshot)| {
-            format!("  log of {}:\n    {}", instance.name, instance.log_tail().replace('\n', "\n    "))
+            format!(
+                "  log of {}:\n    {}",
+                instance.name,
+                instance.log_tail().replace('\n', "\n    ")
+            )
         };
-        self.instances.iter().map(tail).collect::<Vec<_>>().join("\n")
+        self.instances
+            .iter()
+            .map(tail)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     async fn sweep(&mut self) {
@@ -287,6 +323,12 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
     }
     let (alone, together): (Vec<Test>, Vec<Test>) =
         runnable.into_iter().partition(|test| test.alone);
+    let watched = Arc::clone(&shared);
+    let watcher = tokio::spawn(async move {
+        // Tests that have not begun are not begun any more.
+        let _ = unless_interrupted(std::future::pending::<Result<()>>()).await;
+        watched.over.store(true, Ordering::Relaxed);
+    });
     let mut failed = Vec::new();
     for (group, width) in [(together, jobs.max(1)), (alone, 1)] {
         for (name, good) in run_group(&shared, group, width).await {
@@ -297,6 +339,7 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
             }
         }
     }
+    watcher.abort();
     crate::machine::forget_plugin_tables(&tables);
     count.failed = failed.len();
     for name in failed {
@@ -305,7 +348,11 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
     Ok(count)
 }
 
-async fn run_group(shared: &Arc<Shared>, tests: Vec<Test>, width: usize) -> Vec<(&'static str, bool)> {
+async fn run_group(
+    shared: &Arc<Shared>,
+    tests: Vec<Test>,
+    width: usize,
+) -> Vec<(&'static str, bool)> {
     let permits = Arc::new(Semaphore::new(width));
     let mut tasks = Vec::new();
     for test in tests {
@@ -327,12 +374,19 @@ async fn run_group(shared: &Arc<Shared>, tests: Vec<Test>, width: usize) -> Vec<
 
 async fn run_one(shared: Arc<Shared>, test: Test) -> bool {
     let start = Instant::now();
-    let mut case = Case { shared, instances: Vec::new() };
-    let limit = Duration::from_secs(180);
-    let mut outcome = match tokio::time::timeout(limit, (test.body)(&mut case)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(anyhow::anyhow!("still running after {} s", limit.as_secs())),
+    if shared.over.load(Ordering::Relaxed) {
+        return false;
+    }
+    let mut case = Case {
+        shared,
+        instances: Vec::new(),
     };
+    let limit = Duration::from_secs(180);
+    let mut outcome =
+        match tokio::time::timeout(limit, unless_interrupted((test.body)(&mut case))).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow::anyhow!("still running after {} s", limit.as_secs())),
+        };
     if outcome.is_ok() {
         outcome = match tokio::time::timeout(limit, case.finish()).await {
             Ok(outcome) => outcome.context("after the test"),
@@ -343,7 +397,11 @@ async fn run_one(shared: Arc<Shared>, test: Test) -> bool {
     match &outcome {
         Ok(()) => println!("ok   {} ({seconds:.1} s)", test.name),
         Err(error) => {
-            println!("FAIL {} ({seconds:.1} s)\n  {error:#}\n{}", test.name, case.logs());
+            println!(
+                "FAIL {} ({seconds:.1} s)\n  {error:#}\n{}",
+                test.name,
+                case.logs()
+            );
         }
     }
     case.sweep().await;

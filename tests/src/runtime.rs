@@ -93,16 +93,29 @@ impl Instance {
     /// # Errors
     /// When a file cannot be written or a tool is missing.
     pub fn prepare(options: Options) -> Result<Self> {
-        let parent = std::env::var_os("BERTH_TEST_TMP")
-            .map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
-        let folder = tempfile::Builder::new().prefix("bt-").rand_bytes(6).tempdir_in(parent)?;
+        let parent =
+            std::env::var_os("BERTH_TEST_TMP").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+        let folder = tempfile::Builder::new()
+            .prefix("bt-")
+            .rand_bytes(6)
+            .tempdir_in(parent)?;
         let random: String = folder
             .path()
             .file_name()
-            .map(|name| name.to_string_lossy().trim_start_matches("bt-").to_lowercase())
+            .map(|name| {
+                name.to_string_lossy()
+                    .trim_start_matches("bt-")
+                    .to_lowercase()
+            })
             .unwrap_or_default();
         let name = format!("bt{}{random}", options.slot);
-        let instance = Self { options, name, folder, child: None, cri: None };
+        let instance = Self {
+            options,
+            name,
+            folder,
+            child: None,
+            cri: None,
+        };
         instance.write_config()?;
         Ok(instance)
     }
@@ -160,8 +173,15 @@ impl Instance {
             Kind::Berth => (paths::berth_dir().join("berth"), vec!["serve"]),
             Kind::Containerd => (paths::tool("containerd")?, Vec::new()),
         };
-        ensure!(program.exists(), "{} is missing: run `make build`", program.display());
-        let log = std::fs::File::options().create(true).append(true).open(self.log_file())?;
+        ensure!(
+            program.exists(),
+            "{} is missing: run `make build`",
+            program.display()
+        );
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_file())?;
         let mut command = Command::new(&program);
         command
             .args(args)
@@ -174,7 +194,10 @@ impl Instance {
             .stderr(log);
         if self.options.kind == Kind::Containerd {
             let path = std::env::var("PATH").unwrap_or_default();
-            command.env("PATH", format!("{}:{path}", paths::build_dir().join("bin").display()));
+            command.env(
+                "PATH",
+                format!("{}:{path}", paths::build_dir().join("bin").display()),
+            );
         }
         Ok(command)
     }
@@ -214,12 +237,16 @@ impl Instance {
         if self.options.net == Net::None {
             return true;
         }
-        let Ok(answer) = cri.status(false).await else { return false };
+        let Ok(answer) = cri.status(false).await else {
+            return false;
+        };
         // containerd adds a third condition about deprecated settings.
         let conditions = answer.status.unwrap_or_default().conditions;
-        ["RuntimeReady", "NetworkReady"]
-            .iter()
-            .all(|name| conditions.iter().any(|one| one.r#type == *name && one.status))
+        ["RuntimeReady", "NetworkReady"].iter().all(|name| {
+            conditions
+                .iter()
+                .any(|one| one.r#type == *name && one.status)
+        })
     }
 
     /// The last lines of the daemon's log.
@@ -261,9 +288,15 @@ impl Instance {
     async fn reap(&mut self) -> Result<()> {
         self.cri = None;
         let mut child = self.child.take().context("the daemon does not run")?;
-        if tokio::time::timeout(Duration::from_secs(30), child.wait()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(30), child.wait())
+            .await
+            .is_err()
+        {
             child.kill().await?;
-            bail!("the daemon did not end within 30 s of SIGTERM\n{}", self.log_tail());
+            bail!(
+                "the daemon did not end within 30 s of SIGTERM\n{}",
+                self.log_tail()
+            );
         }
         Ok(())
     }
@@ -279,6 +312,8 @@ impl Instance {
                 .collect(),
             image_names: config::IMAGE_NAMES.to_vec(),
             daemon: self.pid(),
+            // containerd keeps connections to the registry as long as it likes.
+            open_files: self.options.kind == Kind::Berth,
         }
     }
 
@@ -299,7 +334,10 @@ impl Instance {
             if left.is_empty() {
                 return Ok(());
             }
-            ensure!(start.elapsed() < patience, "something is left behind:\n{left}");
+            ensure!(
+                start.elapsed() < patience,
+                "something is left behind:\n{left}"
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
@@ -339,7 +377,9 @@ impl Instance {
         self.sweep_cgroups();
         if self.options.net != Net::Builtin || self.options.kind == Kind::Containerd {
             // The bridge plugin leaves its bridge for the next pod.
-            let _ = std::process::Command::new("ip").args(["link", "del", &self.name]).output();
+            let _ = std::process::Command::new("ip")
+                .args(["link", "del", &self.name])
+                .output();
         }
     }
 
@@ -359,7 +399,9 @@ impl Instance {
         let mut found = Vec::new();
         let mut stack = vec![PathBuf::from("/sys/fs/cgroup")];
         while let Some(folder) = stack.pop() {
-            let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+            let Ok(entries) = std::fs::read_dir(&folder) else {
+                continue;
+            };
             for entry in entries.flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     if entry.path().display().to_string().contains(&self.name) {

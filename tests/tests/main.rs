@@ -3,4 +3,83 @@
 //! `cargo test -p berth-tests --test integration -- [--jobs N] [--list] [NAME...]`, as root, after `make build`.
 //! With `BERTH_TEST_RUNTIME=containerd` the same tests judge containerd.
 
-fn main() {}
+// A future of a test may be as large as it likes: there are three of them.
+#![allow(clippy::large_futures)]
+
+mod container;
+mod daemon;
+mod exec;
+mod holes;
+mod image;
+mod logs;
+mod memory;
+mod network;
+mod pod;
+mod resources;
+mod restart;
+mod security;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use berth_tests::runner::{self, Test};
+use clap::Parser;
+
+/// Runs the integration tests.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many tests run side by side.
+    #[arg(long, default_value_t = 3)]
+    jobs: usize,
+    /// Only print the names.
+    #[arg(long)]
+    list: bool,
+    /// Parts of names; without any, everything runs.
+    names: Vec<String>,
+}
+
+fn tests() -> Vec<Test> {
+    [
+        pod::TESTS,
+        container::TESTS,
+        status::TESTS,
+        resources::TESTS,
+        image::TESTS,
+        network::TESTS,
+        restart::TESTS,
+        logs::TESTS,
+        exec::TESTS,
+        daemon::TESTS,
+        security::TESTS,
+        holes::TESTS,
+        memory::TESTS,
+    ]
+    .concat()
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    let tests = tests();
+    if args.list {
+        for test in &tests {
+            println!("{}", test.name);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the integration tests need root"
+    );
+    let count = runner::run(&tests, &args.names, args.jobs).await?;
+    println!(
+        "integration: {} passed, {} failed, {} skipped",
+        count.passed, count.failed, count.skipped
+    );
+    Ok(if count.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

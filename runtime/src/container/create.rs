@@ -195,9 +195,8 @@ impl Making {
         let image = self.image.config.stop_signal.as_str();
         match (&self.spec.stop_signal, image) {
             (Some(signal), _) => Ok(signal.clone()),
-            (None, "") => Ok(SignalName { number: rustix::process::Signal::TERM.as_raw(), name: "SIGTERM".to_owned() }),
-            (None, text) => spec::signals::parse(text)
-                .ok_or_else(|| Error::Invalid(format!("the image's stop signal {text:?} is no signal of Linux"))),
+            (None, "") => Ok(spec::signals::term()),
+            (None, text) => spec::signals::parse(text).map_err(|e| Error::Invalid(format!("the image's stop signal: {e}"))),
         }
     }
 
@@ -230,19 +229,17 @@ impl Making {
     }
 
     /// The PID namespace of the container that this one looks into (row F017).
-    fn target_pidns(&self) -> Result<Option<spec::PidTarget>, Error> {
+    fn target_pidns(&self) -> Result<Option<PathBuf>, Error> {
         let modes = &self.spec.namespaces;
         if modes.pid != NamespaceMode::Target {
             return Ok(None);
         }
         let target = self.inner.find(&modes.target)?;
         let pid = target.now().init.as_ref().map(|p| p.pid);
-        match (target.pod == self.pod.id, target.now().state, pid) {
-            (true, ContainerState::Running, Some(pid)) => match target.spec.namespaces.pid {
-                NamespaceMode::Pod => Ok(Some(spec::PidTarget::Pod)),
-                NamespaceMode::Node => Ok(Some(spec::PidTarget::Node)),
-                _ => Ok(Some(spec::PidTarget::Path(PathBuf::from(format!("/proc/{pid}/ns/pid"))))),
-            },
+        let running = target.now().state == ContainerState::Running;
+        match pid {
+            // Whatever namespace the target is in, its own or a shared one, is the one that is meant.
+            Some(pid) if running && target.pod == self.pod.id => Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))),
             _ => Err(Error::Invalid(format!(
                 "container {}: its target {} is not a running container of the same pod sandbox",
                 self.spec.metadata.name, modes.target
@@ -266,7 +263,7 @@ impl Making {
                 process: Some(plan.process),
                 propagation: plan.propagation,
                 all_private: plan.all_private,
-                rlimits: plan.rlimits,
+                rlimits: Vec::new(),
                 make_dirs: plan.make_dirs,
             }),
             boot_id: deps.facts.boot_id.clone(),
@@ -307,7 +304,7 @@ impl Making {
         let deps = &self.inner.deps;
         let bounding = plan.process.capabilities.as_ref().map_or(0, |c| c.bounding);
         let invalid = |problem: String| Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name));
-        let program = deps.seccomp.program(&plan.seccomp, bounding, &deps.facts).map_err(|e| invalid(chain(&e)))?;
+        let program = deps.seccomp.program(&plan.seccomp, bounding, |path| std::fs::read(path)).map_err(|e| invalid(chain(&e)))?;
         let Some(program) = program else { return Ok(None) };
         let kept = deps.programs.keep(&program).and_then(|name| {
             let file = deps.programs.get(&name)?;
@@ -333,7 +330,7 @@ fn prepare_blocking(
     pod: &ReadyPod,
     image: &ResolvedImage,
     spec: &ContainerSpec,
-    target: Option<spec::PidTarget>,
+    target: Option<PathBuf>,
     log_path: &str,
 ) -> Result<Prepared, Failed> {
     let deps = &inner.deps;
@@ -345,8 +342,9 @@ fn prepare_blocking(
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
     let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
     let mounts = mounts::resolve(&spec.mounts).map_err(invalid)?;
-    let mut nodes = if spec.privileged { devices::host().map_err(invalid)? } else { Vec::new() };
-    nodes.extend(devices::requested(&spec.devices).map_err(invalid)?);
+    let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
+    let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
+        .map_err(|e| ("read the pod's cpuset", Kind::Unknown, chain(&e)))?;
     let dir = inner.state_dir(id);
     let plan = spec::container(&spec::ContainerInput {
         id,
@@ -356,9 +354,10 @@ fn prepare_blocking(
         user: &user,
         facts: &deps.facts,
         rootfs: &inner.rootfs_path(),
-        mounts,
-        devices: nodes,
-        target,
+        mounts: &mounts,
+        devices: &nodes,
+        target_pidns: target.as_deref(),
+        cpuset: cpuset.as_ref(),
     })
     .map_err(|e| invalid(chain(&e)))?;
 

@@ -10,6 +10,7 @@ use shim_protocol::{monitor, worker};
 use tokio::net::unix::pipe::Receiver;
 
 use super::{Container, Error, Inner};
+use crate::host::CgroupFacts;
 use crate::model::{ContainerState, ExecOutput, ExecRequest, Kind, Kinded, chain};
 use crate::shim::ExecStdio;
 use crate::spec;
@@ -52,7 +53,7 @@ fn plan(inner: &Inner, container: &Container, request: &ExecRequest) -> Result<(
     let exec_id = format!("e{}", inner.exec_ids.fetch_add(1, Ordering::Relaxed));
     // The daemon's pid makes the id unique for the monitor's life, which is longer than the daemon's.
     let exec_id = format!("{}-{exec_id}", std::process::id());
-    let cgroups = spec::exec_cgroups(&inner.deps.facts, &record.cgroup_path, &exec_id);
+    let (own_cgroup, join_cgroup) = cgroups(&inner.deps.facts.cgroup, &record.leaves, &exec_id);
     let seccomp = match record.seccomp.as_str() {
         "" => None,
         name => {
@@ -60,16 +61,32 @@ fn plan(inner: &Inner, container: &Container, request: &ExecRequest) -> Result<(
             Some(file.map_err(|e| container.step("load the system call filter", Kind::Unknown, chain(&e)))?)
         }
     };
+    let process = spec::exec(&record.process, request).map_err(|e| Error::Invalid(chain(&e)))?;
     let exec = worker::Exec {
         container: container.id.to_string(),
         init: record.init.as_ref().map_or(0, |p| p.pid),
-        process: Some(spec::exec(&record.process, request)),
-        own_cgroup: cgroups.own,
-        join_cgroup: cgroups.join,
+        process: Some(process),
+        own_cgroup,
+        join_cgroup,
         user_namespace: false,
+        rlimits: Vec::new(),
     };
     let timeout_ms = request.timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
     Ok((monitor::Exec { exec_id, exec: Some(exec), timeout_ms }, seccomp.map(OwnedFd::from)))
+}
+
+/// A cgroup of the exec's own, so that its time limit reaches every process it starts: on v2 below the
+/// container's, on v1 in the pids hierarchy only, and the container's own groups in all others.
+fn cgroups(facts: &CgroupFacts, leaves: &[String], exec_id: &str) -> (Vec<String>, Vec<String>) {
+    let own = |leaf: &String| format!("{leaf}/exec-{exec_id}");
+    let (holders, others): (Vec<&String>, Vec<&String>) = match facts {
+        CgroupFacts::V2 { .. } => (leaves.iter().collect(), Vec::new()),
+        CgroupFacts::V1 { .. } => {
+            let pids = facts.mount_of("pids").map(|mount| format!("{}/", mount.display()));
+            leaves.iter().partition(|leaf| pids.as_ref().is_some_and(|pids| leaf.starts_with(pids)))
+        }
+    };
+    (holders.into_iter().map(own).collect(), others.into_iter().cloned().collect())
 }
 
 fn pipe() -> io::Result<(Receiver, OwnedFd)> {

@@ -1,6 +1,5 @@
 //! Ends of containers: what the monitors report, and what is made of monitors that are gone.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -72,7 +71,6 @@ pub(super) async fn over(inner: &Arc<Inner>, container: &Arc<Container>, exit: C
 pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
     let (dir, leaves) = (inner.state_dir(&container.id), container.now().leaves.clone());
     let record = crate::blocking::run("clean up after a lost monitor", move || {
-        let leaves: Vec<PathBuf> = leaves.iter().map(PathBuf::from).collect();
         if let Err(error) = crate::cgroup::kill(&leaves) {
             tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");
         }

@@ -5,23 +5,22 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::host::{SourcePropagation, source_propagation};
 use crate::model::{MountPropagation, MountRequest};
 use crate::spec::ResolvedMount;
-use crate::sys::mount::MountTable;
 
 /// Resolves every source. A missing directory is made, as containerd and CRI-O do (row F073).
 pub(super) fn resolve(requests: &[MountRequest]) -> Result<Vec<ResolvedMount>, String> {
-    let needs_table = requests.iter().any(|r| r.propagation != MountPropagation::Private);
-    let table = if needs_table { Some(MountTable::read().map_err(|e| format!("cannot read the mount table: {e}"))?) } else { None };
     requests
         .iter()
         .map(|request| {
             let source = source(&request.host_path)?;
-            if let Some(table) = &table {
-                check_propagation(table, &source, request.propagation)?;
-            }
-            let is_dir = fs::metadata(&source).map_err(|e| format!("mount source {}: {e}", source.display()))?.is_dir();
-            Ok(ResolvedMount { request: request.clone(), source, is_dir })
+            // The mount table is long on a busy node: only those that need it read it.
+            let propagation = match request.propagation {
+                MountPropagation::Private => SourcePropagation::Private,
+                _ => source_propagation(&source).map_err(|e| format!("cannot read the mount table: {e}"))?,
+            };
+            Ok(ResolvedMount { request: request.clone(), source, propagation })
         })
         .collect()
 }
@@ -32,34 +31,30 @@ fn source(path: &str) -> Result<PathBuf, String> {
         return Err(format!("mount source {path:?} is not an absolute path"));
     }
     match fs::canonicalize(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(path)
-                .and_then(|()| fs::canonicalize(path))
-                .map_err(|e| format!("cannot make the mount source {}: {e}", path.display()))
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path)
+            .and_then(|()| fs::canonicalize(path))
+            .map_err(|e| format!("cannot make the mount source {}: {e}", path.display())),
         other => other.map_err(|e| format!("mount source {}: {e}", path.display())),
     }
 }
 
-/// A volume can only pass mounts on if the mount that it lies on does (rows F077, F078).
-fn check_propagation(table: &MountTable, source: &Path, wanted: MountPropagation) -> Result<(), String> {
-    let mount = table.of(source).ok_or_else(|| format!("no mount holds {}", source.display()))?;
-    let (ok, needs) = match wanted {
-        MountPropagation::Private => (true, ""),
-        MountPropagation::HostToContainer => (mount.is_shared() || mount.is_slave(), "a shared or slave"),
-        MountPropagation::Bidirectional => (mount.is_shared(), "a shared"),
-    };
-    if ok {
-        Ok(())
-    } else {
-        Err(format!(
-            "{} is on the mount {}, which is not {needs} mount: make it one (`mount --make-rshared {}`)",
-            source.display(),
-            mount.point().display(),
-            mount.point().display()
-        ))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_resolved_and_missing_directories_made() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        let real = fs::canonicalize(dir.path()).unwrap().join("real");
+        assert_eq!(source(dir.path().join("link").to_str().unwrap()).unwrap(), real);
+        let fresh = dir.path().join("a/b");
+        source(fresh.to_str().unwrap()).unwrap();
+        assert!(fresh.is_dir());
+        assert!(source("relative").is_err());
     }
 }

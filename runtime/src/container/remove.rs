@@ -46,7 +46,7 @@ pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh_l
 async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Failures> {
     let mut steps = Steps::default();
     if container.now().boot_id == inner.deps.facts.boot_id {
-        let leaves: Vec<PathBuf> = container.now().leaves.iter().map(PathBuf::from).collect();
+        let leaves = container.now().leaves.clone();
         steps.push_blocking("cgroup", move || {
             crate::cgroup::kill(&leaves).and_then(|()| crate::cgroup::remove(&leaves)).map_err(|e| chain(&e))
         });

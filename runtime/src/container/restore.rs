@@ -1,6 +1,5 @@
 //! The containers that an earlier daemon left.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::exit::{outcome, over, unknown};
@@ -92,7 +91,7 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
 /// No monitor: its exit record says what happened; without one the container was lost.
 async fn ended_meanwhile(inner: &Arc<Inner>, container: &Arc<Container>) {
     let dir = inner.state_dir(&container.id);
-    let leaves: Vec<PathBuf> = container.now().leaves.iter().map(PathBuf::from).collect();
+    let leaves = container.now().leaves.clone();
     let record = crate::blocking::run("read an exit record", move || {
         if let Err(error) = crate::cgroup::kill(&leaves) {
             tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");

@@ -1,6 +1,5 @@
 //! StopContainer: the stop signal once, the grace time, SIGKILL.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -51,7 +50,7 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
         return Ok(());
     }
     // Processes that outlive init keep the pipes open: the cgroup holds them all.
-    let leaves: Vec<PathBuf> = container.now().leaves.iter().map(PathBuf::from).collect();
+    let leaves = container.now().leaves.clone();
     let killed = crate::blocking::run("kill a container's cgroup", move || crate::cgroup::kill(&leaves)).await;
     let mut changes = container.state.subscribe();
     let exited = changes.wait_for(|s| *s == ContainerState::Exited);

@@ -1,6 +1,5 @@
 //! UpdateContainerResources.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Container, Error, Inner};
@@ -19,11 +18,10 @@ pub(super) async fn update(inner: &Arc<Inner>, container: &Arc<Container>, wante
         (record.resources.clone(), record.cgroup_path.clone())
     };
     let facts = inner.deps.facts.clone();
-    let leaves: Vec<PathBuf> = container.now().leaves.iter().map(PathBuf::from).collect();
     let applied = crate::blocking::run("update a container's limits", move || {
-        let usage = crate::cgroup::memory_usage(&leaves).map_err(|e| (Kind::Unknown, chain(&e)))?;
-        let update = spec::update(&facts, &path, &old, &wanted, usage).map_err(|e| (Kind::InvalidArgument, chain(&e)))?;
-        crate::cgroup::apply(&update.writes).map_err(|e| (Kind::Unknown, chain(&e)))?;
+        let usage = crate::cgroup::memory_in_use(&facts.cgroup, &path).map_err(|e| (Kind::Unknown, chain(&e)))?;
+        let update = spec::update(spec::Place { facts: &facts.cgroup, path: &path }, &old, &wanted, usage).map_err(|e| (Kind::InvalidArgument, chain(&e)))?;
+        crate::cgroup::apply_writes(&update.writes).map_err(|e| (Kind::Unknown, chain(&e)))?;
         Ok(update.resources)
     })
     .await;

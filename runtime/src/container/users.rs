@@ -14,7 +14,7 @@ use crate::sys;
 pub(super) fn resolve(rootfs: BorrowedFd<'_>, request: &UserRequest, image_user: &str) -> Result<ContainerUser, String> {
     let passwd = read(rootfs, "etc/passwd")?;
     let group = read(rootfs, "etc/group")?;
-    users::resolve(passwd.as_deref(), group.as_deref(), request, image_user).map_err(|e| e.to_string())
+    users::resolve(passwd.as_deref(), group.as_deref(), request, image_user).map_err(|e| crate::model::chain(&e))
 }
 
 /// A regular file of bounded size, resolved under the root; a fifo or a device of that name is refused
@@ -31,7 +31,7 @@ fn read(rootfs: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, String> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(format!("/{name} of the image is not a regular file"));
     }
-    let limit = users::MAX_FILE_SIZE as u64;
+    let limit = users::MAX_FILE;
     let mut bytes = Vec::new();
     std::fs::File::from(fd).take(limit + 1).read_to_end(&mut bytes).map_err(told)?;
     if bytes.len() as u64 > limit {

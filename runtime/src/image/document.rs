@@ -38,7 +38,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration, String> {
     }
     let diff_ids = document.rootfs().diff_ids();
     if diff_ids.len() > MAX_LAYERS {
-        return Err(format!("{} layers, {MAX_LAYERS} are the most", diff_ids.len()));
+        return Err(format!(
+            "{} layers, {MAX_LAYERS} are the most",
+            diff_ids.len()
+        ));
     }
     let diff_ids = diff_ids
         .iter()
@@ -67,7 +70,12 @@ fn execution(document: &ImageConfiguration) -> ImageConfig {
         working_dir: text(config.working_dir()),
         volumes,
         stop_signal: text(config.stop_signal()),
-        labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
+        labels: config
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
     }
 }
 
@@ -136,14 +144,24 @@ mod tests {
     fn nulls_and_unknown_members_are_endured_and_strangers_refused() {
         let text = r#"{"architecture":"ARCH","os":"linux","x":1,"rootfs":{"type":"layers","diff_ids":[]},
             "config":{"Env":null,"Cmd":["sh"],"Volumes":{"/b":{},"/a":{}},"Labels":null,"User":"u:g"}}"#;
-        let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let arch = if cfg!(target_arch = "aarch64") {
+            "arm64"
+        } else {
+            "amd64"
+        };
         let got = parse(text.replace("ARCH", arch).as_bytes()).unwrap();
         assert_eq!(got.config.volumes, ["/a", "/b"]);
         assert_eq!((got.config.user.as_str(), got.config.cmd.len()), ("u:g", 1));
         let said = parse(text.replace("ARCH", "s390x").as_bytes()).unwrap_err();
         assert!(said.contains("linux/s390x"), "{said}");
-        let evil = text.replace("ARCH", arch).replace("[]}", "[\"sha256:../x\"]}");
-        assert!(parse(evil.as_bytes()).unwrap_err().contains("is not a digest"));
+        let evil = text
+            .replace("ARCH", arch)
+            .replace("[]}", "[\"sha256:../x\"]}");
+        assert!(
+            parse(evil.as_bytes())
+                .unwrap_err()
+                .contains("is not a digest")
+        );
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! One run of a piece of work, however many wait for it.
 //!
-//! A run is a task of its own. It goes on while anybody holds a ticket to it: a waiter that goes
-//! away takes nothing from the others.
+//! A run is a task of its own: a waiter that goes away takes nothing from the others. Without any
+//! waiter a run is cancelled, unless it was started to go on alone.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -21,18 +21,31 @@ pub(crate) struct Flights<K, V> {
 struct Running<V> {
     result: watch::Receiver<Option<V>>,
     guard: Weak<Guard>,
+    /// Keeps a run going that nobody waits for.
+    _keep: Option<Arc<Guard>>,
 }
 
 #[derive(Debug)]
-struct Guard(AbortHandle);
+struct Guard(Option<AbortHandle>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(handle) = &self.0 {
+            handle.abort();
+        }
     }
 }
 
-/// A right to a run's result. The run is cancelled when the last ticket is dropped.
+/// What becomes of a run that nobody waits for any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Alone {
+    /// It goes on.
+    Finish,
+    /// It is cancelled.
+    Cancel,
+}
+
+/// A right to a run's result.
 #[derive(Debug)]
 pub(crate) struct Ticket<V> {
     result: watch::Receiver<Option<V>>,
@@ -73,7 +86,12 @@ where
     V: Clone + Send + Sync + 'static,
 {
     /// Joins the run for a key, or starts one.
-    pub(crate) fn join<F>(self: &Arc<Self>, key: K, work: impl FnOnce() -> F) -> Ticket<V>
+    pub(crate) fn join<F>(
+        self: &Arc<Self>,
+        key: K,
+        alone: Alone,
+        work: impl FnOnce() -> F,
+    ) -> Ticket<V>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -100,10 +118,12 @@ where
             drop(entry);
             let _ = sender.send(Some(value));
         });
-        let guard = Arc::new(Guard(task.abort_handle()));
+        let cancel = alone == Alone::Cancel;
+        let guard = Arc::new(Guard(cancel.then(|| task.abort_handle())));
         let run = Running {
             result: result.clone(),
             guard: Arc::downgrade(&guard),
+            _keep: (!cancel).then(|| Arc::clone(&guard)),
         };
         running.insert(key, run);
         Ticket {
@@ -156,28 +176,31 @@ mod tests {
                 ended.fetch_add(1, Ordering::SeqCst) + 1
             }
         };
-        let first = flights.join(1, work(50));
-        let mut second = flights.join(1, work(50));
+        let first = flights.join(1, Alone::Cancel, work(50));
+        let mut second = flights.join(1, Alone::Cancel, work(50));
         assert!(first.owner && !second.owner);
         drop(first);
         assert_eq!(second.wait().await, Some(1));
         assert_eq!(started.load(Ordering::SeqCst), 1);
-        let mut again = flights.join(1, work(1));
+        let mut again = flights.join(1, Alone::Cancel, work(1));
         assert!(again.owner);
         assert_eq!(again.wait().await, Some(2));
-        drop(flights.join(1, work(20)));
-        let mut after = flights.join(1, work(1));
+        drop(flights.join(1, Alone::Cancel, work(20)));
+        let mut after = flights.join(1, Alone::Cancel, work(1));
         assert!(after.owner);
         assert_eq!(after.wait().await, Some(3));
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(ended.load(Ordering::SeqCst), 3);
+        drop(flights.join(1, Alone::Finish, work(20)));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(ended.load(Ordering::SeqCst), 4);
         assert!(flights.running.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
     async fn a_panic_is_told() {
         let flights = Arc::new(Flights::<u8, ()>::default());
-        let mut ticket = flights.join(1, || async { panic!("on purpose") });
+        let mut ticket = flights.join(1, Alone::Cancel, || async { panic!("on purpose") });
         assert_eq!(ticket.wait().await, None);
         assert!(flights.running.lock().unwrap().is_empty());
     }

@@ -69,7 +69,11 @@ pub(crate) struct Row {
 
 impl Drop for Row {
     fn drop(&mut self) {
-        let mut rows = self.board.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows = self
+            .board
+            .rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         rows.remove(&self.id);
     }
 }

@@ -45,6 +45,10 @@ pub struct PodRecord {
     pub hostname: String,
     /// Parent cgroup in canonical form.
     pub cgroup_parent: String,
+    /// Directories on the way to the parent that Berth made, and that go with the last pod.
+    pub made_parents: Vec<PathBuf>,
+    /// It is counted among the pods below its parent.
+    pub holds_parent: bool,
     /// Its own cgroup's directories.
     pub cgroup: Vec<String>,
     /// Where its network namespace is pinned; `None`: the host's.

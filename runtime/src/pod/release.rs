@@ -1,10 +1,8 @@
 //! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::record::{Phase, Process};
-use super::run::pod_network;
 use super::{Error, Inner, Pod};
 use crate::events::Event;
 use crate::model::{PodState, chain};
@@ -69,16 +67,14 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         if let Some(pause) = record.pause.clone() {
             steps.push_blocking("pause process", move || kill(&pause));
         }
-        let leaves: Vec<PathBuf> = record.cgroup.iter().map(PathBuf::from).collect();
+        let leaves = record.cgroup.clone();
         steps.push_blocking("cgroup", move || {
             crate::cgroup::kill(&leaves).and_then(|()| crate::cgroup::remove(&leaves)).map_err(|e| chain(&e))
         });
     }
-    if let Some(network) = pod_network(pod) {
-        let inner = inner.clone();
-        steps.push("network", async move { inner.deps.network.teardown(&network).await.map_err(|e| chain(&e)) });
-    }
     if let Some(netns) = record.netns {
+        let (inner, id) = (inner.clone(), pod.id.clone());
+        steps.push("network", async move { inner.deps.network.forget(&id).await.map_err(|e| chain(&e)) });
         steps.push_blocking("network namespace", move || sys::netns::unpin(&netns));
     }
     let dir = inner.state_dir(&pod.id);
@@ -87,7 +83,7 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         steps.push_blocking("namespace", move || sys::netns::unpin(&path));
     }
     let shm = dir.join("shm");
-    steps.push_blocking("shared memory", move || sys::mount::unmount(&shm));
+    steps.push_blocking("shared memory", move || sys::mount::detach_unmount(&shm));
     steps
 }
 
@@ -99,6 +95,14 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     });
+    let counted = std::mem::replace(&mut pod.now().holds_parent, false);
+    if counted {
+        let (inner, parent) = (inner.clone(), pod.now().cgroup_parent.clone());
+        steps.push_blocking("parent cgroup", move || {
+            inner.parents.release(&inner.deps.facts.cgroup, &parent);
+            Ok::<(), String>(())
+        });
+    }
     // The record goes last: while it is there, a restarted daemon knows what to release.
     steps.run().await?;
     let (inner, id) = (inner.clone(), pod.id.clone());

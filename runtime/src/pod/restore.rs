@@ -24,6 +24,7 @@ impl PodManager {
             match (found.id.parse::<PodId>(), found.record) {
                 (Ok(id), Ok(record)) => {
                     let pod = Pod::new(id, record);
+                    self.hold_parent(&pod);
                     if pod.now().phase == Phase::Creating {
                         half_made.push(pod);
                     } else {
@@ -50,11 +51,22 @@ impl PodManager {
         Ok(())
     }
 
+    fn hold_parent(&self, pod: &Pod) {
+        let record = pod.now();
+        if record.holds_parent {
+            self.0.parents.restore(&record.cgroup_parent, &record.made_parents);
+        }
+    }
+
     /// Network attachments, pins and directories without a record.
     async fn sweep(&self) {
         let inner = self.0.clone();
         let known: BTreeSet<PodId> = inner.read().keys().cloned().collect();
-        for id in inner.deps.network.known() {
+        let attached = inner.deps.network.known().unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "cannot tell which pods are attached to the network");
+            Vec::new()
+        });
+        for id in attached {
             if !known.contains(&id) {
                 tracing::info!(pod.id = %id, "releasing the network of a pod that is not there any more");
                 if let Err(error) = inner.deps.network.forget(&id).await {
@@ -74,7 +86,7 @@ impl PodManager {
                     report(&id, sys::netns::unpin(&dir.join(mount)));
                 }
                 report(&id, sys::netns::unpin(&super::run::netns_path(&inner, &id)));
-                report(&id, sys::mount::unmount(&dir.join("shm")));
+                report(&id, sys::mount::detach_unmount(&dir.join("shm")));
                 report(&id, std::fs::remove_dir_all(&dir));
             }
         })

@@ -4,18 +4,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use shim_protocol::worker;
-use tokio::io::unix::AsyncFd;
 
 use super::record::{Phase, PodRecord, Process};
-use super::{Error, Inner, Pod, PodManager, files, release};
-use crate::blocking;
+use super::{Error, Inner, Pod, PodManager, files, release, sysctl};
+use crate::{blocking, sys};
 use crate::events::Event;
 use crate::id::PodId;
 use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, chain, now_nanos};
-use crate::network::{NetworkResult, PodNetwork};
+use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::PauseHandle;
 use crate::spec;
 use crate::store::{Claim, Reservation};
+use crate::sys::mount::{TmpfsOptions, mount_tmpfs};
+
+/// Size of a pod's `/dev/shm` in bytes (row X033).
+const SHM_SIZE: u64 = 64 << 20;
 
 pub(super) type NameReservation = Reservation<crate::model::PodMetadata, PodId, PodSpec, Error>;
 
@@ -102,7 +105,7 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
     };
     let (deps, config) = (&inner.deps, &inner.deps.config);
     let id = PodId::generate().map_err(|e| failed("choose the id", e.to_string()))?;
-    let cgroup_parent = spec::cgroup_parent(&spec.cgroup_parent, &config.default_cgroup_parent, spec::Driver::Cgroupfs)
+    let cgroup_parent = spec::cgroupfs_parent(&spec.cgroup_parent, &config.default_cgroup_parent)
         .map_err(|e| Error::Invalid(e.to_string()))?;
     let own_network = spec.namespaces.network != NamespaceMode::Node;
     let hostname = match spec.hostname.as_str() {
@@ -120,6 +123,8 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
         boot_id: deps.facts.boot_id.clone(),
         hostname,
         cgroup_parent,
+        made_parents: Vec::new(),
+        holds_parent: false,
         cgroup: Vec::new(),
         netns: own_network.then(|| netns_path(inner, &id)),
         ips: Vec::new(),
@@ -131,7 +136,7 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
     Ok(pod)
 }
 
-fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
+pub(super) fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
     inner.deps.config.netns_dir.join(format!("berth-{id}"))
 }
 
@@ -145,12 +150,25 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     };
     let deps = &inner.deps;
     let dir = inner.state_dir(&pod.id);
-    let sysctls = spec::split_sysctls(spec).map_err(|e| Error::Invalid(e.to_string()))?;
+    let sysctls = sysctl::split(spec).map_err(Error::Invalid)?;
+    let (facts, parent) = (deps.facts.clone(), pod.now().cgroup_parent.clone());
+    let parents = inner.parents.clone();
+    let (made, cpuset) = blocking::run("make the parent cgroup of a pod", move || {
+        parents.hold(&facts.cgroup, &parent)
+    })
+    .await
+    .map_err(|e| failed("make the parent cgroup", Kind::Unknown, chain(&e)))?;
+    {
+        let mut record = pod.now();
+        record.made_parents = made;
+        record.holds_parent = true;
+    }
     let plan = spec::pause(&spec::PauseInput {
         id: &pod.id,
         spec,
         cgroup_parent: &pod.now().cgroup_parent,
         facts: &deps.facts,
+        cpuset: cpuset.as_ref(),
     })
     .map_err(|e| Error::Invalid(e.to_string()))?;
     pod.now().cgroup.clone_from(&plan.cgroup.leaves);
@@ -197,7 +215,7 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     let network = network.map_err(|e| failed("set up the network", e.kind(), chain(&e)))?;
     let pause = pause?;
     if let (Some(network), Some(netns)) = (network, netns) {
-        crate::network::set_sysctls(&netns, &sysctls.net)
+        blocking::run("set the network sysctls of a pod", move || set_sysctls(&netns, &sysctls.net))
             .await
             .map_err(|e| failed("set the network sysctls", e.kind(), chain(&e)))?;
         let mut record = pod.now();
@@ -209,6 +227,7 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         record.phase = Phase::Made;
         record.state = PodState::Ready;
     }
+    pod.over.send_replace(false);
     inner.save(pod).await.map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
     watch(inner, pod, pause);
     Ok(())
@@ -220,7 +239,9 @@ async fn make_files(dir: &std::path::Path, hostname: String, spec: Arc<PodSpec>,
         files::write(&dir, &hostname, spec.dns.as_ref()).map_err(|e| e.to_string())?;
         if own_ipc {
             let shm = dir.join("shm");
-            crate::sys::mount::mount_shm(&shm).map_err(|e| format!("cannot mount {}: {e}", shm.display()))?;
+            std::fs::create_dir_all(&shm)
+                .and_then(|()| mount_tmpfs(&shm, TmpfsOptions::shm(SHM_SIZE)))
+                .map_err(|e| format!("cannot mount {}: {e}", shm.display()))?;
         }
         if !spec.log_directory.is_empty() {
             std::fs::create_dir_all(&spec.log_directory)
@@ -233,7 +254,7 @@ async fn make_files(dir: &std::path::Path, hostname: String, spec: Arc<PodSpec>,
 
 fn seccomp_program(inner: &Inner, plan: &spec::PausePlan) -> Result<Option<std::os::fd::OwnedFd>, String> {
     let deps = &inner.deps;
-    let Some(program) = deps.seccomp.program(&plan.seccomp, 0, &deps.facts).map_err(|e| chain(&e))? else {
+    let Some(program) = deps.seccomp.program(&plan.seccomp, 0, |path| std::fs::read(path)).map_err(|e| chain(&e))? else {
         return Ok(None);
     };
     let name = deps.programs.keep(&program).map_err(|e| chain(&e))?;
@@ -241,28 +262,26 @@ fn seccomp_program(inner: &Inner, plan: &spec::PausePlan) -> Result<Option<std::
     Ok(Some(file.into()))
 }
 
-async fn connect(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<Option<NetworkResult>, crate::network::Error> {
-    match pod_network(pod) {
-        Some(network) => inner.deps.network.setup(&network).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-/// What the network is told of a pod; `None` on the host's network.
-pub(super) fn pod_network(pod: &Pod) -> Option<PodNetwork> {
-    let record = pod.now();
-    let netns = record.netns.clone()?;
-    Some(PodNetwork {
+async fn connect(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<Option<NetworkResult>, network::Error> {
+    let (netns, cgroup_path) = {
+        let record = pod.now();
+        (record.netns.clone(), record.cgroup_parent.clone())
+    };
+    let Some(netns) = netns else { return Ok(None) };
+    let spec = &pod.spec;
+    let attachment = PodNetwork {
         id: pod.id.clone(),
-        name: pod.spec.metadata.name.clone(),
-        namespace: pod.spec.metadata.namespace.clone(),
-        uid: pod.spec.metadata.uid.clone(),
+        name: spec.metadata.name.clone(),
+        namespace: spec.metadata.namespace.clone(),
+        uid: spec.metadata.uid.clone(),
         netns,
-        port_mappings: pod.spec.port_mappings.clone(),
-        dns: pod.spec.dns.clone(),
-        annotations: pod.spec.annotations.clone(),
-        cgroup_path: record.cgroup_parent.clone(),
-    })
+        port_mappings: spec.port_mappings.clone(),
+        dns: spec.dns.clone(),
+        bandwidth: Bandwidth::from_annotations(&spec.annotations)?,
+        cgroup_path,
+        annotations: spec.annotations.clone(),
+    };
+    inner.deps.network.setup(&attachment).await.map(Some)
 }
 
 /// The pod is NotReady as soon as its pause process is gone.
@@ -270,12 +289,13 @@ pub(super) fn watch(inner: &Arc<Inner>, pod: &Arc<Pod>, pause: PauseHandle) {
     let (inner, pod) = (inner.clone(), pod.clone());
     tokio::spawn(async move {
         let mut over = pod.over.subscribe();
-        let Ok(pidfd) = AsyncFd::with_interest(pause.pidfd, tokio::io::Interest::READABLE) else {
-            tracing::error!(pod.id = %pod.id, "cannot watch the pause process: out of descriptors");
-            return;
-        };
         tokio::select! {
-            _ = pidfd.readable() => {}
+            ended = sys::process::ended(pause.pidfd) => {
+                if let Err(error) = ended {
+                    tracing::error!(pod.id = %pod.id, %error, "cannot watch the pause process");
+                    return;
+                }
+            }
             _ = over.wait_for(|over| *over) => {}
         }
         let was_ready = {

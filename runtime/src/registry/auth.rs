@@ -9,22 +9,16 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::Url;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use serde::Deserialize;
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use sha2::{Digest as _, Sha256};
 
-use super::Error;
-use super::client::{Clients, check_target, host_port, words};
+use super::client::Clients;
 use super::hosts::Endpoint;
+use super::{Error, token};
 use crate::model::RegistryAuth;
 
 /// Tokens that are kept.
 const MAX_TOKENS: usize = 1024;
-/// Longest answer of a token service, bytes.
-const MAX_ANSWER: usize = 1 << 20;
-/// Life of a token that does not say (distribution, token specification).
-const DEFAULT_LIFE: u64 = 60;
 
 /// What a host accepts in place of a person.
 #[derive(Clone, PartialEq, Eq)]
@@ -202,11 +196,11 @@ impl Tokens {
                 return Err(denied("it wants a user and a password, and none was given"));
             }
             (Challenge::Bearer(bearer), secret) => {
-                fetch(clients, endpoint, &bearer, secret, &key.scope, what).await?
+                token::fetch(clients, endpoint, &bearer, secret, &key.scope, what).await?
             }
         };
-        let mut value = HeaderValue::from_str(&value)
-            .map_err(|_| denied("the token is not a header value"))?;
+        let mut value =
+            HeaderValue::from_str(&value).map_err(|_| denied("the token is not a header value"))?;
         value.set_sensitive(true);
         let life = life.min(Duration::from_secs(24 * 3600));
         self.put(key, value.clone(), life);
@@ -218,11 +212,12 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
+/// What a Bearer challenge says.
 #[derive(Debug, PartialEq, Eq)]
-struct Bearer {
-    realm: String,
-    service: String,
-    scope: String,
+pub(crate) struct Bearer {
+    pub(crate) realm: String,
+    pub(crate) service: String,
+    pub(crate) scope: String,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -262,150 +257,6 @@ fn challenge(headers: &HeaderMap) -> Option<Challenge> {
         }
     }
     basic
-}
-
-#[derive(Deserialize)]
-struct TokenAnswer {
-    #[serde(default)]
-    token: Option<String>,
-    #[serde(default)]
-    access_token: Option<String>,
-    #[serde(default)]
-    expires_in: Option<u64>,
-}
-
-/// Fetches a token (distribution, token and OAuth2 specifications).
-async fn fetch(
-    clients: &Clients,
-    endpoint: &Endpoint,
-    bearer: &Bearer,
-    secret: Option<&Secret>,
-    scope: &str,
-    what: &str,
-) -> Result<(String, Duration), Error> {
-    let denied = |reason: String| Error::Denied {
-        host: endpoint.host.clone(),
-        what: what.to_owned(),
-        reason,
-    };
-    let mut realm = realm(endpoint, &bearer.realm, secret.is_some()).map_err(&denied)?;
-    let host = host_port(&realm);
-    let unavailable = |reason| Error::Unavailable {
-        host: host.clone(),
-        reason,
-    };
-    let mut tls = endpoint.tls.clone();
-    if realm.host_str() != endpoint.base.host_str() {
-        tls.identities.clear();
-    }
-    let client = clients.get(&tls, &realm).map_err(unavailable)?;
-    let mut fields = vec![("service", bearer.service.as_str()), ("scope", scope)];
-    // A registry may want more than the repository (public.ecr.aws does).
-    if !bearer.scope.is_empty() && bearer.scope != scope {
-        fields.push(("scope", bearer.scope.as_str()));
-    }
-    let request = if let Some(Secret::Refresh(token)) = secret {
-        fields.extend([
-            ("grant_type", "refresh_token"),
-            ("refresh_token", token.as_str()),
-            ("client_id", "berth"),
-        ]);
-        let form = form(&realm, &fields);
-        let kind = "application/x-www-form-urlencoded";
-        client.post(realm).header(CONTENT_TYPE, kind).body(form)
-    } else {
-        realm.query_pairs_mut().extend_pairs(fields);
-        match secret {
-            Some(Secret::Basic(user, password)) => {
-                client.get(realm).basic_auth(user, Some(password))
-            }
-            _ => client.get(realm),
-        }
-    };
-    let response = request
-        .send()
-        .await
-        .map_err(|error| unavailable(words(error)))?;
-    let status = response.status();
-    if !status.is_success() {
-        let who = if secret.is_some() {
-            "the given credentials"
-        } else {
-            "no credentials"
-        };
-        return Err(denied(format!(
-            "the token service {host} answered {} to {who}",
-            status.as_u16()
-        )));
-    }
-    let body = super::client::body(response, MAX_ANSWER)
-        .await
-        .map_err(unavailable)?;
-    let answer: TokenAnswer = serde_json::from_slice(&body)
-        .map_err(|_| denied(format!("the token service {host} answered no token")))?;
-    let token = answer.token.filter(|token| !token.is_empty());
-    let token = token
-        .or(answer.access_token)
-        .filter(|token| !token.is_empty())
-        .ok_or_else(|| denied(format!("the token service {host} answered no token")))?;
-    let life = answer.expires_in.unwrap_or(DEFAULT_LIFE).max(DEFAULT_LIFE);
-    // A fifth less than it says: a token must outlive the request that it is for.
-    Ok((
-        format!("Bearer {token}"),
-        Duration::from_secs(life.min(86400) / 5 * 4),
-    ))
-}
-
-/// URL-encoded form fields, by the encoder of queries.
-fn form(base: &Url, fields: &[(&str, &str)]) -> String {
-    let mut url = base.clone();
-    url.set_query(None);
-    url.query_pairs_mut().extend_pairs(fields);
-    url.query().unwrap_or_default().to_owned()
-}
-
-/// The token service, if it is one that a secret may be shown to (CVE-2026-48978 and its kind).
-fn realm(endpoint: &Endpoint, text: &str, with_secret: bool) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|_| "its token service has no usable URL".to_owned())?;
-    let host = host_port(&url);
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(format!(
-            "the URL of its token service {host} holds user information"
-        ));
-    }
-    check_target(&endpoint.base, &endpoint.base, &url)
-        .map_err(|why| format!("its token service {host} is not asked: {why}"))?;
-    let name = |url: &Url| url.host_str().unwrap_or_default().to_ascii_lowercase();
-    if with_secret && !same_site(&name(&endpoint.base), &name(&url)) {
-        return Err(format!(
-            "its token service {host} is of another domain, which is not shown the credentials"
-        ));
-    }
-    Ok(url)
-}
-
-/// Two hosts of one owner, as far as names tell: equal, or with a common registrable domain.
-fn same_site(a: &str, b: &str) -> bool {
-    if a == b {
-        return true;
-    }
-    // An IP literal has no domain; its last part is a number, or it is in brackets.
-    let numeric = |host: &str| {
-        host.starts_with('[') || host.rsplit('.').next().is_some_and(|l| l.parse::<u32>().is_ok())
-    };
-    if numeric(a) || numeric(b) {
-        return false;
-    }
-    let (mut left, mut right) = (a.rsplit('.'), b.rsplit('.'));
-    let common: Vec<&str> = left
-        .by_ref()
-        .zip(right.by_ref())
-        .take_while(|(x, y)| x == y)
-        .map(|(x, _)| x)
-        .collect();
-    // Below a country's domain the second label is often a category (co.uk, com.au): three must agree.
-    let category = matches!(common[..], [top, second, ..] if top.len() == 2 && second.len() <= 3);
-    common.len() >= if category { 3 } else { 2 }
 }
 
 #[cfg(test)]

@@ -91,7 +91,10 @@ impl Blob {
         }
         self.offset += bytes.len() as u64;
         if self.offset > self.size {
-            return Err(self.broken(format!("it is longer than the {} bytes of its descriptor", self.size)));
+            return Err(self.broken(format!(
+                "it is longer than the {} bytes of its descriptor",
+                self.size
+            )));
         }
         self.cuts = 0;
         Ok(Some(bytes))

@@ -26,8 +26,8 @@ const MAX_CLIENTS: usize = 64;
 /// Receive window of an HTTP/2 stream, bytes: bounds what waits in memory for a slow disk.
 const WINDOW: u32 = 1 << 20;
 
-/// How to connect to a host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+/// How to connect to a host. Its `Debug` shows nothing: keys and proxies' passwords are in it.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {
     /// Authorities beside the system's, PEM.
     pub(crate) ca: Vec<Vec<u8>>,
@@ -49,14 +49,27 @@ struct Key {
 }
 
 /// The clients in use; a changed certificate makes another one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Clients {
     kept: Mutex<HashMap<Key, Client>>,
+    silence: Duration,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self::with_silence(SILENCE)
+    }
 }
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Key(***)")
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(***)")
     }
 }
 
@@ -85,6 +98,14 @@ pub(crate) struct Answer {
 }
 
 impl Clients {
+    /// That give a host up which sends nothing for this long.
+    pub(crate) fn with_silence(silence: Duration) -> Self {
+        Self {
+            kept: Mutex::default(),
+            silence,
+        }
+    }
+
     /// The client for a URL.
     ///
     /// # Errors
@@ -99,7 +120,7 @@ impl Clients {
         if let Some(client) = kept.get(&key) {
             return Ok(client.clone());
         }
-        let client = build(&key)?;
+        let client = build(&key, self.silence)?;
         if kept.len() >= MAX_CLIENTS {
             kept.clear();
         }
@@ -207,14 +228,14 @@ pub(crate) fn check_target(first: &Url, from: &Url, next: &Url) -> Result<(), &'
     Ok(())
 }
 
-fn build(key: &Key) -> Result<Client, String> {
+fn build(key: &Key, silence: Duration) -> Result<Client, String> {
     install_provider();
     let tls = &key.tls;
     let mut builder = Client::builder()
         .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
-        .read_timeout(SILENCE)
+        .read_timeout(silence)
         .http2_initial_stream_window_size(WINDOW)
         .tcp_keepalive(Duration::from_secs(30))
         .pool_idle_timeout(Duration::from_secs(30));

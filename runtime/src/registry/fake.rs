@@ -323,8 +323,13 @@ async fn answer(
         && whole.contains(part.as_str())
     {
         *times -= 1;
-        let mut response = full(*status, "{\"errors\":[{\"code\":\"X\",\"message\":\"told to\"}]}");
-        response.headers_mut().insert("retry-after", "0".parse().unwrap());
+        let mut response = full(
+            *status,
+            "{\"errors\":[{\"code\":\"X\",\"message\":\"told to\"}]}",
+        );
+        response
+            .headers_mut()
+            .insert("retry-after", "0".parse().unwrap());
         return response;
     }
     if path.starts_with("/v2/")
@@ -426,7 +431,11 @@ fn blob(state: &mut State, path: &str, headers: &HeaderMap) -> Response<Body> {
         let mut at = 0;
         while at < sent {
             let end = sent.min(at + piece);
-            if sender.send(Ok(Frame::data(rest.slice(at..end)))).await.is_err() {
+            if sender
+                .send(Ok(Frame::data(rest.slice(at..end))))
+                .await
+                .is_err()
+            {
                 return;
             }
             at = end;

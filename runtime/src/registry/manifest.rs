@@ -32,9 +32,9 @@ const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+";
 #[derive(Clone, Debug)]
 pub enum Content {
     /// Manifests for several platforms.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     /// One image.
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
 }
 
 /// The members that tell what a document is. serde refuses a member that is there twice.
@@ -81,7 +81,8 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Content, String
         return Err("ambiguous: it has the members of an index and of a manifest".to_owned());
     }
     for kind in [shape.media_type.as_deref(), said].into_iter().flatten() {
-        let contradicts = (INDEXES.contains(&kind) && !index) || (MANIFESTS.contains(&kind) && index);
+        let contradicts =
+            (INDEXES.contains(&kind) && !index) || (MANIFESTS.contains(&kind) && index);
         if contradicts {
             return Err(format!("ambiguous: it is called {kind:?} and is not one"));
         }
@@ -96,9 +97,13 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Content, String
     }
     let words = |error: serde_json::Error| format!("malformed: {error}");
     if index {
-        serde_json::from_slice(bytes).map(Content::Index).map_err(words)
+        serde_json::from_slice(bytes)
+            .map(|index| Content::Index(Box::new(index)))
+            .map_err(words)
     } else if shape.layers.is_some() && shape.config.is_some() {
-        serde_json::from_slice(bytes).map(Content::Manifest).map_err(words)
+        serde_json::from_slice(bytes)
+            .map(|manifest| Content::Manifest(Box::new(manifest)))
+            .map_err(words)
     } else if shape.artifact_type.is_some() {
         Err("it is an artifact, not an image".to_owned())
     } else {
@@ -252,7 +257,7 @@ mod tests {
             entries.join(",")
         );
         match parse(text.as_bytes(), None).unwrap() {
-            Content::Index(index) => index,
+            Content::Index(index) => *index,
             Content::Manifest(_) => unreachable!(),
         }
     }
@@ -261,7 +266,11 @@ mod tests {
     fn documents_are_what_their_bytes_say() {
         let layer = entry("");
         let manifest = format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[{layer}]}}"#);
-        for kind in [None, Some(MANIFESTS[0]), Some("application/json; charset=utf-8")] {
+        for kind in [
+            None,
+            Some(MANIFESTS[0]),
+            Some("application/json; charset=utf-8"),
+        ] {
             assert!(matches!(
                 parse(manifest.as_bytes(), kind),
                 Ok(Content::Manifest(_))
@@ -269,25 +278,43 @@ mod tests {
         }
         assert!(parse(manifest.as_bytes(), Some(INDEXES[0])).is_err());
         for (bad, want) in [
-            (r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#, "ambiguous"),
-            (r#"{"schemaVersion":2,"manifests":[],"config":{}}"#, "ambiguous"),
+            (
+                r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#,
+                "ambiguous",
+            ),
+            (
+                r#"{"schemaVersion":2,"manifests":[],"config":{}}"#,
+                "ambiguous",
+            ),
             (
                 r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","config":{},"layers":[]}"#,
                 "ambiguous",
             ),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1"),
-            (r#"{"schemaVersion":2,"layers":[],"layers":[]}"#, "duplicate"),
+            (
+                r#"{"schemaVersion":2,"layers":[],"layers":[]}"#,
+                "duplicate",
+            ),
             ("\u{feff}{}", "not a manifest"),
             (r#"{"schemaVersion":2}"#, "neither"),
             (r#"{"manifests":[]}"#, "schemaVersion"),
-            (r#"{"schemaVersion":2,"config":null,"layers":[]}"#, "neither"),
+            (
+                r#"{"schemaVersion":2,"config":null,"layers":[]}"#,
+                "neither",
+            ),
             ("[]", "not a manifest"),
-            (r#"{"schemaVersion":2,"config":{"size":-1},"layers":[]}"#, "malformed"),
+            (
+                r#"{"schemaVersion":2,"config":{"size":-1},"layers":[]}"#,
+                "malformed",
+            ),
         ] {
             let said = parse(bad.as_bytes(), None).unwrap_err();
             assert!(said.contains(want), "{bad}: {said}");
         }
-        let said = parse(b"{}", Some("application/vnd.docker.distribution.manifest.v1+prettyjws"));
+        let said = parse(
+            b"{}",
+            Some("application/vnd.docker.distribution.manifest.v1+prettyjws"),
+        );
         assert!(said.unwrap_err().contains("schema 1"));
     }
 
@@ -303,9 +330,15 @@ mod tests {
             platform("unknown", "unknown", ""),
         ]);
         assert_eq!(choose(&list).unwrap(), &list.manifests()[3]);
-        let none = index(&[platform("linux", other, ""), platform("unknown", "unknown", "")]);
+        let none = index(&[
+            platform("linux", other, ""),
+            platform("unknown", "unknown", ""),
+        ]);
         let said = choose(&none).unwrap_err();
-        assert!(said.contains(&format!("linux/{other}")) && !said.contains("unknown"), "{said}");
+        assert!(
+            said.contains(&format!("linux/{other}")) && !said.contains("unknown"),
+            "{said}"
+        );
         let unsaid = index(&[platform("linux", other, ""), entry("")]);
         assert_eq!(choose(&unsaid).unwrap(), &unsaid.manifests()[1]);
     }

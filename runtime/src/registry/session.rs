@@ -114,14 +114,14 @@ impl Registry {
 }
 
 impl Session {
-    /// The digest that a tag has now, if a registry says so without sending the manifest. Unverified:
+    /// The digest that a target has now, if a registry says so without sending the manifest. Unverified:
     /// good only to find out that nothing changed.
-    pub async fn peek(&self, tag: &str) -> Option<Digest> {
-        let what = format!("manifest {tag}");
-        for index in self.candidates(true) {
+    pub async fn peek(&self, target: &Target<'_>) -> Option<Digest> {
+        let what = format!("manifest {target}");
+        for index in self.candidates(matches!(target, Target::Tag(_))) {
             let request = Wanted {
                 method: Method::HEAD,
-                path: format!("manifests/{tag}"),
+                path: format!("manifests/{target}"),
                 accept: Some(manifest::ACCEPT),
                 offset: 0,
                 what: &what,
@@ -161,7 +161,9 @@ impl Session {
         };
         let Answer { response, host, .. } = self.ask(index, &request).await?;
         let kind = response.headers().get(CONTENT_TYPE);
-        let kind = kind.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let kind = kind
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
         let broken = |reason| Error::Broken {
             host: host.clone(),
             what: what.clone(),
@@ -210,19 +212,23 @@ impl Session {
     /// # Errors
     /// What the hosts said, see [`Error`].
     pub async fn blob(&self, descriptor: &Descriptor) -> Result<Blob, Error> {
-        let digest: Digest = descriptor
-            .digest()
-            .to_string()
-            .parse()
-            .map_err(|error: crate::model::NotADigest| Error::Document {
+        let digest: Digest = descriptor.digest().to_string().parse().map_err(
+            |error: crate::model::NotADigest| Error::Document {
                 what: format!("a descriptor of {}", self.name()),
                 reason: error.to_string(),
-            })?;
+            },
+        )?;
         let mut failures = Vec::new();
         for index in self.candidates(false) {
             match self.blob_at(index, &digest, 0).await {
                 Ok(answer) => {
-                    return Ok(Blob::new(self.clone(), index, digest, descriptor.size(), answer));
+                    return Ok(Blob::new(
+                        self.clone(),
+                        index,
+                        digest,
+                        descriptor.size(),
+                        answer,
+                    ));
                 }
                 Err(error) => failures.push(error),
             }
@@ -369,7 +375,10 @@ impl Session {
     fn url(&self, endpoint: &Endpoint, path: &str) -> Url {
         let mut url = endpoint.base.clone();
         let repository = self.repository.reference.repository();
-        url.set_path(&format!("{}/{repository}/{path}", endpoint.base.path().trim_end_matches('/')));
+        url.set_path(&format!(
+            "{}/{repository}/{path}",
+            endpoint.base.path().trim_end_matches('/')
+        ));
         if let Some(namespace) = &endpoint.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }

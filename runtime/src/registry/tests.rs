@@ -67,8 +67,16 @@ async fn anonymous_bearer_tokens_are_fetched_once_and_cached() {
     manifest(&registry, &fake.name("x:1"), None).await.unwrap();
     assert_eq!(fake.count("GET", "/token"), 1);
     assert_eq!(fake.count("GET", "/manifests/"), 3);
-    let token = fake.log().into_iter().find(|s| s.path.contains("/token")).unwrap();
-    assert!(token.path.contains("scope=repository%3Ax%3Apull"), "{}", token.path);
+    let token = fake
+        .log()
+        .into_iter()
+        .find(|s| s.path.contains("/token"))
+        .unwrap();
+    assert!(
+        token.path.contains("scope=repository%3Ax%3Apull"),
+        "{}",
+        token.path
+    );
     assert!(token.headers.get("authorization").is_none());
 }
 
@@ -83,9 +91,13 @@ async fn credentials_work_as_basic_as_bearer_and_as_refresh_token() {
             p.basic = (!bearer).then(|| user.clone());
             p.bearer = bearer.then(|| Some(user.clone()));
         });
-        manifest(&registry, &name, Some(&auth("u", "canary"))).await.unwrap();
+        manifest(&registry, &name, Some(&auth("u", "canary")))
+            .await
+            .unwrap();
         for wrong in [None, Some(auth("u", "canary2"))] {
-            let error = manifest(&nowhere(), &name, wrong.as_ref()).await.unwrap_err();
+            let error = manifest(&nowhere(), &name, wrong.as_ref())
+                .await
+                .unwrap_err();
             assert!(matches!(error, Error::Denied { .. }), "{error}");
             assert!(!format!("{error} {error:?}").contains("canary"), "{error}");
         }
@@ -97,7 +109,11 @@ async fn credentials_work_as_basic_as_bearer_and_as_refresh_token() {
     };
     manifest(&nowhere(), &name, Some(&refresh)).await.unwrap();
     assert_eq!(fake.count("POST", "/token"), 1);
-    assert!(fake.log().iter().any(|s| s.body.contains("grant_type=refresh_token")));
+    assert!(
+        fake.log()
+            .iter()
+            .any(|s| s.body.contains("grant_type=refresh_token"))
+    );
 }
 
 #[tokio::test]
@@ -111,7 +127,9 @@ async fn a_stale_token_is_replaced() {
         p.bearer = None;
         p.basic = Some(("u".into(), "p".into()));
     });
-    let error = manifest(&registry, &fake.name("x:1"), None).await.unwrap_err();
+    let error = manifest(&registry, &fake.name("x:1"), None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Denied { .. }), "{error}");
     fake.plan(|p| {
         p.basic = None;
@@ -132,11 +150,20 @@ async fn redirects_lose_credentials_and_headers() {
     });
     let (_dir, registry) = hosts(
         &fake.addr.to_string(),
-        &format!("server = \"http://{}\"\n[header]\nx-secret = \"canary\"", fake.addr),
+        &format!(
+            "server = \"http://{}\"\n[header]\nx-secret = \"canary\"",
+            fake.addr
+        ),
     );
     let reference: Reference = fake.name("x:1").parse().unwrap();
-    let session = registry.open(&reference, Some(&auth("u", "p"))).await.unwrap();
-    let got = session.document(&descriptor(&made.config), MAX_CONFIG).await.unwrap();
+    let session = registry
+        .open(&reference, Some(&auth("u", "p")))
+        .await
+        .unwrap();
+    let got = session
+        .document(&descriptor(&made.config), MAX_CONFIG)
+        .await
+        .unwrap();
     assert_eq!(got, made.config);
     let first = fake.log().pop().unwrap();
     assert!(first.headers.contains_key("authorization") && first.headers.contains_key("x-secret"));
@@ -148,13 +175,19 @@ async fn redirects_lose_credentials_and_headers() {
     // A 401 from there is answered with nothing, and its URL's signature is not told.
     other.plan(|p| p.basic = Some(("u".into(), "p".into())));
     let before = other.log().len();
-    let error = session.document(&descriptor(&made.config), MAX_CONFIG).await.unwrap_err();
+    let error = session
+        .document(&descriptor(&made.config), MAX_CONFIG)
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Denied { .. }), "{error}");
     assert!(!format!("{error} {error:?}").contains("canary"), "{error}");
     assert_eq!(other.log().len(), before + 1);
     fake.plan(|p| p.redirect = Some(format!("http://{}/loop", fake.addr)));
     fake.plan(|p| p.basic = None);
-    let error = session.document(&descriptor(&made.config), MAX_CONFIG).await.unwrap_err();
+    let error = session
+        .document(&descriptor(&made.config), MAX_CONFIG)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("too many redirects"), "{error}");
 }
 
@@ -166,18 +199,30 @@ async fn tls_is_verified_and_never_left() {
     let name = fake.addr.to_string();
     let server = format!("server = \"https://{name}\"\n");
     let (_d, untrusting) = hosts(&name, &server);
-    let error = manifest(&untrusting, &fake.name("x:1"), None).await.unwrap_err();
-    assert!(error.to_string().starts_with("RegistryUnavailable: "), "{error}");
+    let error = manifest(&untrusting, &fake.name("x:1"), None)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("RegistryUnavailable: "),
+        "{error}"
+    );
     assert!(error.to_string().contains("certificate"), "{error}");
     let (dir, trusting) = hosts(&name, &format!("{server}ca = \"own.pem\""));
-    std::fs::write(dir.path().join(&name).join("own.pem"), fake.ca.as_ref().unwrap()).unwrap();
+    std::fs::write(
+        dir.path().join(&name).join("own.pem"),
+        fake.ca.as_ref().unwrap(),
+    )
+    .unwrap();
     manifest(&trusting, &fake.name("x:1"), None).await.unwrap();
     let (_d, skipping) = hosts(&name, &format!("{server}skip_verify = true"));
     manifest(&skipping, &fake.name("x:1"), None).await.unwrap();
     fake.plan(|p| p.redirect = Some(format!("http://{}", plain.addr)));
     let reference: Reference = fake.name("x:1").parse().unwrap();
     let session = skipping.open(&reference, None).await.unwrap();
-    let error = session.document(&descriptor(&made.config), MAX_CONFIG).await.unwrap_err();
+    let error = session
+        .document(&descriptor(&made.config), MAX_CONFIG)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("leave TLS"), "{error}");
     assert!(plain.log().is_empty());
 }
@@ -193,7 +238,9 @@ async fn mirrors_are_asked_in_order_with_ns_and_without_credentials() {
         up.addr, mirror.addr
     );
     let (_dir, registry) = hosts("r.test", &text);
-    let got = manifest(&registry, "r.test/x:1", Some(&auth("u", "p"))).await.unwrap();
+    let got = manifest(&registry, "r.test/x:1", Some(&auth("u", "p")))
+        .await
+        .unwrap();
     assert_eq!(got.digest, digest);
     let asked = mirror.log();
     assert_eq!(asked.len(), 1);
@@ -204,7 +251,9 @@ async fn mirrors_are_asked_in_order_with_ns_and_without_credentials() {
     let (_dir, registry) = hosts("r.test", &text);
     manifest(&registry, "r.test/x:1", None).await.unwrap();
     assert_eq!(mirror.log().len(), 1);
-    manifest(&registry, &format!("r.test/x@{digest}"), None).await.unwrap();
+    manifest(&registry, &format!("r.test/x@{digest}"), None)
+        .await
+        .unwrap();
     assert_eq!(mirror.log().len(), 2);
 }
 
@@ -216,18 +265,27 @@ async fn a_token_service_elsewhere_gets_no_credentials() {
         p.bearer = Some(Some(("u".into(), "p".into())));
         p.realm = Some(format!("http://localhost:{}/token", thief.addr.port()));
     });
-    let error = manifest(&nowhere(), &fake.name("x:1"), Some(&auth("u", "p"))).await.unwrap_err();
+    let error = manifest(&nowhere(), &fake.name("x:1"), Some(&auth("u", "p")))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("another domain"), "{error}");
     assert!(thief.log().is_empty());
 }
 
 #[tokio::test]
 async fn an_absent_registry_is_unavailable_and_an_absent_image_is_not_found() {
-    let error = manifest(&nowhere(), "127.0.0.1:1/x:1", None).await.unwrap_err();
-    assert!(error.to_string().starts_with("RegistryUnavailable"), "{error}");
+    let error = manifest(&nowhere(), "127.0.0.1:1/x:1", None)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("RegistryUnavailable"),
+        "{error}"
+    );
     assert_eq!(error.kind(), Kind::Unknown);
     let fake = Fake::http().await;
-    let error = manifest(&nowhere(), &fake.name("x:1"), None).await.unwrap_err();
+    let error = manifest(&nowhere(), &fake.name("x:1"), None)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound, "{error}");
 }
 
@@ -235,14 +293,26 @@ async fn an_absent_registry_is_unavailable_and_an_absent_image_is_not_found() {
 async fn manifests_that_lie_are_refused() {
     let fake = Fake::http().await;
     let refused = async |tag: &str, want: &str| {
-        let error = manifest(&nowhere(), &fake.name(tag), None).await.unwrap_err();
+        let error = manifest(&nowhere(), &fake.name(tag), None)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains(want), "{tag}: {error}");
     };
     fake.put_manifest("x", "huge", fake::MANIFEST, &vec![b' '; MAX_MANIFEST + 1]);
     refused("x:huge", "longer than").await;
-    fake.put_manifest("x", "old", "application/json", b"{\"schemaVersion\":1,\"fsLayers\":[]}");
+    fake.put_manifest(
+        "x",
+        "old",
+        "application/json",
+        b"{\"schemaVersion\":1,\"fsLayers\":[]}",
+    );
     refused("x:old", "schema 1").await;
-    fake.put_manifest("x", "both", fake::INDEX, b"{\"schemaVersion\":2,\"manifests\":[],\"layers\":[]}");
+    fake.put_manifest(
+        "x",
+        "both",
+        fake::INDEX,
+        b"{\"schemaVersion\":2,\"manifests\":[],\"layers\":[]}",
+    );
     refused("x:both", "ambiguous").await;
     let other = fake::digest(b"other");
     fake.put_manifest("x", &other.to_string(), fake::MANIFEST, &simple().manifest);
@@ -251,7 +321,9 @@ async fn manifests_that_lie_are_refused() {
 
 #[tokio::test]
 async fn cut_blobs_go_on_where_they_ended() {
-    let bytes: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..300_000_u32)
+        .map(|n| u8::try_from(n % 251).unwrap())
+        .collect();
     for no_ranges in [false, true] {
         let fake = Fake::http().await;
         fake.put_blob(&fake::digest(&bytes), &bytes);
@@ -260,7 +332,11 @@ async fn cut_blobs_go_on_where_they_ended() {
             p.no_ranges = no_ranges;
         });
         assert_eq!(fetch(&nowhere(), &fake, &bytes).await.unwrap(), bytes);
-        let ranges: Vec<_> = fake.log().iter().map(|s| s.headers.contains_key("range")).collect();
+        let ranges: Vec<_> = fake
+            .log()
+            .iter()
+            .map(|s| s.headers.contains_key("range"))
+            .collect();
         assert_eq!(ranges, [false, true, true]);
     }
     let fake = Fake::http().await;
@@ -294,8 +370,13 @@ async fn busy_registries_are_asked_again() {
     manifest(&nowhere(), &fake.name("x:1"), None).await.unwrap();
     assert_eq!(fake.log().len(), 3);
     fake.plan(|p| p.fail = Some(("/manifests/".into(), 503, 99)));
-    let error = manifest(&nowhere(), &fake.name("x:1"), None).await.unwrap_err();
-    assert!(error.to_string().contains("503") && error.to_string().contains("told to"), "{error}");
+    let error = manifest(&nowhere(), &fake.name("x:1"), None)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("503") && error.to_string().contains("told to"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -308,11 +389,35 @@ async fn a_slow_drip_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_silent_registry_is_given_up() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let fake = Fake::http().await;
+    let bytes = vec![7; 2000];
+    fake.put_blob(&fake::digest(&bytes), &bytes);
+    fake.plan(|p| p.drip = Some((200, Duration::from_secs(3600))));
+    let mut registry = Registry::new(PathBuf::from("/nonexistent"));
+    let inner = Arc::get_mut(&mut registry).unwrap();
+    inner.clients = client::Clients::with_silence(Duration::from_millis(100));
+    let name = format!("{}/x:1", silent.local_addr().unwrap());
+    let error = manifest(&registry, &name, None).await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("RegistryUnavailable"),
+        "{error}"
+    );
+    // In the middle of a body: every try brings 200 bytes, so it goes on and ends.
+    assert_eq!(fetch(&registry, &fake, &bytes).await.unwrap(), bytes);
+    assert_eq!(fake.log().len(), 10);
+}
+
+#[tokio::test]
 async fn a_bad_hosts_file_stops_the_pull_and_is_named() {
     let (dir, registry) = hosts("r.test", "mirror = 1");
     let error = manifest(&registry, "r.test/x", None).await.unwrap_err();
     let path = dir.path().join("r.test/hosts.toml");
-    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
     assert!(Path::new(&path).exists());
     assert_eq!(error.kind(), Kind::FailedPrecondition);
 }

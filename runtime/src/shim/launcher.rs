@@ -92,6 +92,11 @@ impl Launcher {
         })
     }
 
+    /// Starts nothing any more. Blocks until the thread that stands in the monitors' cgroups is gone.
+    pub fn close(&self) {
+        self.spawner.close();
+    }
+
     /// Has a worker make a pod's namespaces.
     ///
     /// # Errors

@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
@@ -30,7 +31,9 @@ struct Job {
 /// The thread's front.
 #[derive(Debug)]
 pub(super) struct Spawner {
-    jobs: mpsc::Sender<Job>,
+    /// `None` once it was closed.
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Spawner {
@@ -50,10 +53,13 @@ impl Spawner {
         let thread = std::thread::Builder::new()
             .name("spawner".to_owned())
             .spawn(work);
-        thread.map_err(|source| failed("start a thread", source))?;
+        let thread = thread.map_err(|source| failed("start a thread", source))?;
         let ended = || failed("place a thread", io::ErrorKind::BrokenPipe.into());
         placed.recv().map_err(|_| ended())??;
-        Ok(Self { jobs })
+        Ok(Self {
+            jobs: Mutex::new(Some(jobs)),
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Starts a program with a socket as its descriptor 0; gives its pidfd. It is killed when nobody
@@ -71,8 +77,29 @@ impl Spawner {
             stdin,
             done,
         };
-        self.jobs.send(job).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.send(job)?;
         pidfd.await.map_err(|_| io::ErrorKind::BrokenPipe)?
+    }
+}
+
+impl Spawner {
+    fn send(&self, job: Job) -> io::Result<()> {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = jobs.as_ref().map(|jobs| jobs.send(job));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Ends the thread and waits for that: it stands in the monitors' cgroups, which stay as long as it does.
+    pub(super) fn close(&self) {
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic of it was logged when it happened.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -151,8 +151,7 @@ fn write_new(
     mode: Mode,
     sync: bool,
 ) -> io::Result<()> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
     write_all(file.as_fd(), bytes)?;
     rustix::fs::fchmod(&file, mode)?;
@@ -271,7 +270,10 @@ pub fn tree_usage(dir: BorrowedFd<'_>) -> io::Result<TreeUsage> {
 fn count(usage: &mut TreeUsage, stat: &rustix::fs::Stat) {
     let blocks = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
     let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
-    let names = if is_dir { 1 } else { u64::from(stat.st_nlink).max(1) };
+    // The kernel's type of it differs between architectures.
+    #[allow(clippy::useless_conversion)]
+    let names = u64::from(stat.st_nlink).max(1);
+    let names = if is_dir { 1 } else { names };
     usage.bytes += blocks / names;
     usage.inodes += 1;
 }

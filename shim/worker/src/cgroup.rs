@@ -1,5 +1,6 @@
 //! A container's or pause's cgroup: made, written, joined, and undone.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,8 +47,15 @@ pub(crate) fn make(cgroup: &worker::Cgroup) -> Result<Made> {
 
 impl Made {
     fn directory(&mut self, dir: &Path) -> Result<()> {
-        if !dir.is_absolute() || dir.components().any(|c| c == std::path::Component::ParentDir) {
-            return Err(Error::invalid(format!("cgroup directory {} is not plain", dir.display())));
+        if !dir.is_absolute()
+            || dir
+                .components()
+                .any(|c| c == std::path::Component::ParentDir)
+        {
+            return Err(Error::invalid(format!(
+                "cgroup directory {} is not plain",
+                dir.display()
+            )));
         }
         match fs::create_dir(dir) {
             Ok(()) => self.dirs.push(dir.to_owned()),
@@ -75,7 +83,11 @@ impl Drop for Made {
             return;
         }
         // Only a leaf of our own making can hold nothing but what this worker started.
-        let ours: Vec<&PathBuf> = self.leaves.iter().filter(|l| self.dirs.contains(l)).collect();
+        let ours: Vec<&PathBuf> = self
+            .leaves
+            .iter()
+            .filter(|l| self.dirs.contains(l))
+            .collect();
         let end = Instant::now() + EMPTYING;
         loop {
             let left = ours.iter().filter(|leaf| !kill_all(leaf)).count();
@@ -93,7 +105,9 @@ impl Drop for Made {
 
 /// Kills what is in a cgroup; true once it is empty.
 fn kill_all(leaf: &Path) -> bool {
-    let Ok(processes) = fs::read_to_string(leaf.join("cgroup.procs")) else { return true };
+    let Ok(processes) = fs::read_to_string(leaf.join("cgroup.procs")) else {
+        return true;
+    };
     let own = std::process::id().to_string();
     let mut empty = true;
     for pid in processes.lines().filter(|p| *p != own) {
@@ -112,8 +126,12 @@ fn inherit_cpuset(dir: &Path) -> Result<()> {
     }
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let file = dir.join(name);
-        let Ok(value) = fs::read_to_string(&file) else { continue };
-        let Some(parent) = dir.parent().filter(|_| value.trim().is_empty()) else { continue };
+        let Ok(value) = fs::read_to_string(&file) else {
+            continue;
+        };
+        let Some(parent) = dir.parent().filter(|_| value.trim().is_empty()) else {
+            continue;
+        };
         let value = fs::read_to_string(parent.join(name))
             .context(|| format!("read {}", parent.join(name).display()))?;
         fs::write(&file, value).context(|| format!("write {}", file.display()))?;
@@ -138,7 +156,8 @@ fn enable_controllers(enable: &worker::CgroupWrite) -> Result<()> {
             continue;
         }
         match fs::write(&file, format!("+{name}")) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && enable.optional => {}
+            // Nothing that was asked for needs it: without it a statistic is missing, no limit.
+            Err(_) if enable.optional => {}
             other => other.context(|| format!("enable controller {name} in {}", file.display()))?,
         }
     }
@@ -147,7 +166,11 @@ fn enable_controllers(enable: &worker::CgroupWrite) -> Result<()> {
 
 fn write_file(write: &worker::CgroupWrite) -> Result<()> {
     // Not fs::write: a cgroup file is never created, and one write(2) carries one value.
-    let file = rustix::fs::open(write.file.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    let file = rustix::fs::open(
+        write.file.as_str(),
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
     let result = file.and_then(|file| rustix::io::write(file, write.value.as_bytes()));
     match result {
         Ok(_) => Ok(()),
@@ -165,12 +188,19 @@ pub(crate) struct Joins {
 
 /// Opens cgroup directories while the host's files can still be seen.
 pub(crate) fn joins(dirs: &[PathBuf]) -> Result<Joins> {
-    let mut joins = Joins { v1: Vec::new(), v2: None };
+    let mut joins = Joins {
+        v1: Vec::new(),
+        v2: None,
+    };
     for dir in dirs {
         // Only cgroup v2 has this file.
         if dir.join("cgroup.controllers").exists() {
-            let fd = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .context(|| format!("open cgroup {}", dir.display()))?;
+            let fd = rustix::fs::open(
+                dir,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .context(|| format!("open cgroup {}", dir.display()))?;
             joins.v2 = Some((dir.clone(), fd));
         } else {
             let procs = dir.join("cgroup.procs");
@@ -199,19 +229,26 @@ impl Joins {
     /// Replaces the v2 directory by the one that a process is in now: the given one does not take
     /// processes any more (its owner has enabled controllers for its children).
     pub(crate) fn follow(&mut self, proc: impl AsFd, pid: i32) -> Result<()> {
-        let Some((dir, _)) = &self.v2 else { return Ok(()) };
+        let Some((dir, _)) = &self.v2 else {
+            return Ok(());
+        };
         let root = v2_root(dir);
         let path = format!("{pid}/cgroup");
         let file = rustix::fs::openat(proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .context(|| format!("open /proc/{path}"))?;
-        let text = io::read_to_string(fs::File::from(file)).context(|| format!("read /proc/{path}"))?;
+        let text =
+            io::read_to_string(fs::File::from(file)).context(|| format!("read /proc/{path}"))?;
         let inside = text
             .lines()
             .find_map(|l| l.strip_prefix("0::/"))
             .ok_or_else(|| Error::internal(format!("/proc/{path} names no unified cgroup")))?;
         let now = root.join(inside);
-        let fd = rustix::fs::open(&now, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| format!("open cgroup {}", now.display()))?;
+        let fd = rustix::fs::open(
+            &now,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context(|| format!("open cgroup {}", now.display()))?;
         self.v2 = Some((now, fd));
         Ok(())
     }
@@ -220,7 +257,10 @@ impl Joins {
 /// Where the hierarchy that a v2 directory belongs to is mounted.
 fn v2_root(dir: &Path) -> PathBuf {
     let mut root = dir;
-    while let Some(parent) = root.parent().filter(|p| p.join("cgroup.controllers").exists()) {
+    while let Some(parent) = root
+        .parent()
+        .filter(|p| p.join("cgroup.controllers").exists())
+    {
         root = parent;
     }
     root.to_owned()
@@ -247,19 +287,66 @@ pub(crate) fn refuse_frozen(dirs: &[PathBuf]) -> Result<()> {
         let v2 = fs::read_to_string(dir.join("cgroup.events"))
             .is_ok_and(|s| s.lines().any(|l| l == "frozen 1"));
         if v1 || v2 {
-            return Err(Error::state(format!("the container is paused (cgroup {})", dir.display())));
+            return Err(Error::state(format!(
+                "the container is paused (cgroup {})",
+                dir.display()
+            )));
         }
     }
     Ok(())
 }
 
-/// Makes the directories of an exec's own cgroup; undone on drop unless kept.
-pub(crate) fn make_own(dirs: &[String]) -> Result<Made> {
-    let mut made = Made { dirs: Vec::new(), leaves: dirs.iter().map(PathBuf::from).collect() };
-    for dir in dirs {
-        made.directory(Path::new(dir))?;
+/// An exec's own cgroup; undone on drop unless kept. By descriptor: the worker is in the container's
+/// mount namespace by then.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    made: Vec<(OwnedFd, OsString)>,
+}
+
+impl Own {
+    /// Makes the directories.
+    pub(crate) fn new(dirs: &[String]) -> Result<Self> {
+        let mut own = Self::default();
+        for dir in dirs.iter().map(Path::new) {
+            let shown = dir.display();
+            let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+                return Err(Error::invalid(format!(
+                    "cgroup directory {shown} is not plain"
+                )));
+            };
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let parent = rustix::fs::open(parent, flags, Mode::empty())
+                .context(|| format!("open the parent of cgroup {shown}"))?;
+            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => own.made.push((parent, name.to_owned())),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(e) => return Err(e).context(|| format!("make cgroup {shown}")),
+            }
+            inherit_cpuset(dir)?;
+        }
+        Ok(own)
     }
-    Ok(made)
+
+    /// It stays: the process is in it.
+    pub(crate) fn keep(mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        for (parent, name) in self.made.iter().rev() {
+            // This worker may be in it; nobody else is.
+            let procs = rustix::fs::openat(
+                parent,
+                "cgroup.procs",
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+            let _moved = procs.and_then(|procs| rustix::io::write(procs, b"0"));
+            let _used = rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR);
+        }
+    }
 }
 
 /// Whether the machine has cgroup v2 alone.
@@ -275,10 +362,17 @@ mod tests {
     fn an_optional_file_may_be_missing_and_is_never_made() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("memory.max").display().to_string();
-        let write = |optional| worker::CgroupWrite { file: file.clone(), value: "1".into(), optional };
+        let write = |optional| worker::CgroupWrite {
+            file: file.clone(),
+            value: "1".into(),
+            optional,
+        };
         write_file(&write(true)).unwrap();
         let error = write_file(&write(false)).unwrap_err().to_string();
-        assert!(error.contains("memory.max") && error.contains("no such file"), "{error}");
+        assert!(
+            error.contains("memory.max") && error.contains("no such file"),
+            "{error}"
+        );
         assert!(!dir.path().join("memory.max").exists());
     }
 
@@ -288,15 +382,24 @@ mod tests {
         let path = |p: &str| dir.path().join(p).display().to_string();
         let failing = worker::Cgroup {
             dirs: vec![path("a"), path("a/b")],
-            writes: vec![worker::CgroupWrite { file: path("a/b/x"), ..Default::default() }],
+            writes: vec![worker::CgroupWrite {
+                file: path("a/b/x"),
+                ..Default::default()
+            }],
             ..Default::default()
         };
         assert!(make(&failing).is_err());
         assert!(!dir.path().join("a").exists());
-        let good = worker::Cgroup { writes: Vec::new(), ..failing };
+        let good = worker::Cgroup {
+            writes: Vec::new(),
+            ..failing
+        };
         make(&good).unwrap().keep();
         assert!(dir.path().join("a/b").is_dir());
-        let relative = worker::Cgroup { dirs: vec![path("a/../c")], ..Default::default() };
+        let relative = worker::Cgroup {
+            dirs: vec![path("a/../c")],
+            ..Default::default()
+        };
         assert!(make(&relative).is_err());
     }
 }

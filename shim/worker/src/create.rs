@@ -19,9 +19,19 @@ use crate::process::{self, Plan};
 use crate::{cgroup, mounts, path, sys};
 
 /// Makes a container. Whatever fails, nothing of it is left.
-pub(crate) fn create(request: &worker::Create, fds: &mut Fds, engine: &impl Engine) -> Result<Made> {
-    let process = request.process.as_ref().ok_or_else(|| Error::invalid("create without a process"))?;
-    let cgroup = request.cgroup.as_ref().ok_or_else(|| Error::invalid("create without a cgroup"))?;
+pub(crate) fn create(
+    request: &worker::Create,
+    fds: &mut Fds,
+    engine: &impl Engine,
+) -> Result<Made> {
+    let process = request
+        .process
+        .as_ref()
+        .ok_or_else(|| Error::invalid("create without a process"))?;
+    let cgroup = request
+        .cgroup
+        .as_ref()
+        .ok_or_else(|| Error::invalid("create without a cgroup"))?;
     let config = Config::read(request)?;
     let plan = Plan::new(process, fds.take(Fd::Seccomp), request.rlimits.clone())?;
     let proc = process::host_proc()?;
@@ -31,16 +41,38 @@ pub(crate) fn create(request: &worker::Create, fds: &mut Fds, engine: &impl Engi
     }
     let scratch = Scratch::new(request)?;
     let made = cgroup::make(cgroup)?;
-    attach(request, fds.require(Fd::Rootfs)?, proc.as_fd(), &config, &plan)?;
+    attach(
+        request,
+        fds.require(Fd::Rootfs)?,
+        proc.as_fd(),
+        &config,
+        &plan,
+    )?;
     config.write(&scratch.bundle)?;
 
-    let init_proc = proc.try_clone().context(|| "duplicate a descriptor".to_owned())?;
-    let mut init = Init::new(plan, fds.require(Fd::StartPipe)?, fds.require(Fd::ErrorPipe)?, init_proc);
+    let init_proc = proc
+        .try_clone()
+        .context(|| "duplicate a descriptor".to_owned())?;
+    let mut init = Init::new(
+        plan,
+        fds.require(Fd::StartPipe)?,
+        fds.require(Fd::ErrorPipe)?,
+        init_proc,
+    );
     init.propagation = (!request.all_private).then(|| request.propagation.clone());
     let (console, standard) = streams(process, fds)?;
+    if !config.users.is_empty() && !process.terminal {
+        process::own_streams(&standard, process.uid, &config.users)?;
+    }
     init.console = console.as_ref().map(|c| c.0.try_clone()).transpose()?;
     let ours = console.map(|c| c.1);
-    let job = Job { id: &request.id, bundle: &scratch.bundle, state: &scratch.root, standard, init };
+    let job = Job {
+        id: &request.id,
+        bundle: &scratch.bundle,
+        state: &scratch.root,
+        standard,
+        init,
+    };
     let pid = engine.create(job)?;
     match finish(request, pid, proc.as_fd(), ours) {
         Ok(container) => {
@@ -62,7 +94,11 @@ fn finish(
     proc: std::os::fd::BorrowedFd<'_>,
     console: Option<UnixStream>,
 ) -> Result<Made> {
-    let leaves = request.cgroup.as_ref().map(|c| c.leaves.as_slice()).unwrap_or_default();
+    let leaves = request
+        .cgroup
+        .as_ref()
+        .map(|c| c.leaves.as_slice())
+        .unwrap_or_default();
     cgroup::join_rest(leaves, pid)?;
     let raw = Pid::from_raw(pid).ok_or_else(|| Error::internal("the engine gave no pid"))?;
     let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty())
@@ -76,7 +112,10 @@ fn finish(
             .ok_or_else(|| Error::internal("init sent no terminal"))?;
         fds.push((Fd::Console, master));
     }
-    Ok(Made { started: worker::Started { pid, start_time }, fds })
+    Ok(Made {
+        started: worker::Started { pid, start_time },
+        fds,
+    })
 }
 
 type Streams = (Option<(Console, UnixStream)>, [OwnedFd; 3]);
@@ -84,12 +123,24 @@ type Streams = (Option<(Console, UnixStream)>, [OwnedFd; 3]);
 fn streams(process: &worker::Process, fds: &mut Fds) -> Result<Streams> {
     if process.terminal {
         let (ours, theirs) = UnixStream::pair().context(|| "make a socket pair".to_owned())?;
-        let console =
-            Console { socket: theirs.into(), rows: process.rows, columns: process.columns };
-        return Ok((Some((console, ours)), [engine::null()?, engine::null()?, engine::null()?]));
+        let console = Console {
+            socket: theirs.into(),
+            rows: process.rows,
+            columns: process.columns,
+        };
+        return Ok((
+            Some((console, ours)),
+            [engine::null()?, engine::null()?, engine::null()?],
+        ));
     }
-    let mut stream = |role| fds.take(role).map_or_else(engine::null, engine::above_standard);
-    Ok((None, [stream(Fd::Stdin)?, stream(Fd::Stdout)?, stream(Fd::Stderr)?]))
+    let mut stream = |role| {
+        fds.take(role)
+            .map_or_else(engine::null, engine::above_standard)
+    };
+    Ok((
+        None,
+        [stream(Fd::Stdin)?, stream(Fd::Stdout)?, stream(Fd::Stderr)?],
+    ))
 }
 
 /// Attaches the root file system in a mount namespace of our own and prepares what the engine would
@@ -119,7 +170,9 @@ fn attach(
         let ordinary = path::ordinary_directory(root.as_fd(), name)
             .context(|| format!("look at /{name} of the image"))?;
         if !ordinary {
-            return Err(Error::invalid(format!("/{name} of the image must be an ordinary directory")));
+            return Err(Error::invalid(format!(
+                "/{name} of the image must be an ordinary directory"
+            )));
         }
     }
     for dir in &request.make_dirs {
@@ -129,7 +182,10 @@ fn attach(
     // Once the root is read-only it cannot be made any more; below a mount it is made later.
     if config.read_only && !config.mounted(&plan.cwd) {
         path::make_directories(root.as_fd(), &plan.cwd).context(|| {
-            format!("make working directory {:?}", String::from_utf8_lossy(&plan.cwd))
+            format!(
+                "make working directory {:?}",
+                String::from_utf8_lossy(&plan.cwd)
+            )
         })?;
     }
     Ok(())
@@ -145,7 +201,12 @@ struct Scratch {
 
 impl Scratch {
     fn new(request: &worker::Create) -> Result<Self> {
-        if request.id.is_empty() || !request.id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        if request.id.is_empty()
+            || !request
+                .id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
             return Err(Error::invalid(format!("container id {:?}", request.id)));
         }
         let root = PathBuf::from(&request.engine_root);
@@ -174,6 +235,7 @@ impl Drop for Scratch {
 struct Config {
     value: Value,
     read_only: bool,
+    users: Vec<process::Range>,
     destinations: Vec<PathBuf>,
 }
 
@@ -190,7 +252,9 @@ impl Config {
     fn check(mut value: Value, rootfs: &str, unified: bool) -> Result<Self> {
         for ours in ["/linux/resources", "/linux/seccomp"] {
             if value.pointer(ours).is_some_and(|v| !v.is_null()) {
-                return Err(Error::invalid(format!("{ours} is set, but the worker applies it itself")));
+                return Err(Error::invalid(format!(
+                    "{ours} is set, but the worker applies it itself"
+                )));
             }
         }
         if value.pointer("/root/path").and_then(Value::as_str) != Some(rootfs) {
@@ -200,10 +264,16 @@ impl Config {
         if !value.pointer("/linux/cgroupsPath").is_some_and(absolute) {
             return Err(Error::invalid("/linux/cgroupsPath is not absolute"));
         }
-        let mounts = value.get("mounts").and_then(Value::as_array).cloned().unwrap_or_default();
+        let mounts = value
+            .get("mounts")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         let cgroup = |m: &Value| m.get("type").and_then(Value::as_str) == Some("cgroup");
         if !unified && mounts.iter().any(cgroup) {
-            return Err(Error::invalid("a mount of type cgroup would be writable on cgroup v1; use binds"));
+            return Err(Error::invalid(
+                "a mount of type cgroup would be writable on cgroup v1; use binds",
+            ));
         }
         // libcontainer knows only the names without r; they are recursive all the same.
         if let Some(Value::String(name)) = value.pointer_mut("/linux/rootfsPropagation")
@@ -219,10 +289,18 @@ impl Config {
             "cwd": "/",
         });
         Ok(Self {
-            read_only: value.pointer("/root/readonly").and_then(Value::as_bool).unwrap_or(false),
+            users: users(&value)?,
+            read_only: value
+                .pointer("/root/readonly")
+                .and_then(Value::as_bool)
+                .unwrap_or(false),
             destinations: mounts
                 .iter()
-                .filter_map(|m| m.get("destination").and_then(Value::as_str).map(PathBuf::from))
+                .filter_map(|m| {
+                    m.get("destination")
+                        .and_then(Value::as_str)
+                        .map(PathBuf::from)
+                })
                 .collect(),
             value,
         })
@@ -241,10 +319,41 @@ impl Config {
     }
 }
 
+/// The user namespace's ids (OCI `linux.uidMappings`).
+fn users(config: &Value) -> Result<Vec<process::Range>> {
+    let number = |range: &Value, key: &str| {
+        range
+            .get(key)
+            .and_then(Value::as_u64)
+            .and_then(|n| u32::try_from(n).ok())
+    };
+    let list = config
+        .pointer("/linux/uidMappings")
+        .and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .map(|r| {
+            Some((
+                number(r, "containerID")?,
+                number(r, "hostID")?,
+                number(r, "size")?,
+            ))
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::invalid("/linux/uidMappings is malformed"))
+}
+
 impl Console {
     fn try_clone(&self) -> Result<Self> {
-        let socket = self.socket.try_clone().context(|| "duplicate a descriptor".to_owned())?;
-        Ok(Self { socket, rows: self.rows, columns: self.columns })
+        let socket = self
+            .socket
+            .try_clone()
+            .context(|| "duplicate a descriptor".to_owned())?;
+        Ok(Self {
+            socket,
+            rows: self.rows,
+            columns: self.columns,
+        })
     }
 }
 
@@ -267,7 +376,10 @@ mod tests {
         assert!(config.read_only && config.mounted(b"/proc/x") && !config.mounted(b"/process"));
         assert_eq!(config.value.pointer("/process/capabilities"), None);
         assert_eq!(config.value.pointer("/process/noNewPrivileges"), None);
-        assert_eq!(config.value.pointer("/linux/rootfsPropagation"), Some(&json!("slave")));
+        assert_eq!(
+            config.value.pointer("/linux/rootfsPropagation"),
+            Some(&json!("slave"))
+        );
     }
 
     #[test]

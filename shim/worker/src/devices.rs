@@ -42,9 +42,14 @@ const MINOR: u8 = 5;
 /// Assembles the rules and attaches them to a cgroup directory, in place of what was attached.
 pub(crate) fn apply(dir: &str, rules: &[DeviceRule]) -> Result<()> {
     let program = assemble(rules)?;
-    let cgroup = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| format!("open cgroup {dir}"))?;
-    let program = bpf::load_device_program(&program).context(|| "load the device program".to_owned())?;
+    let cgroup = rustix::fs::open(
+        dir,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| format!("open cgroup {dir}"))?;
+    let program =
+        bpf::load_device_program(&program).context(|| "load the device program".to_owned())?;
     bpf::attach_device_program(cgroup.as_fd(), program.as_fd())
         .context(|| format!("attach the device program to {dir}"))
 }
@@ -73,7 +78,11 @@ fn block(rule: &DeviceRule) -> Result<Vec<Instruction>> {
         "a" => {}
         "b" => conditions.push((TYPE, BLOCK)),
         "c" | "u" => conditions.push((TYPE, CHARACTER)),
-        other => return Err(Error::invalid(format!("device rule of type {other:?} (not a, b or c)"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "device rule of type {other:?} (not a, b or c)"
+            )));
+        }
     }
     for (at, number) in [(MAJOR, rule.major), (MINOR, rule.minor)] {
         // OCI's -1 is "any" as well.
@@ -84,11 +93,16 @@ fn block(rule: &DeviceRule) -> Result<Vec<Instruction>> {
         }
     }
     let access = accesses(&rule.access)?;
-    let effect = if rule.allow { allow(access) } else { deny(access) };
+    let effect = if rule.allow {
+        allow(access)
+    } else {
+        deny(access)
+    };
     let length = conditions.len() + effect.len();
     let mut block = Vec::with_capacity(length);
     for (at, value) in conditions {
-        let distance = i16::try_from(length - block.len() - 1).map_err(|e| Error::internal(e.to_string()))?;
+        let distance =
+            i16::try_from(length - block.len() - 1).map_err(|e| Error::internal(e.to_string()))?;
         block.push(jump(UNLESS_EQUAL, at, value, distance));
     }
     block.extend(effect);
@@ -97,7 +111,10 @@ fn block(rule: &DeviceRule) -> Result<Vec<Instruction>> {
 
 /// Takes accesses out of what is left; nothing left is "yes".
 fn allow(access: i32) -> Vec<Instruction> {
-    let mut effect = vec![constant(AND_CONSTANT, LEFT, ALL & !access), jump(UNLESS_EQUAL, LEFT, 0, 2)];
+    let mut effect = vec![
+        constant(AND_CONSTANT, LEFT, ALL & !access),
+        jump(UNLESS_EQUAL, LEFT, 0, 2),
+    ];
     effect.extend(leave(1));
     effect
 }
@@ -120,7 +137,11 @@ fn accesses(letters: &str) -> Result<i32> {
             'r' => READ,
             'w' => WRITE,
             'm' => MKNOD,
-            _ => return Err(Error::invalid(format!("device access {letters:?} (not of rwm)"))),
+            _ => {
+                return Err(Error::invalid(format!(
+                    "device access {letters:?} (not of rwm)"
+                )));
+            }
         };
     }
     if access == 0 {
@@ -130,23 +151,51 @@ fn accesses(letters: &str) -> Result<i32> {
 }
 
 fn leave(result: i32) -> [Instruction; 2] {
-    [constant(MOVE_CONSTANT, RESULT, result), Instruction { code: EXIT, registers: 0, offset: 0, immediate: 0 }]
+    [
+        constant(MOVE_CONSTANT, RESULT, result),
+        Instruction {
+            code: EXIT,
+            registers: 0,
+            offset: 0,
+            immediate: 0,
+        },
+    ]
 }
 
 fn load(to: u8, offset: i16) -> Instruction {
-    Instruction { code: LOAD_WORD, registers: to | (SCRATCH << 4), offset, immediate: 0 }
+    Instruction {
+        code: LOAD_WORD,
+        registers: to | (SCRATCH << 4),
+        offset,
+        immediate: 0,
+    }
 }
 
 fn register(code: u8, to: u8, from: u8) -> Instruction {
-    Instruction { code, registers: to | (from << 4), offset: 0, immediate: 0 }
+    Instruction {
+        code,
+        registers: to | (from << 4),
+        offset: 0,
+        immediate: 0,
+    }
 }
 
 fn constant(code: u8, to: u8, immediate: i32) -> Instruction {
-    Instruction { code, registers: to, offset: 0, immediate }
+    Instruction {
+        code,
+        registers: to,
+        offset: 0,
+        immediate,
+    }
 }
 
 fn jump(code: u8, at: u8, immediate: i32, offset: i16) -> Instruction {
-    Instruction { code, registers: at, offset, immediate }
+    Instruction {
+        code,
+        registers: at,
+        offset,
+        immediate,
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use std::rc::Rc;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
 
 use crate::error::{Context, Error, Result};
 use crate::init::Init;
@@ -69,7 +71,9 @@ impl Engine for Libcontainer {
                 if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
                     let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
-                let general = started.err().map_or_else(|| "no pid".to_owned(), |e| chain(&e));
+                let general = started
+                    .err()
+                    .map_or_else(|| "no pid".to_owned(), |e| chain(&e));
                 Err(Error::internal(report.explain(&general)))
             }
         }
@@ -99,10 +103,15 @@ struct Run(Rc<Init>);
 
 impl Executor for Run {
     fn validate(&self, _: &Spec) -> std::result::Result<(), ExecutorValidationError> {
-        self.0.prepare().map_err(|e| ExecutorValidationError::ArgValidationError(e.to_string()))
+        self.0
+            .prepare()
+            .map_err(|e| ExecutorValidationError::ArgValidationError(e.to_string()))
     }
 
-    fn setup_envs(&self, _: HashMap<String, String>) -> std::result::Result<(), ExecutorSetEnvsError> {
+    fn setup_envs(
+        &self,
+        _: HashMap<String, String>,
+    ) -> std::result::Result<(), ExecutorSetEnvsError> {
         // The environment goes to execve as it came: libcontainer's map loses order and duplicates.
         Ok(())
     }

@@ -17,27 +17,42 @@ pub(crate) type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// What was asked for is malformed or cannot be had on this machine.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
-        Self { kind: FailureKind::Invalid, message: message.into() }
+        Self {
+            kind: FailureKind::Invalid,
+            message: message.into(),
+        }
     }
 
     /// The request does not fit the container's state.
     pub(crate) fn state(message: impl Into<String>) -> Self {
-        Self { kind: FailureKind::State, message: message.into() }
+        Self {
+            kind: FailureKind::State,
+            message: message.into(),
+        }
     }
 
     /// Anything else.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
-        Self { kind: FailureKind::Internal, message: message.into() }
+        Self {
+            kind: FailureKind::Internal,
+            message: message.into(),
+        }
     }
 
     /// The same with something put before or behind the text.
     pub(crate) fn map(self, change: impl FnOnce(String) -> String) -> Self {
-        Self { kind: self.kind, message: change(self.message) }
+        Self {
+            kind: self.kind,
+            message: change(self.message),
+        }
     }
 
     /// The form that goes over the wire.
     pub(crate) fn into_failure(self) -> Failure {
-        Failure { kind: self.kind as i32, message: self.message }
+        Failure {
+            kind: self.kind as i32,
+            message: self.message,
+        }
     }
 }
 
@@ -84,7 +99,9 @@ mod tests {
     fn reasons_read_after_a_colon() {
         let missing = io::Error::from_raw_os_error(libc::ENOENT);
         assert_eq!(reason(&missing), "no such file or directory");
-        let failure = Err::<(), _>(missing).context(|| "open x".to_owned()).unwrap_err();
+        let failure = Err::<(), _>(missing)
+            .context(|| "open x".to_owned())
+            .unwrap_err();
         assert_eq!(failure.to_string(), "open x: no such file or directory");
     }
 }

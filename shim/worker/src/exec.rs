@@ -42,16 +42,26 @@ struct Child<'a> {
 
 /// Starts a process in a container, as a child of this process's parent.
 pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
-    let process = request.process.as_ref().ok_or_else(|| Error::invalid("exec without a process"))?;
+    let process = request
+        .process
+        .as_ref()
+        .ok_or_else(|| Error::invalid("exec without a process"))?;
     let plan = Plan::new(process, fds.take(Fd::Seccomp), request.rlimits.clone())?;
     let init = fds.require(Fd::Pidfd)?;
     let error = fds.require(Fd::ErrorPipe)?;
-    let mut stream = |role| fds.take(role).map_or_else(engine::null, engine::above_standard);
+    let mut stream = |role| {
+        fds.take(role)
+            .map_or_else(engine::null, engine::above_standard)
+    };
     let standard = [stream(Fd::Stdin)?, stream(Fd::Stdout)?, stream(Fd::Stderr)?];
     let proc = process::host_proc()?;
 
     let flags = namespaces(proc.as_fd(), request)?;
     require_alive(init.as_fd())?;
+    if flags & libc::CLONE_NEWUSER != 0 && !process.terminal {
+        let map = process::user_map(proc.as_fd(), request.init)?;
+        process::own_streams(&standard, process.uid, &map)?;
+    }
     process::raise_hard_limits(&request.rlimits)?;
     if let Some(score) = process.oom_score_adj {
         process::set_oom_score(proc.as_fd(), score)?;
@@ -83,7 +93,10 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
     let start_time = process::start_time(proc.as_fd(), pid).unwrap_or_default();
     let mut fds = vec![(Fd::Pidfd, pidfd)];
     fds.extend(terminal.map(|t| (Fd::Console, t.master)));
-    Ok(Made { started: worker::Started { pid, start_time }, fds })
+    Ok(Made {
+        started: worker::Started { pid, start_time },
+        fds,
+    })
 }
 
 /// The namespaces to enter: those of init that are not ours already.
@@ -103,7 +116,10 @@ fn namespaces(proc: BorrowedFd<'_>, request: &worker::Exec) -> Result<i32> {
             other => other.context(|| format!("look at our {name} namespace"))?,
         };
         let theirs = identity(&request.init.to_string()).map_err(|_| {
-            Error::state(format!("the container's init (pid {}) is gone", request.init))
+            Error::state(format!(
+                "the container's init (pid {}) is gone",
+                request.init
+            ))
         })?;
         if ours != theirs {
             flags |= flag;
@@ -114,7 +130,10 @@ fn namespaces(proc: BorrowedFd<'_>, request: &worker::Exec) -> Result<i32> {
 
 fn require_alive(init: BorrowedFd<'_>) -> Result<()> {
     let mut fds = [PollFd::new(&init, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     let ended = poll(&mut fds, Some(&now)).context(|| "poll the container's init".to_owned())? > 0;
     if ended {
         return Err(Error::state("the container is not running"));
@@ -122,13 +141,13 @@ fn require_alive(init: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-fn cgroups(request: &worker::Exec) -> Result<(cgroup::Made, Joins)> {
+fn cgroups(request: &worker::Exec) -> Result<(cgroup::Own, Joins)> {
     let own = request.own_cgroup.iter().map(PathBuf::from);
     let mut dirs: Vec<PathBuf> = request.join_cgroup.iter().map(PathBuf::from).collect();
     let parents = own.clone().filter_map(|d| d.parent().map(Path::to_owned));
     let watched: Vec<PathBuf> = dirs.iter().cloned().chain(parents).collect();
     cgroup::refuse_frozen(&watched)?;
-    let made = cgroup::make_own(&request.own_cgroup)?;
+    let made = cgroup::Own::new(&request.own_cgroup)?;
     dirs.extend(own);
     let joins = cgroup::joins(&dirs)?;
     // Here, and inherited: one grace period of the kernel, not one more for the child.
@@ -147,7 +166,10 @@ fn enter(init: BorrowedFd<'_>, flags: i32) -> Result<()> {
 fn start(child: Child<'_>, joins: &mut Joins, init: i32) -> Result<(i32, OwnedFd)> {
     let parent = u64::from(libc::CLONE_PARENT.cast_unsigned());
     let mut cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
-    if cloned.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
+    if cloned
+        .as_ref()
+        .is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+    {
         joins.follow(child.proc, init)?;
         cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
     }
@@ -179,8 +201,10 @@ impl Child<'_> {
             // The namespace's own root, so that files made from here on are its.
             nix::unistd::setgroups(&[]).context(|| "clear groups".to_owned())?;
             let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
-            nix::unistd::setresgid(gid, gid, gid).context(|| "become the namespace's root".to_owned())?;
-            nix::unistd::setresuid(uid, uid, uid).context(|| "become the namespace's root".to_owned())?;
+            nix::unistd::setresgid(gid, gid, gid)
+                .context(|| "become the namespace's root".to_owned())?;
+            nix::unistd::setresuid(uid, uid, uid)
+                .context(|| "become the namespace's root".to_owned())?;
             // The change of ids has made the process dumpable or not by a host setting; it must not be.
             not_dumpable()?;
         }

@@ -19,7 +19,9 @@ impl Label {
     pub(crate) fn new(apparmor: &str, selinux: &str) -> Result<Self> {
         for name in [apparmor, selinux] {
             if name.contains(['\0', '\n']) {
-                return Err(Error::invalid(format!("security label {name:?} is malformed")));
+                return Err(Error::invalid(format!(
+                    "security label {name:?} is malformed"
+                )));
             }
         }
         Ok(Self {
@@ -33,8 +35,12 @@ impl Label {
     pub(crate) fn apply(&self, proc: BorrowedFd<'_>) -> Result<()> {
         if let Some(command) = &self.apparmor {
             // The first file belongs to AppArmor alone (Linux 5.8), the second to whoever comes first.
-            write(proc, &["thread-self/attr/apparmor/exec", "thread-self/attr/exec"], command)
-                .context(|| format!("set AppArmor profile ({command}); is it loaded?"))?;
+            write(
+                proc,
+                &["thread-self/attr/apparmor/exec", "thread-self/attr/exec"],
+                command,
+            )
+            .context(|| format!("set AppArmor profile ({command}); is it loaded?"))?;
         }
         if let Some(label) = &self.selinux {
             write(proc, &["thread-self/attr/exec"], label)

@@ -62,7 +62,11 @@ fn serve() -> Result<()> {
         Call::Pod(pod) => {
             let made = pod::make(&pod);
             let failed = made.is_err();
-            message::answer(socket, made.map(|()| Outcome::Namespaces(Namespaces {})), &[])?;
+            message::answer(
+                socket,
+                made.map(|()| Outcome::Namespaces(Namespaces {})),
+                &[],
+            )?;
             if failed { Ok(()) } else { pause(socket) }
         }
         Call::Pause(_) => {
@@ -79,7 +83,9 @@ fn pause(socket: std::os::fd::BorrowedFd<'_>) -> Result<()> {
         Ok(Some((Call::Pause(pause), mut fds))) => {
             message::answer_made(socket, pause::start(&pause, &mut fds))
         }
-        Ok(Some(_)) => message::answer(socket, Err(Error::invalid("only pause follows a pod")), &[]),
+        Ok(Some(_)) => {
+            message::answer(socket, Err(Error::invalid("only pause follows a pod")), &[])
+        }
         Err(e) => message::answer(socket, Err(e), &[]),
     }
 }
@@ -87,7 +93,9 @@ fn pause(socket: std::os::fd::BorrowedFd<'_>) -> Result<()> {
 /// Moves the socket away from descriptor 0, which children would take for standard input.
 fn take_socket() -> Result<OwnedFd> {
     let socket = engine::above_standard(
-        sys::standard(0).try_clone_to_owned().context(|| "duplicate the socket".to_owned())?,
+        sys::standard(0)
+            .try_clone_to_owned()
+            .context(|| "duplicate the socket".to_owned())?,
     )?;
     let null = engine::null()?;
     sys::replace_standard(null.as_fd(), 0).context(|| "replace descriptor 0".to_owned())?;

@@ -23,7 +23,8 @@ impl Fds {
 
     /// The descriptor for a role that has to be there.
     pub(crate) fn require(&mut self, role: Fd) -> Result<OwnedFd> {
-        self.take(role).ok_or_else(|| Error::invalid(format!("descriptor {role:?} is missing")))
+        self.take(role)
+            .ok_or_else(|| Error::invalid(format!("descriptor {role:?} is missing")))
     }
 }
 
@@ -41,7 +42,9 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Call, Fds)>> {
     };
     let request = Request::decode(received.message.as_slice())
         .map_err(|e| Error::invalid(format!("request: {e}")))?;
-    let call = request.call.ok_or_else(|| Error::invalid("request without a call"))?;
+    let call = request
+        .call
+        .ok_or_else(|| Error::invalid("request without a call"))?;
     if request.fds.len() != received.fds.len() {
         return Err(Error::invalid(format!(
             "request announces {} descriptors and brings {}",
@@ -49,11 +52,21 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Call, Fds)>> {
             received.fds.len()
         )));
     }
-    Ok(Some((call, Fds { roles: request.fds, fds: received.fds })))
+    Ok(Some((
+        call,
+        Fds {
+            roles: request.fds,
+            fds: received.fds,
+        },
+    )))
 }
 
 /// Answers a request.
-pub(crate) fn answer(socket: BorrowedFd<'_>, outcome: Result<Outcome>, fds: &[(Fd, OwnedFd)]) -> Result<()> {
+pub(crate) fn answer(
+    socket: BorrowedFd<'_>,
+    outcome: Result<Outcome>,
+    fds: &[(Fd, OwnedFd)],
+) -> Result<()> {
     let reply = Reply {
         outcome: Some(outcome.unwrap_or_else(|e| Outcome::Failure(e.into_failure()))),
         fds: fds.iter().map(|(role, _)| *role as i32).collect(),

@@ -30,8 +30,12 @@ enum Propagation {
 
 /// Refuses a staging directory on a shared mount: what the worker attaches there would show up on the host.
 pub(crate) fn require_private(proc: BorrowedFd<'_>, dir: &str) -> Result<()> {
-    let fd = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| format!("open staging directory {dir}"))?;
+    let fd = rustix::fs::open(
+        dir,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| format!("open staging directory {dir}"))?;
     let id = path::mount_id(fd).context(|| format!("stat staging directory {dir}"))?;
     let shared = mounts(proc)?.iter().any(|m| m.id == id && m.shared);
     if shared {
@@ -46,8 +50,12 @@ pub(crate) fn require_private(proc: BorrowedFd<'_>, dir: &str) -> Result<()> {
 /// named and what is mounted below them, private for all others. `proc` is the host's procfs.
 pub(crate) fn propagate(proc: BorrowedFd<'_>, wanted: &[worker::Propagation]) -> Result<()> {
     let mounts = mounts(proc)?;
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| "open the container's root".to_owned())?;
+    let root = rustix::fs::open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| "open the container's root".to_owned())?;
     let mut plan = vec![Propagation::Private; mounts.len()];
     let mut wanted: Vec<&worker::Propagation> = wanted.iter().collect();
     // A mount inside another one has the last word about itself.
@@ -80,7 +88,12 @@ fn mark(
         .iter()
         .find(|m| m.id == id)
         .filter(|m| m.point != b"/")
-        .ok_or_else(|| Error::invalid(format!("{} is not a mount point of the container", want.path)))?;
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "{} is not a mount point of the container",
+                want.path
+            ))
+        })?;
     let possible = match propagation {
         Propagation::Private => true,
         Propagation::Slave => top.shared || top.slave,
@@ -125,7 +138,12 @@ fn set(root: BorrowedFd<'_>, mount: &Mount, propagation: Propagation) -> Result<
     if is {
         return Ok(());
     }
-    let shown = || format!("set the propagation of {}", String::from_utf8_lossy(&mount.point));
+    let shown = || {
+        format!(
+            "set the propagation of {}",
+            String::from_utf8_lossy(&mount.point)
+        )
+    };
     let fd = path::open_plain(root, &mount.point).context(shown)?;
     // Another mount lies on top of it: nobody can get at this one any more.
     if path::mount_id(&fd).context(shown)? != mount.id {
@@ -135,16 +153,25 @@ fn set(root: BorrowedFd<'_>, mount: &Mount, propagation: Propagation) -> Result<
 }
 
 fn mounts(proc: BorrowedFd<'_>) -> Result<Vec<Mount>> {
-    let file = rustix::fs::openat(proc, "thread-self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| "open mountinfo".to_owned())?;
+    let file = rustix::fs::openat(
+        proc,
+        "thread-self/mountinfo",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| "open mountinfo".to_owned())?;
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut File::from(file), &mut bytes).context(|| "read mountinfo".to_owned())?;
+    io::Read::read_to_end(&mut File::from(file), &mut bytes)
+        .context(|| "read mountinfo".to_owned())?;
     bytes
         .split(|b| *b == b'\n')
         .filter(|line| !line.is_empty())
         .map(|line| {
             parse(line).ok_or_else(|| {
-                Error::internal(format!("mountinfo line {:?}", String::from_utf8_lossy(line)))
+                Error::internal(format!(
+                    "mountinfo line {:?}",
+                    String::from_utf8_lossy(line)
+                ))
             })
         })
         .collect()
@@ -171,7 +198,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let [first, tail @ ..] = rest {
         rest = tail;
-        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) = (first, tail) {
+        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) =
+            (first, tail)
+        {
             out.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
             rest = tail;
         } else {
@@ -189,7 +218,10 @@ mod tests {
     fn mountinfo_lines() {
         let line = br"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw";
         let mount = parse(line).unwrap();
-        assert_eq!((mount.id, mount.parent, mount.point.as_slice()), (36, 35, &b"/mnt 2"[..]));
+        assert_eq!(
+            (mount.id, mount.parent, mount.point.as_slice()),
+            (36, 35, &b"/mnt 2"[..])
+        );
         assert!(mount.shared && mount.slave);
         let plain = parse(b"1 0 0:2 / / rw - rootfs rootfs rw").unwrap();
         assert!(!plain.shared && !plain.slave);
@@ -199,8 +231,21 @@ mod tests {
 
     #[test]
     fn below_follows_parents_and_ends() {
-        let mount = |id, parent| Mount { id, parent, point: Vec::new(), shared: false, slave: false };
-        let mounts = [mount(1, 1), mount(2, 1), mount(3, 2), mount(4, 1), mount(5, 6), mount(6, 5)];
+        let mount = |id, parent| Mount {
+            id,
+            parent,
+            point: Vec::new(),
+            shared: false,
+            slave: false,
+        };
+        let mounts = [
+            mount(1, 1),
+            mount(2, 1),
+            mount(3, 2),
+            mount(4, 1),
+            mount(5, 6),
+            mount(6, 5),
+        ];
         assert!(below(&mounts, &mounts[2], 2));
         assert!(!below(&mounts, &mounts[3], 2));
         assert!(!below(&mounts, &mounts[4], 2));

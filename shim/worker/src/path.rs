@@ -14,7 +14,13 @@ const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGIC
 
 /// Opens a path of a root as `O_PATH`, links followed inside the root.
 pub(crate) fn open(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
-    Ok(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), IN_ROOT)?)
+    Ok(openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        IN_ROOT,
+    )?)
 }
 
 /// As [`open`], but it must be a directory.
@@ -25,7 +31,13 @@ pub(crate) fn open_directory(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<Ow
 /// Opens a path of which no component is a link (a mount point as the kernel prints it).
 pub(crate) fn open_plain(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     let plain = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    Ok(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), plain)?)
+    Ok(openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        plain,
+    )?)
 }
 
 /// Makes a directory and its parents (mode 0755) in a root and opens it.
@@ -51,7 +63,12 @@ pub(crate) fn make_directories(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<
 }
 
 /// One level: an existing entry is resolved from the root again (it may be a link), a missing one made.
-fn descend(root: BorrowedFd<'_>, parent: BorrowedFd<'_>, path: &[u8], name: &OsStr) -> io::Result<OwnedFd> {
+fn descend(
+    root: BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
+    path: &[u8],
+    name: &OsStr,
+) -> io::Result<OwnedFd> {
     match open_directory(root, path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         other => return other,

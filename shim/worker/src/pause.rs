@@ -21,10 +21,17 @@ use crate::process::{self, Plan};
 use crate::sys::{self, Cloned};
 use crate::{cgroup, engine};
 
+/// SIGINT, SIGTERM and SIGCHLD as a signal set.
+const WAITED_FOR: u64 =
+    1 << (libc::SIGINT - 1) | 1 << (libc::SIGTERM - 1) | 1 << (libc::SIGCHLD - 1);
+
 /// Starts pause in the namespaces that this process is in. It is an orphan, so a child of pid 1, once
 /// this process has ended.
 pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
-    let cgroup = request.cgroup.as_ref().ok_or_else(|| Error::invalid("pause without a cgroup"))?;
+    let cgroup = request
+        .cgroup
+        .as_ref()
+        .ok_or_else(|| Error::invalid("pause without a cgroup"))?;
     let asked = request.process.clone().unwrap_or_default();
     let score = asked.oom_score_adj;
     // It needs no privilege at all, so it is given none, whatever the request says.
@@ -47,7 +54,10 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
     let pin = if request.pid.is_empty() {
         None
     } else {
-        Some(Pin::new(Path::new(&request.pid), &namespace_of(running.pid, "pid"))?)
+        Some(Pin::new(
+            Path::new(&request.pid),
+            &namespace_of(running.pid, "pid"),
+        )?)
     };
     let (pid, pidfd) = running.executed()?;
     let start_time = process::start_time(proc.as_fd(), pid)?;
@@ -55,7 +65,10 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
         pin.keep();
     }
     made.keep();
-    Ok(Made { started: worker::Started { pid, start_time }, fds: vec![(Fd::Pidfd, pidfd)] })
+    Ok(Made {
+        started: worker::Started { pid, start_time },
+        fds: vec![(Fd::Pidfd, pidfd)],
+    })
 }
 
 /// A pause process that has not been executed yet; killed on drop.
@@ -68,15 +81,21 @@ struct Running {
 impl Running {
     fn spawn(plan: &Plan, exe: &OwnedFd, joins: &Joins, pid_namespace: bool) -> Result<Self> {
         let null = engine::null()?;
-        let (error, child_error) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .context(|| "make a pipe".to_owned())?;
+        let (error, child_error) =
+            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(|| "make a pipe".to_owned())?;
         let mut flags = libc::CLONE_NEWNS;
         if pid_namespace {
             flags |= libc::CLONE_NEWPID;
         }
         let flags = u64::from(flags.cast_unsigned());
-        match sys::clone_process(flags, joins.v2().map(AsFd::as_fd)).context(|| "clone pause".to_owned())? {
-            Cloned::Parent(pid, pidfd) => Ok(Self { pid, pidfd: Some(pidfd), error }),
+        match sys::clone_process(flags, joins.v2().map(AsFd::as_fd))
+            .context(|| "clone pause".to_owned())?
+        {
+            Cloned::Parent(pid, pidfd) => Ok(Self {
+                pid,
+                pidfd: Some(pidfd),
+                error,
+            }),
             Cloned::Child => {
                 let failure = match settle(joins, &null) {
                     Ok(()) => plan.execute_file(exe.as_fd(), c"pause"),
@@ -91,7 +110,9 @@ impl Running {
     fn executed(mut self) -> Result<(i32, OwnedFd)> {
         let mut text = String::new();
         let error = rustix::io::dup(&self.error).context(|| "duplicate a descriptor".to_owned())?;
-        File::from(error).read_to_string(&mut text).context(|| "wait for pause".to_owned())?;
+        File::from(error)
+            .read_to_string(&mut text)
+            .context(|| "wait for pause".to_owned())?;
         if !text.is_empty() {
             return Err(Error::internal(format!("pause: {text}")));
         }
@@ -106,7 +127,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Some(pidfd) = self.pidfd.take() {
             let _gone = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-            let _reaped = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            let _reaped =
+                rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
         }
     }
 }
@@ -115,8 +137,11 @@ impl Drop for Running {
 fn settle(joins: &Joins, null: &OwnedFd) -> Result<()> {
     joins.enter_v1()?;
     rustix::process::setsid().context(|| "start a session".to_owned())?;
-    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-        .context(|| "make the host's mounts private".to_owned())?;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )
+    .context(|| "make the host's mounts private".to_owned())?;
     let root = empty_root()?;
     // On top of the root, where there is always a directory; the namespace is ours alone.
     rustix::mount::move_mount(
@@ -129,15 +154,19 @@ fn settle(joins: &Joins, null: &OwnedFd) -> Result<()> {
     .context(|| "attach an empty root".to_owned())?;
     rustix::process::fchdir(&root).context(|| "enter the empty root".to_owned())?;
     rustix::process::pivot_root(".", ".").context(|| "change to the empty root".to_owned())?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).context(|| "detach the host's files".to_owned())?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)
+        .context(|| "detach the host's files".to_owned())?;
     rustix::process::chdir("/").context(|| "enter the empty root".to_owned())?;
     for at in 0..3 {
-        sys::replace_standard(null.as_fd(), at).context(|| "silence the standard streams".to_owned())?;
+        sys::replace_standard(null.as_fd(), at)
+            .context(|| "silence the standard streams".to_owned())?;
     }
     sys::close_on_exec_from(3).context(|| "mark descriptors close-on-exec".to_owned())?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::reset_attributes();
-    sys::reset_signals().context(|| "reset signals".to_owned())
+    // What pause waits for, blocked from the start: a signal that came before it has blocked them itself
+    // would be lost, since a pid 1 gets none that it does not handle.
+    sys::reset_signals(WAITED_FOR).context(|| "reset signals".to_owned())
 }
 
 fn empty_root() -> Result<OwnedFd> {

@@ -68,7 +68,11 @@ impl Plan {
             candidates,
             args,
             env,
-            cwd: if process.cwd.is_empty() { b"/".to_vec() } else { process.cwd.clone() },
+            cwd: if process.cwd.is_empty() {
+                b"/".to_vec()
+            } else {
+                process.cwd.clone()
+            },
             uid: process.uid,
             gid: process.gid,
             groups: process.groups.clone(),
@@ -89,8 +93,12 @@ impl Plan {
     /// Enters the working directory as root; made if missing when `make`. Returns whether it has to
     /// be tried again as the user (a network file system may refuse root).
     pub(crate) fn enter_cwd(&self, make: bool) -> Result<bool> {
-        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| "open the container's root".to_owned())?;
+        let root = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context(|| "open the container's root".to_owned())?;
         let shown = String::from_utf8_lossy(&self.cwd).into_owned();
         let opened = if make {
             path::make_directories(root.as_fd(), &self.cwd)
@@ -101,7 +109,10 @@ impl Plan {
         match entered {
             Ok(()) => Ok(false),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(true),
-            Err(e) => Err(Error::invalid(format!("working directory {shown:?}: {}", reason(&e)))),
+            Err(e) => Err(Error::invalid(format!(
+                "working directory {shown:?}: {}",
+                reason(&e)
+            ))),
         }
     }
 
@@ -121,8 +132,13 @@ impl Plan {
             let user = rustix::fs::Uid::from_raw(self.uid);
             match rustix::fs::fchown(fd, Some(user), None) {
                 // A file of a kind or on a file system that has no owner to change (runc skips these too).
-                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::ROFS | rustix::io::Errno::PERM) => {}
-                Err(e) => return Err(e).context(|| format!("give descriptor {at} to uid {}", self.uid)),
+                Ok(())
+                | Err(
+                    rustix::io::Errno::INVAL | rustix::io::Errno::ROFS | rustix::io::Errno::PERM,
+                ) => {}
+                Err(e) => {
+                    return Err(e).context(|| format!("give descriptor {at} to uid {}", self.uid));
+                }
             }
         }
         Ok(())
@@ -146,12 +162,15 @@ impl Plan {
     }
 
     fn confine(&self, chdir_again: bool, error_pipe: BorrowedFd<'_>) -> Result<()> {
-        sys::reset_signals().context(|| "reset signals".to_owned())?;
+        sys::reset_signals(0).context(|| "reset signals".to_owned())?;
         sys::reset_attributes();
         rustix::process::umask(Mode::from_raw_mode(self.umask));
         for limit in &self.rlimits {
             sys::set_resource_limit(limit.resource, limit.soft, limit.hard).context(|| {
-                format!("set resource limit {} to {}:{}", limit.resource, limit.soft, limit.hard)
+                format!(
+                    "set resource limit {} to {}:{}",
+                    limit.resource, limit.soft, limit.hard
+                )
             })?;
         }
         sys::close_on_exec_from(3).context(|| "mark descriptors close-on-exec".to_owned())?;
@@ -163,9 +182,15 @@ impl Plan {
     /// Ids and the capability sets that may change before the filter is loaded.
     fn credentials(&self, chdir_again: Option<()>) -> Result<()> {
         let sets = &self.capabilities;
+        // Else the keys of whoever started the daemon are in the container's possession.
+        sys::new_session_keyring().context(|| "make a session keyring".to_owned())?;
         drop_bounding(&sets.bounding)?;
-        let groups: Vec<nix::unistd::Gid> =
-            self.groups.iter().copied().map(nix::unistd::Gid::from_raw).collect();
+        let groups: Vec<nix::unistd::Gid> = self
+            .groups
+            .iter()
+            .copied()
+            .map(nix::unistd::Gid::from_raw)
+            .collect();
         nix::unistd::setgroups(&groups).context(|| "set supplementary groups".to_owned())?;
         rustix::thread::set_keep_capabilities(true).context(|| "keep capabilities".to_owned())?;
         let gid = nix::unistd::Gid::from_raw(self.gid);
@@ -173,8 +198,9 @@ impl Plan {
         let uid = nix::unistd::Uid::from_raw(self.uid);
         nix::unistd::setresuid(uid, uid, uid).context(|| format!("change to uid {}", self.uid))?;
         if chdir_again.is_some() {
-            rustix::process::chdir(self.cwd.as_slice())
-                .context(|| format!("working directory {:?}", String::from_utf8_lossy(&self.cwd)))?;
+            rustix::process::chdir(self.cwd.as_slice()).context(|| {
+                format!("working directory {:?}", String::from_utf8_lossy(&self.cwd))
+            })?;
         }
         // A change from root to another user empties the effective set; loading a filter needs it.
         let held = caps::read(None, CapSet::Permitted).map_err(|e| capability("read", &e))?;
@@ -184,7 +210,8 @@ impl Plan {
         rustix::thread::clear_ambient_capability_set()
             .context(|| "clear ambient capabilities".to_owned())?;
         for cap in &sets.ambient {
-            caps::raise(None, CapSet::Ambient, *cap).map_err(|e| capability("set the ambient", &e))?;
+            caps::raise(None, CapSet::Ambient, *cap)
+                .map_err(|e| capability("set the ambient", &e))?;
         }
         missing(&held, &sets.permitted)
     }
@@ -202,11 +229,17 @@ impl Plan {
             .map_err(|e| capability("set the effective", &e))?;
         caps::set(None, CapSet::Permitted, &sets.permitted)
             .map_err(|e| capability("set the permitted", &e))?;
-        if self.no_new_privs { self.filter() } else { Ok(()) }
+        if self.no_new_privs {
+            self.filter()
+        } else {
+            Ok(())
+        }
     }
 
     fn filter(&self) -> Result<()> {
-        let Some(program) = &self.seccomp else { return Ok(()) };
+        let Some(program) = &self.seccomp else {
+            return Ok(());
+        };
         sys::load_seccomp(program).context(|| "load the seccomp filter".to_owned())
     }
 
@@ -220,7 +253,11 @@ impl Plan {
                 errno => return self.refused(&reason(&errno.into())),
             }
         }
-        self.refused(if denied { "permission denied" } else { "executable file not found in $PATH" })
+        self.refused(if denied {
+            "permission denied"
+        } else {
+            "executable file not found in $PATH"
+        })
     }
 
     fn refused(&self, why: &str) -> Error {
@@ -243,7 +280,10 @@ impl Sets {
                     mask & !known
                 )));
             }
-            Ok(all.into_iter().filter(|cap| mask & cap.bitmask() != 0).collect())
+            Ok(all
+                .into_iter()
+                .filter(|cap| mask & cap.bitmask() != 0)
+                .collect())
         };
         Ok(Self {
             bounding: set(masks.bounding, "bounding")?,
@@ -301,7 +341,10 @@ fn die_with_monitor(error_pipe: BorrowedFd<'_>) -> Result<()> {
 /// Whether the other end of a pipe is gone.
 fn hung_up(pipe: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&pipe, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut fds, Some(&now)).is_ok()
         && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
@@ -320,7 +363,10 @@ pub(crate) fn raise_hard_limits(limits: &[worker::Rlimit]) -> Result<()> {
             .context(|| format!("read resource limit {}", limit.resource))?;
         if limit.hard > hard {
             sys::set_resource_limit(limit.resource, soft, limit.hard).context(|| {
-                format!("raise the hard value of resource limit {} to {}", limit.resource, limit.hard)
+                format!(
+                    "raise the hard value of resource limit {} to {}",
+                    limit.resource, limit.hard
+                )
             })?;
         }
     }
@@ -329,17 +375,70 @@ pub(crate) fn raise_hard_limits(limits: &[worker::Rlimit]) -> Result<()> {
 
 /// Writes this process's `oom_score_adj`, which its children inherit.
 pub(crate) fn set_oom_score(proc: BorrowedFd<'_>, value: i32) -> Result<()> {
-    let file = rustix::fs::openat(proc, "self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| "open oom_score_adj".to_owned())?;
+    let file = rustix::fs::openat(
+        proc,
+        "self/oom_score_adj",
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| "open oom_score_adj".to_owned())?;
     rustix::io::write(file, value.to_string().as_bytes()).map(drop).context(|| {
         format!("set oom_score_adj to {value} (a value below the present one needs CAP_SYS_RESOURCE)")
     })
 }
 
+/// A range of user ids: first in the container, first on the host, how many.
+pub(crate) type Range = (u32, u32, u32);
+
+/// The user ids of a process's user namespace.
+pub(crate) fn user_map(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<Range>> {
+    let path = format!("{pid}/uid_map");
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, &path, flags, Mode::empty())
+        .context(|| format!("open /proc/{path}"))?;
+    let text = io::read_to_string(File::from(file)).context(|| format!("read /proc/{path}"))?;
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().map(|n| n.parse().ok());
+        Some((numbers.next()??, numbers.next()??, numbers.next()??))
+    };
+    text.lines()
+        .map(|l| range(l).ok_or_else(|| Error::internal(format!("/proc/{path} has a line {l:?}"))))
+        .collect()
+}
+
+/// Gives streams to a user of a user namespace, from outside: inside, nobody may.
+pub(crate) fn own_streams(streams: &[OwnedFd], uid: u32, map: &[Range]) -> Result<()> {
+    let host = map
+        .iter()
+        .find_map(|(inside, host, count)| {
+            uid.checked_sub(*inside)
+                .filter(|at| at < count)
+                .and_then(|at| host.checked_add(at))
+        })
+        .ok_or_else(|| Error::invalid(format!("uid {uid} is not mapped in the user namespace")))?;
+    for stream in streams {
+        let stat = rustix::fs::fstat(stream).context(|| "stat a stream".to_owned())?;
+        // Only pipes and sockets are the container's alone; /dev/null is everybody's.
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        if matches!(
+            kind,
+            rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket
+        ) {
+            rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(host)), None)
+                .context(|| format!("give a stream to uid {host}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// The host's procfs, for what a process tells about itself after it has left the host's files.
 pub(crate) fn host_proc() -> Result<OwnedFd> {
-    let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| "open /proc".to_owned())?;
+    let proc = rustix::fs::open(
+        "/proc",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| "open /proc".to_owned())?;
     let kind = rustix::fs::fstatfs(&proc).context(|| "stat /proc".to_owned())?;
     if kind.f_type == rustix::fs::PROC_SUPER_MAGIC {
         Ok(proc)
@@ -354,7 +453,9 @@ pub(crate) fn start_time(proc: BorrowedFd<'_>, pid: i32) -> Result<u64> {
     let file = rustix::fs::openat(proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .context(|| format!("open /proc/{path}"))?;
     let mut text = String::new();
-    File::from(file).read_to_string(&mut text).context(|| format!("read /proc/{path}"))?;
+    File::from(file)
+        .read_to_string(&mut text)
+        .context(|| format!("read /proc/{path}"))?;
     // The name in parentheses may hold anything; what follows it does not hold a parenthesis.
     text.rsplit_once(')')
         .and_then(|(_, rest)| rest.split_whitespace().nth(19))
@@ -363,11 +464,17 @@ pub(crate) fn start_time(proc: BorrowedFd<'_>, pid: i32) -> Result<u64> {
 }
 
 fn replace_null(at: i32) -> Result<()> {
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-        .context(|| "open the container's /dev/null".to_owned())?;
+    let null = rustix::fs::open(
+        "/dev/null",
+        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| "open the container's /dev/null".to_owned())?;
     let stat = rustix::fs::fstat(&null).context(|| "stat the container's /dev/null".to_owned())?;
     if stat.st_rdev != rustix::fs::makedev(1, 3) {
-        return Err(Error::invalid("the container's /dev/null is another device"));
+        return Err(Error::invalid(
+            "the container's /dev/null is another device",
+        ));
     }
     sys::replace_standard(null.as_fd(), at).context(|| "replace /dev/null".to_owned())
 }
@@ -387,7 +494,10 @@ fn candidates(name: &CStr, env: &[Vec<u8>]) -> Result<Vec<CString>> {
         return strings(&[name.to_vec()], "argument");
     }
     // getenv(3), which programs use, takes the first of duplicates.
-    let path = env.iter().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    let path = env
+        .iter()
+        .find_map(|e| e.strip_prefix(b"PATH="))
+        .unwrap_or(DEFAULT_PATH);
     let files: Vec<Vec<u8>> = path
         .split(|b| *b == b':')
         // An empty or relative entry is the working directory's, which an image may fill: never searched.
@@ -399,12 +509,16 @@ fn candidates(name: &CStr, env: &[Vec<u8>]) -> Result<Vec<CString>> {
 
 fn read_seccomp(file: OwnedFd) -> Result<Vec<u8>> {
     let file = File::from(file);
-    let size = file.metadata().context(|| "stat the seccomp program".to_owned())?.len();
+    let size = file
+        .metadata()
+        .context(|| "stat the seccomp program".to_owned())?
+        .len();
     if size == 0 || size > MAX_SECCOMP || size % 8 != 0 {
         return Err(Error::invalid(format!("a seccomp program of {size} bytes")));
     }
     let mut program = vec![0; usize::try_from(size).unwrap_or_default()];
-    file.read_exact_at(&mut program, 0).context(|| "read the seccomp program".to_owned())?;
+    file.read_exact_at(&mut program, 0)
+        .context(|| "read the seccomp program".to_owned())?;
     Ok(program)
 }
 
@@ -438,13 +552,20 @@ mod tests {
     fn empty_args_zero_bytes_and_unknown_capabilities_are_refused() {
         let mut empty = process();
         empty.args.clear();
-        assert!(Plan::new(&empty, None, Vec::new()).unwrap_err().to_string().contains("empty args"));
+        assert!(
+            Plan::new(&empty, None, Vec::new())
+                .unwrap_err()
+                .to_string()
+                .contains("empty args")
+        );
         let mut zero = process();
         zero.env.push(b"A=\0".to_vec());
         assert!(Plan::new(&zero, None, Vec::new()).is_err());
         let mut unknown = process();
-        unknown.capabilities =
-            Some(worker::Capabilities { ambient: 1 << 63, ..worker::Capabilities::default() });
+        unknown.capabilities = Some(worker::Capabilities {
+            ambient: 1 << 63,
+            ..worker::Capabilities::default()
+        });
         assert!(Plan::new(&unknown, None, Vec::new()).is_err());
     }
 

@@ -31,21 +31,34 @@ impl Report {
     pub(crate) fn install() -> Result<Self> {
         let fd = rustix::fs::memfd_create("berth-report", MemfdFlags::CLOEXEC)
             .context(|| "make a memory file".to_owned())?;
-        let writer = fd.try_clone().context(|| "duplicate a descriptor".to_owned())?;
+        let writer = fd
+            .try_clone()
+            .context(|| "duplicate a descriptor".to_owned())?;
         // A second subscriber could only be another request of this process; there is none.
-        let _second = tracing::subscriber::set_global_default(Writer { file: File::from(writer) });
-        Ok(Self { file: File::from(fd) })
+        let _second = tracing::subscriber::set_global_default(Writer {
+            file: File::from(writer),
+        });
+        Ok(Self {
+            file: File::from(fd),
+        })
     }
 
     /// A descriptor for [`say`].
     pub(crate) fn writer(&self) -> Result<OwnedFd> {
-        Ok(self.file.try_clone().context(|| "duplicate a descriptor".to_owned())?.into())
+        Ok(self
+            .file
+            .try_clone()
+            .context(|| "duplicate a descriptor".to_owned())?
+            .into())
     }
 
     /// What is known about a failure that `general` describes.
     pub(crate) fn explain(mut self, general: &str) -> String {
         let mut bytes = Vec::new();
-        let read = self.file.rewind().and_then(|()| self.file.read_to_end(&mut bytes));
+        let read = self
+            .file
+            .rewind()
+            .and_then(|()| self.file.read_to_end(&mut bytes));
         let text = String::from_utf8_lossy(&bytes);
         if read.is_err() || text.is_empty() {
             return general.to_owned();
@@ -54,7 +67,13 @@ impl Report {
             return own.to_owned();
         }
         // Events come from the inside outwards: the first is the cause, the others repeat it.
-        let cause: String = text.lines().next().unwrap_or_default().chars().take(LONGEST).collect();
+        let cause: String = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(LONGEST)
+            .collect();
         format!("{cause} ({general})")
     }
 }
@@ -125,8 +144,13 @@ mod tests {
         tracing::error!(path = "/x", "failed to mount");
         tracing::debug!("noise");
         let writer = report.writer().unwrap();
-        let copy = Report { file: report.file.try_clone().unwrap() };
-        assert_eq!(copy.explain("io error"), "failed to mount, path: \"/x\" (io error)");
+        let copy = Report {
+            file: report.file.try_clone().unwrap(),
+        };
+        assert_eq!(
+            copy.explain("io error"),
+            "failed to mount, path: \"/x\" (io error)"
+        );
         say(&writer, "no such\ndirectory");
         assert_eq!(report.explain("io error"), "no such directory");
     }

@@ -51,7 +51,11 @@ pub(crate) fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::R
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
     // A sibling signals its parent in the way that the caller does; clone3 refuses another wish.
-    args.exit_signal = if flags & parent == 0 { libc::SIGCHLD as u64 } else { 0 };
+    args.exit_signal = if flags & parent == 0 {
+        libc::SIGCHLD as u64
+    } else {
+        0
+    };
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
@@ -153,7 +157,10 @@ pub(crate) fn duplicate_at(fd: BorrowedFd<'_>, at: i32) -> io::Result<OwnedFd> {
 /// Puts a copy of `fd` in place of standard descriptor `at` (0, 1 or 2), kept across execve.
 pub(crate) fn replace_standard(fd: BorrowedFd<'_>, at: i32) -> io::Result<()> {
     // SAFETY: nothing owns the numbers 0 to 2.
-    check(libc::c_long::from(unsafe { libc::dup2(fd.as_raw_fd(), at) })).map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::dup2(fd.as_raw_fd(), at)
+    }))
+    .map(drop)
 }
 
 /// Borrows a standard descriptor (0, 1 or 2).
@@ -163,8 +170,8 @@ pub(crate) fn standard(at: i32) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(at) }
 }
 
-/// All signals at their default action, none blocked.
-pub(crate) fn reset_signals() -> io::Result<()> {
+/// All signals at their default action, and only those of the mask blocked (bit N-1 is signal N).
+pub(crate) fn reset_signals(blocked: u64) -> io::Result<()> {
     // The kernel's own structure, of all zeros: SIG_DFL. The C library refuses its private signals.
     let default = [0u64; 4];
     let set = size_of::<u64>();
@@ -173,17 +180,14 @@ pub(crate) fn reset_signals() -> io::Result<()> {
             continue;
         }
         // SAFETY: the structure is as large as the kernel's sigaction on 64-bit machines.
-        check(unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, set)
-        })?;
+        check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, set) })?;
     }
-    let none = 0u64;
     // SAFETY: the mask is a u64, as the size says.
     check(unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,
-            std::ptr::from_ref(&none),
+            std::ptr::from_ref(&blocked),
             0,
             set,
         )
@@ -199,6 +203,24 @@ pub(crate) fn reset_attributes() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 50_000, 0, 0, 0) };
     // SAFETY: no pointers. Without CAP_SYS_NICE a lowered priority stays, which weakens nothing.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+}
+
+/// Leaves the inherited session keyring for a new one without a name (keyctl(2)).
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    let nameless = std::ptr::null::<libc::c_char>();
+    // SAFETY: a null name asks for a new anonymous keyring.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            nameless,
+        )
+    };
+    match check(result) {
+        // A kernel without keys has none to hide.
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 /// The soft and hard value of a resource limit (kernel number) of this process.
@@ -230,10 +252,15 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let up = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).map_err(io::Error::other)?;
     // SAFETY: SIOCSIFFLAGS reads an ifreq (netdevice(7)).
     let result = unsafe {
-        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, std::ptr::from_ref(&request))
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            std::ptr::from_ref(&request),
+        )
     };
     check(libc::c_long::from(result)).map(drop)
 }
@@ -289,10 +316,28 @@ mod tests {
         }
     }
 
+    /// libcontainer leaves the session keyring of whoever started it in the container's possession.
+    #[test]
+    fn a_session_keyring_is_new_each_time() {
+        // SAFETY: plain integers; -3 is the session keyring, 0 makes none.
+        let own = || unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_GET_KEYRING_ID, -3, 0) };
+        let seen = std::thread::spawn(move || {
+            let inherited = own();
+            new_session_keyring().unwrap();
+            let first = own();
+            new_session_keyring().unwrap();
+            [inherited, first, own()]
+        });
+        let [inherited, first, second] = seen.join().unwrap();
+        assert!(first > 0 && second > 0, "this kernel has no keyrings");
+        assert!(inherited != first && first != second);
+    }
+
     #[test]
     fn resource_limits_read_back() {
-        let (soft, hard) = resource_limit(libc::RLIMIT_NOFILE as u32).unwrap();
-        set_resource_limit(libc::RLIMIT_NOFILE as u32, soft, hard).unwrap();
+        const NOFILE: u32 = 7;
+        let (soft, hard) = resource_limit(NOFILE).unwrap();
+        set_resource_limit(NOFILE, soft, hard).unwrap();
         assert!(soft <= hard);
     }
 }

@@ -25,8 +25,12 @@ impl Terminal {
     ///
     /// Everything is checked by descriptor: an image may have put something else at `/dev/pts`.
     pub(crate) fn open(uid: u32, rows: u32, columns: u32) -> Result<Self> {
-        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| "open the container's root".to_owned())?;
+        let root = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context(|| "open the container's root".to_owned())?;
         let master = rustix::fs::openat2(
             &root,
             "dev/pts/ptmx",
@@ -45,7 +49,12 @@ impl Terminal {
             .context(|| format!("give the terminal to uid {uid}"))?;
         if rows != 0 || columns != 0 {
             let cells = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-            let size = Winsize { ws_row: cells(rows), ws_col: cells(columns), ws_xpixel: 0, ws_ypixel: 0 };
+            let size = Winsize {
+                ws_row: cells(rows),
+                ws_col: cells(columns),
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
             rustix::termios::tcsetwinsize(&slave, size)
                 .context(|| "set the terminal's size".to_owned())?;
         }
@@ -65,12 +74,22 @@ impl Terminal {
 
     /// Binds it at the container's `/dev/console`.
     pub(crate) fn console(&self) -> Result<()> {
-        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| "open the container's root".to_owned())?;
-        let file = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let root = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context(|| "open the container's root".to_owned())?;
+        let file =
+            OFlags::CREATE | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let dev = path::open_plain(root.as_fd(), b"dev").context(|| "open /dev".to_owned())?;
         // Only to have a mount point; one that exists (a device, from an earlier mount) is as good.
-        match rustix::fs::openat(&dev, "console", file | OFlags::EXCL, Mode::from_raw_mode(0o666)) {
+        match rustix::fs::openat(
+            &dev,
+            "console",
+            file | OFlags::EXCL,
+            Mode::from_raw_mode(0o666),
+        ) {
             Ok(_) | Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e).context(|| "make /dev/console".to_owned()),
         }
@@ -79,7 +98,9 @@ impl Terminal {
         let tree = rustix::mount::open_tree(
             &self.slave,
             "",
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH,
         )
         .context(|| "clone the terminal's mount".to_owned())?;
         rustix::mount::move_mount(
@@ -96,12 +117,17 @@ impl Terminal {
 fn check(fd: BorrowedFd<'_>, right: impl Fn(u32, u32) -> bool) -> Result<()> {
     let file_system = rustix::fs::fstatfs(fd).context(|| "stat the terminal".to_owned())?;
     let stat = rustix::fs::fstat(fd).context(|| "stat the terminal".to_owned())?;
-    let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-    let character = rustix::fs::FileType::from_raw_mode(stat.st_mode)
-        == rustix::fs::FileType::CharacterDevice;
+    let device = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    let character =
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
     if u64::try_from(file_system.f_type) == Ok(DEVPTS) && character && right(device.0, device.1) {
         Ok(())
     } else {
-        Err(Error::invalid("the container's /dev/pts is not a devpts file system of its own"))
+        Err(Error::invalid(
+            "the container's /dev/pts is not a devpts file system of its own",
+        ))
     }
 }

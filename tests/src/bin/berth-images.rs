@@ -35,7 +35,11 @@ enum Command {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Command::parse() {
-        Command::Serve { store, hosts, large } => {
+        Command::Serve {
+            store,
+            hosts,
+            large,
+        } => {
             let registry = Registry::start(&store).await?;
             registry.write_hosts(&hosts)?;
             images::push_all(registry.client()).await?;

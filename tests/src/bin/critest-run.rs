@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use berth_tests::critest::{self, Lists, Outcome, Verdict};
 use berth_tests::registry::Registry;
 use berth_tests::runtime::{Instance, Kind, Net, Options};
-use berth_tests::{images, paths};
+use berth_tests::{images, machine, paths};
 use clap::{Parser, ValueEnum};
 use tokio::process::Command;
 
@@ -51,6 +51,7 @@ async fn main() -> Result<ExitCode> {
         lists.required.len(),
         lists.waiting.len()
     );
+    let tables = machine::tables();
     let registry = Registry::start(&work.path().join("registry")).await?;
     let hosts = registry.write_hosts(&work.path().join("hosts"))?;
     images::push_all(registry.client()).await?;
@@ -58,14 +59,21 @@ async fn main() -> Result<ExitCode> {
         Network::Builtin => Net::Builtin,
         Network::Cni => Net::Cni,
     };
-    let options =
-        Options { kind: Kind::from_env()?, net, slot: 199, hosts, extra: String::new() };
+    let options = Options {
+        kind: Kind::from_env()?,
+        net,
+        slot: 199,
+        hosts,
+        extra: String::new(),
+    };
     let mut instance = Instance::start(options).await?;
     let start = Instant::now();
-    let outcome = run(&critest, &args, &lists, &instance, work.path()).await;
+    let work_to_do = run(&critest, &args, &lists, &instance, work.path());
+    let outcome = machine::unless_interrupted(work_to_do).await;
     println!("critest: ran for {:.0} s", start.elapsed().as_secs_f64());
     let log = instance.log_tail();
     instance.sweep().await;
+    machine::forget_plugin_tables(&tables);
     let specs = outcome.with_context(|| format!("the daemon's last words:\n{log}"))?;
     if args.focus.is_some() {
         return Ok(print_focus(&specs));
@@ -78,12 +86,19 @@ async fn suite(critest: &Path, work: &Path) -> Result<BTreeMap<String, Outcome>>
     let report = work.join("suite.xml");
     let output = Command::new(critest)
         .current_dir(work)
-        .args(["-ginkgo.dry-run", "-ginkgo.no-color", "-ginkgo.junit-report"])
+        .args([
+            "-ginkgo.dry-run",
+            "-ginkgo.no-color",
+            "-ginkgo.junit-report",
+        ])
         .arg(&report)
         .output()
         .await?;
     let text = std::fs::read_to_string(&report).with_context(|| {
-        format!("critest gave no list: {}", String::from_utf8_lossy(&output.stderr))
+        format!(
+            "critest gave no list: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
     })?;
     critest::report(&text)
 }
@@ -103,9 +118,15 @@ async fn run(
         .current_dir(work)
         .arg("-runtime-endpoint")
         .arg(format!("unix://{}", instance.socket().display()))
-        .args(["-config", "/dev/null", "-ginkgo.no-color", "-ginkgo.timeout=15m"])
+        .args([
+            "-config",
+            "/dev/null",
+            "-ginkgo.no-color",
+            "-ginkgo.timeout=15m",
+        ])
         .arg("-ginkgo.junit-report")
         .arg(&report)
+        .kill_on_drop(true)
         .stdin(std::process::Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file);
@@ -128,11 +149,18 @@ async fn run(
 
 fn print_focus(specs: &BTreeMap<String, Outcome>) -> ExitCode {
     let mut good = true;
-    for (name, outcome) in specs.iter().filter(|(_, outcome)| **outcome != Outcome::Skipped) {
+    for (name, outcome) in specs
+        .iter()
+        .filter(|(_, outcome)| **outcome != Outcome::Skipped)
+    {
         println!("{outcome:?}: {name}");
         good &= *outcome == Outcome::Passed;
     }
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn print(verdict: &Verdict) -> ExitCode {
@@ -151,5 +179,9 @@ fn print(verdict: &Verdict) -> ExitCode {
         verdict.failed.len(),
         verdict.waiting.values().sum::<usize>()
     );
-    if verdict.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if verdict.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

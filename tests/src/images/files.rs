@@ -32,7 +32,9 @@ pub fn busybox_tree() -> Result<Tree> {
     let busybox = paths::tool("busybox")?;
     let list = output(Command::new(&busybox).arg("--list"))?;
     let mut tree = Tree::default();
-    for folder in ["bin", "etc", "home", "root", "usr", "usr/bin", "usr/sbin", "var", "var/run"] {
+    for folder in [
+        "bin", "etc", "home", "root", "usr", "usr/bin", "usr/sbin", "var", "var/run",
+    ] {
         tree.dir(folder, 0o755)?;
     }
     tree.dir("tmp", 0o1777)?;
@@ -54,13 +56,23 @@ pub fn nginx_tree(port: u16) -> Result<Tree> {
     let nginx = paths::tool("nginx")?;
     let mut tree = Tree::default();
     let mut made = BTreeSet::new();
-    for folder in ["usr/sbin", "var/lib/nginx", "var/log/nginx", "var/www", "etc/nginx"] {
+    for folder in [
+        "usr/sbin",
+        "var/lib/nginx",
+        "var/log/nginx",
+        "var/www",
+        "etc/nginx",
+    ] {
         dirs(&mut tree, &mut made, Path::new(folder))?;
     }
     for library in libraries(&nginx)? {
         let inside = library.strip_prefix("/")?;
         dirs(&mut tree, &mut made, inside.parent().unwrap_or(inside))?;
-        tree.file(&inside.display().to_string(), 0o755, &std::fs::read(&library)?)?;
+        tree.file(
+            &inside.display().to_string(),
+            0o755,
+            &std::fs::read(&library)?,
+        )?;
     }
     tree.file("usr/sbin/nginx", 0o755, &std::fs::read(&nginx)?)?;
     tree.file("var/www/index.html", 0o644, b"<h1>Welcome to nginx!</h1>\n")?;
@@ -121,7 +133,9 @@ pub fn compile(name: &str) -> Result<Vec<u8>> {
 }
 
 fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("running {command:?}"))?;
     ensure!(
         output.status.success(),
         "{command:?}: {}\n{}",

@@ -38,7 +38,11 @@ fn text(generator: &mut Generator, size: usize) -> Vec<u8> {
             let code = (word.wrapping_mul(31).wrapping_add(letter * 7) >> (letter % 3)) % 26;
             bytes.push(b'a' + u8::try_from(code).unwrap_or(0));
         }
-        bytes.push(if generator.below(12) == 0 { b'\n' } else { b' ' });
+        bytes.push(if generator.below(12) == 0 {
+            b'\n'
+        } else {
+            b' '
+        });
     }
     bytes.truncate(size);
     bytes
@@ -79,9 +83,17 @@ fn layer(number: usize, mib: usize) -> Result<Layer> {
             tree.dir(&folder, 0o755)?;
         }
         let large = count.is_multiple_of(32);
-        let size = if large { 4 * MIB } else { 2048 + generator.below(96 * 1024) }.min(left);
-        let content =
-            if large { binary(&mut generator, size) } else { text(&mut generator, size) };
+        let size = if large {
+            4 * MIB
+        } else {
+            2048 + generator.below(96 * 1024)
+        }
+        .min(left);
+        let content = if large {
+            binary(&mut generator, size)
+        } else {
+            text(&mut generator, size)
+        };
         tree.file(&format!("{folder}/f{count:05}"), 0o644, &content)?;
         left -= size;
         count += 1;
@@ -102,8 +114,15 @@ pub fn image() -> Result<Image> {
             .collect();
         tasks
             .into_iter()
-            .map(|task| task.join().map_err(|_| anyhow::anyhow!("a layer's thread panicked"))?)
+            .map(|task| {
+                task.join()
+                    .map_err(|_| anyhow::anyhow!("a layer's thread panicked"))?
+            })
             .collect::<Result<Vec<Layer>>>()
     })?;
-    Recipe { layers, ..Recipe::default() }.build(Flavor::Oci)
+    Recipe {
+        layers,
+        ..Recipe::default()
+    }
+    .build(Flavor::Oci)
 }

@@ -10,7 +10,7 @@ use super::{Instance, Kind, Net};
 use crate::paths;
 
 /// Names below root and state that hold images: they stay when pods go, and caches may grow.
-pub(super) const IMAGE_NAMES: [&str; 9] = [
+pub(super) const IMAGE_NAMES: [&str; 10] = [
     "blobs",
     "layers",
     "images",
@@ -19,6 +19,7 @@ pub(super) const IMAGE_NAMES: [&str; 9] = [
     "io.containerd.content",
     "io.containerd.metadata",
     "io.containerd.snapshotter",
+    "io.containerd.grpc.v1.introspection",
     "tmpmounts",
 ];
 
@@ -51,7 +52,11 @@ impl Instance {
         if self.options.net == Net::Builtin {
             let _ = writeln!(text, "builtin = \"10.{}.0.0/16\"", 50 + self.options.slot);
         } else {
-            let _ = writeln!(text, "cni_bin_dirs = [\"{}\"]", paths::cni_bin_dir()?.display());
+            let _ = writeln!(
+                text,
+                "cni_bin_dirs = [\"{}\"]",
+                paths::cni_bin_dir()?.display()
+            );
         }
         let _ = writeln!(text, "\n[cgroup]\nshims = \"{}-shims\"", self.name);
         text.push_str(&self.options.extra);
@@ -95,7 +100,11 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.de
     }
 
     fn conflist(&self) -> Result<Vec<u8>> {
-        let backend = if self.options.net == Net::CniIptables { "iptables" } else { "nftables" };
+        let backend = if self.options.net == Net::CniIptables {
+            "iptables"
+        } else {
+            "nftables"
+        };
         let subnet = format!("10.{}.0.0/16", 50 + self.options.slot);
         let list = json!({
             "cniVersion": "1.0.0",

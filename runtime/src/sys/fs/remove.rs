@@ -42,7 +42,9 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> io::Result<(
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::other("it is being changed by somebody else all the time"))
+    Err(io::Error::other(
+        "it is being changed by somebody else all the time",
+    ))
 }
 
 /// Empties and removes `top`, called `name` in `dir`. False: it is something else by now.
@@ -79,12 +81,7 @@ fn empty(dir: &OwnedFd, top: BorrowedFd<'_>, depth: usize) -> io::Result<u64> {
     }
 }
 
-fn remove_child(
-    dir: &OwnedFd,
-    top: BorrowedFd<'_>,
-    name: &OsStr,
-    depth: usize,
-) -> io::Result<u64> {
+fn remove_child(dir: &OwnedFd, top: BorrowedFd<'_>, name: &OsStr, depth: usize) -> io::Result<u64> {
     if depth + 1 >= DEPTH {
         return match rustix::fs::renameat(dir, name, top, unique_name(".deep-")) {
             Ok(()) => Ok(1),

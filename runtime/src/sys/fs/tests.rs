@@ -32,7 +32,12 @@ fn links_are_resolved_inside_the_root() {
 #[test]
 fn magic_links_are_refused() {
     let proc = open_dir_path(Path::new("/proc/self")).unwrap();
-    let error = open_in_root(proc.as_fd(), Path::new("exe"), OFlags::RDONLY, Mode::empty());
+    let error = open_in_root(
+        proc.as_fd(),
+        Path::new("exe"),
+        OFlags::RDONLY,
+        Mode::empty(),
+    );
     assert_eq!(Errno::from_io_error(&error.unwrap_err()), Some(Errno::LOOP));
 }
 
@@ -59,7 +64,10 @@ fn a_file_or_a_loop_on_the_way_is_an_error() {
     std::fs::write(dir.path().join("file"), "").unwrap();
     symlink("loop", dir.path().join("loop")).unwrap();
     for path in ["file/x", "loop/x"] {
-        assert!(mkdir_in_root(root.as_fd(), Path::new(path), Mode::RWXU).is_err(), "{path}");
+        assert!(
+            mkdir_in_root(root.as_fd(), Path::new(path), Mode::RWXU).is_err(),
+            "{path}"
+        );
     }
 }
 
@@ -137,7 +145,10 @@ fn an_atomic_write_replaces_and_leaves_nothing_beside_it() {
     }
     let path = dir.path().join("f");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+        0o640
+    );
     std::fs::create_dir(dir.path().join("d")).unwrap();
     assert!(write_atomic(root.as_fd(), "d", b"", Mode::RUSR, false).is_err());
     assert_eq!(names(root.as_fd()).unwrap().len(), 2);

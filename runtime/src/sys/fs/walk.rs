@@ -108,5 +108,7 @@ fn step(here: BorrowedFd<'_>, name: &OsStr, mode: Mode) -> io::Result<Step> {
 fn components(path: &OsStr) -> Vec<OsString> {
     let parts = path.as_bytes().split(|b| *b == b'/').rev();
     let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-    parts.map(|part| OsStr::from_bytes(part).to_owned()).collect()
+    parts
+        .map(|part| OsStr::from_bytes(part).to_owned())
+        .collect()
 }

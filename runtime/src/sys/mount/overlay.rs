@@ -72,7 +72,11 @@ pub fn detached_overlay(
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     configure(&context, method, layers).map_err(|error| explain(&context, error))?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    Ok(rustix::mount::fsmount(&context, flags, MountAttrFlags::empty())?)
+    Ok(rustix::mount::fsmount(
+        &context,
+        flags,
+        MountAttrFlags::empty(),
+    )?)
 }
 
 fn configure(context: &OwnedFd, method: Method, layers: &OverlayLayers<'_>) -> io::Result<()> {
@@ -141,8 +145,8 @@ fn mount_in_own_namespace(layers: &OverlayLayers<'_>, links: &Path) -> io::Resul
     // SAFETY: unsharing the file system attributes and the mount namespace changes this thread alone,
     // which was made for this call; no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }?;
-    let private = rustix::mount::MountPropagationFlags::PRIVATE
-        | rustix::mount::MountPropagationFlags::REC;
+    let private =
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     let here = rustix::fs::open(links, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
     rustix::process::fchdir(&here)?;

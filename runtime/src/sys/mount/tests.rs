@@ -19,9 +19,17 @@ fn mountinfo_is_parsed_with_escapes_and_optional_fields() {
     assert_eq!(parsed[0].mount_point, Path::new("/mnt 2\\x"));
     assert_eq!((parsed[0].shared, parsed[0].master), (Some(7), Some(1)));
     assert_eq!(parsed[0].fs_type, "ext3");
-    assert_eq!((parsed[1].id, parsed[1].parent, parsed[1].shared), (37, 36, None));
+    assert_eq!(
+        (parsed[1].id, parsed[1].parent, parsed[1].shared),
+        (37, 36, None)
+    );
     assert!(parse_mountinfo(b"36 35 98:0 / / rw\n").is_err());
-    assert!(mounts().unwrap().iter().any(|mount| mount.mount_point == Path::new("/proc")));
+    assert!(
+        mounts()
+            .unwrap()
+            .iter()
+            .any(|mount| mount.mount_point == Path::new("/proc"))
+    );
 }
 
 #[test]
@@ -42,7 +50,12 @@ fn a_detached_bind_lives_without_a_place_and_can_be_made_read_only() {
     assert!(dir.path().join("a").exists());
     let _ = before;
     let here = dir.path();
-    assert!(mounts().unwrap().iter().all(|mount| mount.mount_point != here));
+    assert!(
+        mounts()
+            .unwrap()
+            .iter()
+            .all(|mount| mount.mount_point != here)
+    );
 }
 
 #[test]
@@ -52,7 +65,10 @@ fn a_sealed_program_runs_and_cannot_be_written() {
     std::fs::copy("/bin/true", &path).unwrap();
     let sealed = sealed_exe(&path).unwrap();
     let by_fd = format!("/proc/self/fd/{}", sealed.as_raw_fd());
-    let error = std::fs::OpenOptions::new().write(true).open(by_fd).unwrap_err();
+    let error = std::fs::OpenOptions::new()
+        .write(true)
+        .open(by_fd)
+        .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
     // Inherited by number: the test's own descriptor is close-on-exec, its copy is not.
     let copy = rustix::io::dup(&sealed).unwrap();
@@ -75,7 +91,10 @@ fn a_tmpfs_has_the_size_and_mode_asked_for() {
         let mode = std::fs::metadata(&target).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o1777);
         let all = mounts().unwrap();
-        let mount = all.iter().find(|mount| mount.mount_point == target).unwrap();
+        let mount = all
+            .iter()
+            .find(|mount| mount.mount_point == target)
+            .unwrap();
         for option in ["nosuid", "nodev", "noexec"] {
             assert!(mount.options.contains(option), "{}", mount.options);
         }
@@ -94,7 +113,10 @@ fn a_private_mount_is_made_once() {
         make_private_mount(dir.path()).unwrap();
     }
     let all = mounts().unwrap();
-    let ours: Vec<_> = all.iter().filter(|mount| mount.mount_point == dir.path()).collect();
+    let ours: Vec<_> = all
+        .iter()
+        .filter(|mount| mount.mount_point == dir.path())
+        .collect();
     detach_unmount(dir.path()).unwrap();
     assert_eq!(ours.len(), 1);
     assert_eq!((ours[0].shared, ours[0].master), (None, None));
@@ -127,7 +149,16 @@ fn overlays_are_made_by_every_method_the_kernel_has() {
         write_in(&mount, &format!("by-{method:?}")).unwrap();
         assert!(dir.path().join(format!("up/by-{method:?}")).exists());
     }
-    assert_eq!(std::fs::read_dir(dir.path().join("scratch")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("scratch"))
+            .unwrap()
+            .count(),
+        0
+    );
     let attached = mounts().unwrap();
-    assert!(attached.iter().all(|mount| !mount.mount_point.starts_with(dir.path())));
+    assert!(
+        attached
+            .iter()
+            .all(|mount| !mount.mount_point.starts_with(dir.path()))
+    );
 }

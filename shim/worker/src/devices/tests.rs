@@ -1,12 +1,28 @@
 use super::*;
 
-fn rule(allow: bool, kind: &str, major: Option<i64>, minor: Option<i64>, access: &str) -> DeviceRule {
-    DeviceRule { allow, kind: kind.into(), major, minor, access: access.into() }
+fn rule(
+    allow: bool,
+    kind: &str,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: &str,
+) -> DeviceRule {
+    DeviceRule {
+        allow,
+        kind: kind.into(),
+        major,
+        minor,
+        access: access.into(),
+    }
 }
 
 /// Runs a program as the kernel would.
 fn run(program: &[Instruction], kind: i32, access: i32, major: u32, minor: u32) -> bool {
-    let context = [(access.cast_unsigned() << 16) | kind.cast_unsigned(), major, minor];
+    let context = [
+        (access.cast_unsigned() << 16) | kind.cast_unsigned(),
+        major,
+        minor,
+    ];
     let mut registers = [0u32; 11];
     let mut at = 0usize;
     for _ in 0..100_000 {
@@ -36,8 +52,10 @@ fn run(program: &[Instruction], kind: i32, access: i32, major: u32, minor: u32) 
 
 /// What the rules mean, said plainly: for each access by itself, the last rule that matches.
 fn meaning(rules: &[DeviceRule], kind: i32, access: i32, major: u32, minor: u32) -> bool {
-    [(MKNOD, 'm'), (READ, 'r'), (WRITE, 'w')].iter().filter(|(bit, _)| access & bit != 0).all(
-        |(_, letter)| {
+    [(MKNOD, 'm'), (READ, 'r'), (WRITE, 'w')]
+        .iter()
+        .filter(|(bit, _)| access & bit != 0)
+        .all(|(_, letter)| {
             rules
                 .iter()
                 .rev()
@@ -48,8 +66,7 @@ fn meaning(rules: &[DeviceRule], kind: i32, access: i32, major: u32, minor: u32)
                         && r.minor.is_none_or(|m| m == i64::from(minor))
                 })
                 .is_some_and(|r| r.allow)
-        },
-    )
+        })
 }
 
 fn usual() -> Vec<DeviceRule> {
@@ -88,7 +105,12 @@ fn instructions_of_one_rule() {
         (0xb4, 0x00, 0, 0), // no
         (0x95, 0x00, 0, 0),
     ]
-    .map(|(code, registers, offset, immediate)| Instruction { code, registers, offset, immediate });
+    .map(|(code, registers, offset, immediate)| Instruction {
+        code,
+        registers,
+        offset,
+        immediate,
+    });
     assert_eq!(program, expected);
 }
 
@@ -98,8 +120,14 @@ fn every_request_is_answered_as_the_rules_say() {
         Vec::new(),
         usual(),
         vec![rule(true, "a", None, None, "rwm")],
-        vec![rule(true, "a", None, None, "rwm"), rule(false, "b", Some(8), None, "w")],
-        vec![rule(false, "a", None, None, "rwm"), rule(true, "a", Some(4_000_000_000), None, "r")],
+        vec![
+            rule(true, "a", None, None, "rwm"),
+            rule(false, "b", Some(8), None, "w"),
+        ],
+        vec![
+            rule(false, "a", None, None, "rwm"),
+            rule(true, "a", Some(4_000_000_000), None, "r"),
+        ],
     ];
     for rules in &sets {
         let program = assemble(rules).unwrap();

@@ -77,7 +77,12 @@ fn call<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
     // SAFETY: each T is a repr(C) prefix of union bpf_attr for its command, and its size is given;
     // the pointers in it are to buffers that the callers keep alive.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
     };
     let result = super::check(result)?;
     i32::try_from(result).map_err(io::Error::other)
@@ -114,8 +119,16 @@ pub(crate) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd
         return Ok(owned(fd));
     }
     let log = String::from_utf8_lossy(&log);
-    let said = log.trim_end_matches('\0').trim().lines().next_back().unwrap_or_default();
-    Err(io::Error::new(error.kind(), format!("{error}; verifier: {said:?}")))
+    let said = log
+        .trim_end_matches('\0')
+        .trim()
+        .lines()
+        .next_back()
+        .unwrap_or_default();
+    Err(io::Error::new(
+        error.kind(),
+        format!("{error}; verifier: {said:?}"),
+    ))
 }
 
 /// Attaches a device program to a cgroup v2 directory, in place of the one that is there.
@@ -134,7 +147,10 @@ pub(crate) fn attach_device_program(
     let present = attached(cgroup)?;
     let old = match present.as_slice() {
         [id] => {
-            let mut by_id = ById { id: *id, ..ById::default() };
+            let mut by_id = ById {
+                id: *id,
+                ..ById::default()
+            };
             Some(owned(call(PROG_GET_FD_BY_ID, &mut by_id)?))
         }
         _ => None,

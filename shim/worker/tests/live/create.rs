@@ -26,7 +26,13 @@ fn start_time_is_the_kernels() {
     let fixture = Fixture::new();
     let container = fixture.create(sh("true"));
     let stat = fs::read_to_string(format!("/proc/{}/stat", container.started.pid)).unwrap();
-    let field = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap();
+    let field = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .nth(19)
+        .unwrap();
     assert_eq!(container.started.start_time.to_string(), field);
 }
 
@@ -37,7 +43,12 @@ fn a_created_container_keeps_nothing_of_the_host_open() {
     until("only the streams and two pipes are open", || {
         let fds = fs::read_dir(format!("/proc/{}/fd", container.started.pid)).unwrap();
         let targets: Vec<String> = fds
-            .map(|f| fs::read_link(f.unwrap().path()).unwrap().display().to_string())
+            .map(|f| {
+                fs::read_link(f.unwrap().path())
+                    .unwrap()
+                    .display()
+                    .to_string()
+            })
             .collect();
         targets.len() == 5 && targets.iter().all(|t| t.starts_with("pipe:"))
     });
@@ -64,9 +75,15 @@ fn end_of_the_start_pipe_ends_a_created_container() {
 fn a_command_that_is_not_there_is_told_through_the_error_pipe() {
     let fixture = Fixture::new();
     let told = |args: &[&str]| fixture.create(argv(args)).start().unwrap_err();
-    assert_eq!(told(&["nosuch"]), "exec: \"nosuch\": executable file not found in $PATH");
+    assert_eq!(
+        told(&["nosuch"]),
+        "exec: \"nosuch\": executable file not found in $PATH"
+    );
     remove_cgroup(&fixture.leaves());
-    assert_eq!(told(&["/bin/nosuch"]), "exec: \"/bin/nosuch\": no such file or directory");
+    assert_eq!(
+        told(&["/bin/nosuch"]),
+        "exec: \"/bin/nosuch\": no such file or directory"
+    );
     remove_cgroup(&fixture.leaves());
     assert_eq!(told(&["/tmp"]), "exec: \"/tmp\": permission denied");
     remove_cgroup(&fixture.leaves());
@@ -133,7 +150,14 @@ fn the_working_directory_is_made_and_stays_in_the_container() {
     };
     let (process, _) = in_dir(b"/work/deep", false);
     assert_eq!(fixture.run(process).finish(), ("/work/deep\n".into(), 0));
-    assert_eq!(fs::metadata(fixture.tree("work/deep")).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(
+        fs::metadata(fixture.tree("work/deep"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o755
+    );
     let (mut process, _) = in_dir(b"/out/x", false);
     let error = fixture.try_create(process.clone()).err().unwrap();
     assert!(error.contains("working directory \"/out/x\""), "{error}");
@@ -150,7 +174,10 @@ fn the_working_directory_is_made_under_a_read_only_root() {
     let mut process = sh("pwd; touch /x");
     process.cwd = b"/srv/app".to_vec();
     let (text, code) = fixture.run(process).finish();
-    assert!(text.starts_with("/srv/app\n") && text.contains("Read-only file system"), "{text}");
+    assert!(
+        text.starts_with("/srv/app\n") && text.contains("Read-only file system"),
+        "{text}"
+    );
     assert_ne!(code, 0);
 }
 
@@ -162,9 +189,15 @@ fn device_proc_and_sys_of_the_image_must_be_directories() {
         let fixture = Fixture::new();
         symlink(canary.path(), fixture.tree(name)).unwrap();
         let error = fixture.try_create(sh("true")).err().unwrap();
-        assert_eq!(error, format!("/{name} of the image must be an ordinary directory"));
+        assert_eq!(
+            error,
+            format!("/{name} of the image must be an ordinary directory")
+        );
         assert_eq!(fs::read_dir(canary.path()).unwrap().count(), 1);
-        assert_eq!(fs::read_to_string(canary.path().join("ptmx")).unwrap(), "keep");
+        assert_eq!(
+            fs::read_to_string(canary.path().join("ptmx")).unwrap(),
+            "keep"
+        );
         assert!(fixture.leaves().iter().all(|l| !Path::new(l).exists()));
     }
 }
@@ -189,10 +222,20 @@ fn a_failing_mount_is_named_and_nothing_is_left() {
         "destination": "/data", "type": "bind", "source": "/no/such/volume", "options": ["rbind"],
     }));
     let error = fixture.try_create(sh("true")).err().unwrap();
-    assert!(error.contains("/no/such/volume") && error.contains("ENOENT") || error.contains("No such file"), "{error}");
-    assert!(fixture.leaves().iter().all(|l| !Path::new(l).exists()), "{error}");
+    assert!(
+        error.contains("/no/such/volume") && error.contains("ENOENT")
+            || error.contains("No such file"),
+        "{error}"
+    );
+    assert!(
+        fixture.leaves().iter().all(|l| !Path::new(l).exists()),
+        "{error}"
+    );
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let staging = mounts.lines().filter(|l| l.contains(&fixture.request.rootfs)).count();
+    let staging = mounts
+        .lines()
+        .filter(|l| l.contains(&fixture.request.rootfs))
+        .count();
     assert_eq!(staging, 1, "{mounts}");
 }
 
@@ -201,7 +244,13 @@ fn nothing_is_mounted_on_the_host() {
     let fixture = Fixture::new();
     let mut container = fixture.run(sh("cat"));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert_eq!(mounts.lines().filter(|l| l.contains(&fixture.request.rootfs)).count(), 1);
+    assert_eq!(
+        mounts
+            .lines()
+            .filter(|l| l.contains(&fixture.request.rootfs))
+            .count(),
+        1
+    );
     assert_eq!(fs::read_dir(&fixture.request.rootfs).unwrap().count(), 0);
     container.stdin = None;
     container.wait();
@@ -212,15 +261,28 @@ fn every_cgroup_is_joined_and_written() {
     let mut fixture = Fixture::new();
     let file = fixture.leaf("pids").join("pids.max").display().to_string();
     let cgroup = fixture.request.cgroup.as_mut().unwrap();
-    cgroup.writes.push(CgroupWrite { file, value: "77".into(), optional: false });
-    cgroup.writes.push(CgroupWrite { file: "/sys/fs/cgroup/pids/nosuch".into(), value: "1".into(), optional: true });
+    cgroup.writes.push(CgroupWrite {
+        file,
+        value: "77".into(),
+        optional: false,
+    });
+    cgroup.writes.push(CgroupWrite {
+        file: "/sys/fs/cgroup/pids/nosuch".into(),
+        value: "1".into(),
+        optional: true,
+    });
     let container = fixture.create(sh("true"));
     let pid = container.started.pid.to_string();
     for leaf in fixture.leaves() {
         let inside = fs::read_to_string(format!("{leaf}/cgroup.procs")).unwrap();
         assert_eq!(inside.trim(), pid, "{leaf}");
     }
-    assert_eq!(fs::read_to_string(fixture.leaf("pids").join("pids.max")).unwrap().trim(), "77");
+    assert_eq!(
+        fs::read_to_string(fixture.leaf("pids").join("pids.max"))
+            .unwrap()
+            .trim(),
+        "77"
+    );
     drop(container);
     let cgroup = fixture.request.cgroup.as_mut().unwrap();
     cgroup.writes[1].optional = false;
@@ -234,10 +296,21 @@ fn every_cgroup_is_joined_and_written() {
 fn resource_limits_are_exact_and_do_not_hinder_the_worker() {
     let mut fixture = Fixture::new();
     fixture.request.rlimits = vec![
-        Rlimit { resource: libc::RLIMIT_NOFILE, soft: 9, hard: 11 },
-        Rlimit { resource: libc::RLIMIT_FSIZE, soft: 0, hard: 512 },
+        Rlimit {
+            resource: libc::RLIMIT_NOFILE,
+            soft: 9,
+            hard: 11,
+        },
+        Rlimit {
+            resource: libc::RLIMIT_FSIZE,
+            soft: 0,
+            hard: 512,
+        },
     ];
-    assert_eq!(fixture.sh("ulimit -Sn; ulimit -Hn; ulimit -Sf; ulimit -Hf"), ("9\n11\n0\n1\n".into(), 0));
+    assert_eq!(
+        fixture.sh("ulimit -Sn; ulimit -Hn; ulimit -Sf; ulimit -Hf"),
+        ("9\n11\n0\n1\n".into(), 0)
+    );
 }
 
 #[test]
@@ -251,7 +324,9 @@ fn oom_score_is_inherited_from_the_worker() {
 #[test]
 fn a_terminal_is_the_containers_own() {
     let fixture = Fixture::new();
-    let mut process = sh("tty; stty size; stat -c %u:%t:%T /dev/pts/0; ls -l /dev/console | cut -c1; echo x > /dev/console; echo y > /dev/tty");
+    let mut process = sh(
+        "tty; stty size; stat -c %u:%t:%T /dev/pts/0; ls -l /dev/console | cut -c1; echo x > /dev/console; echo y > /dev/tty",
+    );
     process.terminal = true;
     (process.rows, process.columns) = (33, 77);
     process.uid = 1000;
@@ -268,7 +343,13 @@ fn a_terminal_is_the_containers_own() {
 fn a_config_that_does_not_fit_is_refused() {
     let mut fixture = Fixture::new();
     fixture.config["linux"]["resources"] = serde_json::json!({ "pids": { "limit": 1 } });
-    assert!(fixture.try_create(sh("true")).err().unwrap().contains("/linux/resources"));
+    assert!(
+        fixture
+            .try_create(sh("true"))
+            .err()
+            .unwrap()
+            .contains("/linux/resources")
+    );
 }
 
 #[test]

@@ -74,24 +74,35 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn spawn() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these tests need root");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests need root"
+        );
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let exe = std::env::var("BERTH_WORKER").unwrap_or(env!("CARGO_BIN_EXE_berth-worker").into());
+        let exe =
+            std::env::var("BERTH_WORKER").unwrap_or(env!("CARGO_BIN_EXE_berth-worker").into());
         let child = Command::new(exe)
             .arg0("berth-worker")
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .unwrap();
-        Self { child, socket: ours }
+        Self {
+            child,
+            socket: ours,
+        }
     }
 
     pub(crate) fn call(&self, call: Call, fds: &[(Fd, BorrowedFd<'_>)]) -> Answer {
-        let request =
-            Request { call: Some(call), fds: fds.iter().map(|(role, _)| *role as i32).collect() };
+        let request = Request {
+            call: Some(call),
+            fds: fds.iter().map(|(role, _)| *role as i32).collect(),
+        };
         let raw: Vec<BorrowedFd<'_>> = fds.iter().map(|(_, fd)| *fd).collect();
         frame::send(&self.socket, &request.encode_to_vec(), &raw).unwrap();
-        let reply = frame::recv(&self.socket).unwrap().expect("the worker ended without an answer");
+        let reply = frame::recv(&self.socket)
+            .unwrap()
+            .expect("the worker ended without an answer");
         let decoded = Reply::decode(reply.message.as_slice()).unwrap();
         assert_eq!(decoded.fds.len(), reply.fds.len());
         Answer {
@@ -124,17 +135,25 @@ pub(crate) fn leaves(path: &str) -> Vec<String> {
 
 pub(crate) fn cgroup(path: &str) -> Cgroup {
     let leaves = leaves(path);
-    Cgroup { path: path.into(), dirs: leaves.clone(), leaves, ..Cgroup::default() }
+    Cgroup {
+        path: path.into(),
+        dirs: leaves.clone(),
+        leaves,
+        ..Cgroup::default()
+    }
 }
 
 pub(crate) fn remove_cgroup(leaves: &[String]) {
+    let end = Instant::now() + Duration::from_secs(5);
     for leaf in leaves {
-        let end = Instant::now() + Duration::from_secs(5);
-        while Path::new(leaf).exists() {
+        while Path::new(leaf).exists() && Instant::now() < end {
             let _ = fs::remove_dir(leaf);
-            assert!(Instant::now() < end, "{leaf} cannot be removed");
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(1));
         }
+        assert!(
+            !Path::new(leaf).exists() || std::thread::panicking(),
+            "{leaf} cannot be removed"
+        );
     }
 }
 
@@ -170,7 +189,12 @@ impl Fixture {
             ..Create::default()
         };
         let config = config(&request.rootfs, &path);
-        Self { dir, request, config, seccomp: None }
+        Self {
+            dir,
+            request,
+            config,
+            seccomp: None,
+        }
     }
 
     pub(crate) fn tree(&self, name: &str) -> PathBuf {
@@ -189,7 +213,12 @@ impl Fixture {
     pub(crate) fn leaf(&self, controller: &str) -> PathBuf {
         let leaves = self.leaves();
         let part = format!("/{controller}/");
-        PathBuf::from(leaves.iter().find(|l| l.contains(&part)).unwrap_or(&leaves[0]))
+        PathBuf::from(
+            leaves
+                .iter()
+                .find(|l| l.contains(&part))
+                .unwrap_or(&leaves[0]),
+        )
     }
 
     pub(crate) fn try_create(&self, process: Process) -> Result<Container, String> {
@@ -218,11 +247,19 @@ impl Fixture {
         }
         fds.extend(self.seccomp.as_ref().map(|s| (Fd::Seccomp, s.as_fd())));
         let worker = Worker::spawn();
-        let request = Create { process: Some(process), ..self.request.clone() };
+        let request = Create {
+            process: Some(process),
+            ..self.request.clone()
+        };
         let answer = worker.call(Call::Create(request), &fds);
         worker.end();
-        let left: Vec<_> = fs::read_dir(self.dir.path().join("engine")).unwrap().collect();
-        assert!(left.is_empty(), "the engine's directory is not empty: {left:?}");
+        let left: Vec<_> = fs::read_dir(self.dir.path().join("engine"))
+            .unwrap()
+            .collect();
+        assert!(
+            left.is_empty(),
+            "the engine's directory is not empty: {left:?}"
+        );
         if let Outcome::Failure(_) = answer.outcome {
             return Err(answer.failure());
         }
@@ -242,7 +279,8 @@ impl Fixture {
     }
 
     pub(crate) fn create(&self, process: Process) -> Container {
-        self.try_create(process).unwrap_or_else(|e| panic!("create: {e}"))
+        self.try_create(process)
+            .unwrap_or_else(|e| panic!("create: {e}"))
     }
 
     /// Creates and starts.
@@ -261,13 +299,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&*self.request.rootfs, UnmountFlags::DETACH);
-        if !std::thread::panicking() {
-            remove_cgroup(&self.leaves());
-        } else {
-            for leaf in self.leaves() {
-                let _ = fs::remove_dir(leaf);
-            }
-        }
+        remove_cgroup(&self.leaves());
     }
 }
 
@@ -319,11 +351,18 @@ impl Container {
         }
     }
 
-    pub(crate) fn try_exec(&self, request: Exec, seccomp: Option<BorrowedFd<'_>>) -> Result<Execed, String> {
+    pub(crate) fn try_exec(
+        &self,
+        request: Exec,
+        seccomp: Option<BorrowedFd<'_>>,
+    ) -> Result<Execed, String> {
         let (error, error_write) = pipe();
         let (stdout, stdout_write) = pipe();
         let terminal = request.process.as_ref().unwrap().terminal;
-        let mut fds = vec![(Fd::Pidfd, self.pidfd.as_fd()), (Fd::ErrorPipe, error_write.as_fd())];
+        let mut fds = vec![
+            (Fd::Pidfd, self.pidfd.as_fd()),
+            (Fd::ErrorPipe, error_write.as_fd()),
+        ];
         if !terminal {
             fds.push((Fd::Stdout, stdout_write.as_fd()));
             fds.push((Fd::Stderr, stdout_write.as_fd()));
@@ -342,7 +381,12 @@ impl Container {
             wait(&pidfd);
             return Err(text);
         }
-        Ok(Execed { started, pidfd, console, stdout })
+        Ok(Execed {
+            started,
+            pidfd,
+            console,
+            stdout,
+        })
     }
 
     /// Runs a shell script in the container to its end.
@@ -379,7 +423,9 @@ pub(crate) fn wait(pidfd: &OwnedFd) -> i32 {
     let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
         .unwrap()
         .unwrap();
-    status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap())
+    status
+        .exit_status()
+        .unwrap_or_else(|| 128 + status.terminating_signal().unwrap())
 }
 
 pub(crate) fn pipe() -> (OwnedFd, OwnedFd) {
@@ -431,7 +477,10 @@ pub(crate) fn sh(script: &str) -> Process {
 /// What this machine's root may have at most.
 pub(crate) fn bounding() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix("CapBnd:"))
+        .unwrap();
     u64::from_str_radix(line.trim(), 16).unwrap()
 }
 
@@ -442,7 +491,11 @@ fn busybox(tree: &Path) {
         .expect("a static busybox is needed (apt-get install busybox-static)");
     fs::copy(busybox, tree.join("bin/busybox")).unwrap();
     let list = Command::new(busybox).arg("--list").output().unwrap().stdout;
-    for applet in String::from_utf8(list).unwrap().lines().filter(|a| *a != "busybox") {
+    for applet in String::from_utf8(list)
+        .unwrap()
+        .lines()
+        .filter(|a| *a != "busybox")
+    {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).unwrap();
     }
 }
@@ -463,11 +516,21 @@ pub(crate) fn seccomp(filters: &[libc::sock_filter]) -> OwnedFd {
 /// Answers one system call with EPERM and allows all others.
 pub(crate) fn forbid(call: libc::c_long) -> OwnedFd {
     let number = u32::try_from(call).unwrap();
-    let filter = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let filter = |code: u32, jt, jf, k| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt,
+        jf,
+        k,
+    };
     seccomp(&[
         filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
-        filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | 1),
+        filter(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | 1,
+        ),
         filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ])
 }
@@ -477,9 +540,7 @@ pub(crate) fn kill(pid: i32) {
 }
 
 fn config(rootfs: &str, cgroup: &str) -> Value {
-    let mount = |destination: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": destination, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     json!({
         "ociVersion": "1.2.0",
         "root": { "path": rootfs, "readonly": false },

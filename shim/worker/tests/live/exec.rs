@@ -15,7 +15,8 @@ fn it_runs_in_all_namespaces_and_cgroups_of_the_container() {
     let fixture = Fixture::new();
     let container = sleeping(&fixture);
     let names = "mnt net ipc uts pid";
-    let script = format!("for n in {names}; do readlink /proc/self/ns/$n; readlink /proc/1/ns/$n; done");
+    let script =
+        format!("for n in {names}; do readlink /proc/self/ns/$n; readlink /proc/1/ns/$n; done");
     let (text, code) = container.sh(&script);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!((lines.len(), code), (10, 0), "{text}");
@@ -34,9 +35,16 @@ fn its_parent_is_the_monitor_and_its_status_arrives() {
     let exec = container.try_exec(container.exec_request(sh("read x; exit 7")), None);
     // No stdin came, so it is /dev/null and read ends at once.
     assert_eq!(exec.unwrap().finish(), (String::new(), 7));
-    let exec = container.try_exec(container.exec_request(argv(&["sleep", "100"])), None).unwrap();
+    let exec = container
+        .try_exec(container.exec_request(argv(&["sleep", "100"])), None)
+        .unwrap();
     let stat = fs::read_to_string(format!("/proc/{}/stat", exec.started.pid)).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
     assert_eq!(fields[1], std::process::id().to_string());
     assert_eq!(fields[19], exec.started.start_time.to_string());
     kill(exec.started.pid);
@@ -48,18 +56,33 @@ fn failures_are_told() {
     let fixture = Fixture::new();
     let mut container = sleeping(&fixture);
     let error = |process| {
-        container.try_exec(container.exec_request(process), None).err().expect("it ran")
+        container
+            .try_exec(container.exec_request(process), None)
+            .err()
+            .expect("it ran")
     };
-    assert_eq!(error(argv(&["nosuch"])), "exec: \"nosuch\": executable file not found in $PATH");
+    assert_eq!(
+        error(argv(&["nosuch"])),
+        "exec: \"nosuch\": executable file not found in $PATH"
+    );
     assert!(error(argv(&[])).contains("empty args"));
     let mut lost = sh("true");
     lost.cwd = b"/nowhere".to_vec();
-    assert_eq!(error(lost), "working directory \"/nowhere\": no such file or directory");
+    assert_eq!(
+        error(lost),
+        "working directory \"/nowhere\": no such file or directory"
+    );
     assert!(!fixture.tree("nowhere").exists());
     container.kill();
     until("the init is dead", || !alive(container.started.pid));
-    let dead = container.try_exec(container.exec_request(sh("true")), None).err().unwrap();
-    assert!(dead.contains("not running") || dead.contains("is gone"), "{dead}");
+    let dead = container
+        .try_exec(container.exec_request(sh("true")), None)
+        .err()
+        .unwrap();
+    assert!(
+        dead.contains("not running") || dead.contains("is gone"),
+        "{dead}"
+    );
     container.wait();
 }
 
@@ -74,7 +97,9 @@ fn a_paused_container_takes_no_exec() {
         (fixture.leaf("").join("cgroup.freeze"), "1", "0")
     };
     fs::write(&file, frozen).unwrap();
-    let error = container.try_exec(container.exec_request(sh("true")), None).err();
+    let error = container
+        .try_exec(container.exec_request(sh("true")), None)
+        .err();
     fs::write(&file, thawed).unwrap();
     assert!(error.unwrap().contains("paused"));
     assert_eq!(container.sh("true").1, 0);
@@ -94,13 +119,35 @@ fn a_cgroup_of_its_own_is_made_and_on_failure_removed() {
     assert_eq!(inside.trim(), exec.started.pid.to_string());
     for leaf in &request.join_cgroup {
         let inside = fs::read_to_string(Path::new(leaf).join("cgroup.procs")).unwrap();
-        assert!(inside.lines().any(|l| l == exec.started.pid.to_string()), "{leaf}");
+        assert!(
+            inside.lines().any(|l| l == exec.started.pid.to_string()),
+            "{leaf}"
+        );
     }
     kill(exec.started.pid);
     exec.finish();
-    until("the exec's cgroup can be removed", || fs::remove_dir(&own).is_ok());
+    until("the exec's cgroup can be removed", || {
+        fs::remove_dir(&own).is_ok()
+    });
     request.join_cgroup.push("/sys/fs/cgroup/nosuch".into());
     assert!(container.try_exec(request, None).is_err());
+    assert!(!own.exists());
+}
+
+/// When it fails, the worker is in the new cgroup already, and in the container's mount namespace.
+#[test]
+fn a_late_failure_removes_the_execs_cgroup_too() {
+    let mut fixture = Fixture::new();
+    let mounts = fixture.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|m| m["destination"] != "/dev/pts");
+    let container = sleeping(&fixture);
+    let own = fixture.leaf("pids").join("exec-3");
+    let mut process = sh("true");
+    process.terminal = true;
+    let mut request = container.exec_request(process);
+    request.own_cgroup = vec![own.display().to_string()];
+    let error = container.try_exec(request, None).err().unwrap();
+    assert!(error.contains("/dev/pts/ptmx"), "{error}");
     assert!(!own.exists());
 }
 
@@ -122,7 +169,11 @@ fn it_is_cloned_into_a_unified_cgroup() {
     request.own_cgroup = vec![own.display().to_string()];
     let (text, code) = container.try_exec(request, None).unwrap().finish();
     assert_eq!(code, 0);
-    assert!(text.lines().any(|l| l.starts_with("0::") && l.ends_with("/exec-2")), "{text}");
+    assert!(
+        text.lines()
+            .any(|l| l.starts_with("0::") && l.ends_with("/exec-2")),
+        "{text}"
+    );
     fs::remove_dir(&own).unwrap();
 }
 
@@ -134,7 +185,9 @@ fn a_terminal_comes_from_the_containers_devpts() {
     process.terminal = true;
     (process.rows, process.columns) = (11, 22);
     process.uid = 7;
-    let mut exec = container.try_exec(container.exec_request(process), None).unwrap();
+    let mut exec = container
+        .try_exec(container.exec_request(process), None)
+        .unwrap();
     let text = read(exec.console.take().unwrap()).replace('\r', "");
     assert_eq!(wait(&exec.pidfd), 0);
     assert_eq!(text, "/dev/pts/0\n11 22\nx\nnone\n");
@@ -144,24 +197,34 @@ fn a_terminal_comes_from_the_containers_devpts() {
 fn user_groups_umask_and_environment_are_as_asked() {
     let fixture = Fixture::new();
     let container = sleeping(&fixture);
-    let mut process = sh("id; umask; pwd; echo $A; grep -E 'Cap(Inh|Amb)|NoNewPrivs|SigBlk|SigIgn' /proc/self/status; true");
+    let mut process = sh(
+        "id; umask; pwd; echo $A; grep -E 'Cap(Inh|Amb)|NoNewPrivs|SigBlk|SigIgn' /proc/self/status; true",
+    );
     process.uid = 1000;
     process.gid = 2000;
     process.groups = vec![3000, 4000];
     process.cwd = b"/tmp".to_vec();
     process.env.push(b"A=b c".to_vec());
     process.no_new_privs = true;
-    let (text, code) =
-        container.try_exec(container.exec_request(process), None).unwrap().finish();
+    let (text, code) = container
+        .try_exec(container.exec_request(process), None)
+        .unwrap()
+        .finish();
     assert_eq!(code, 0, "{text}");
     for expected in [
-        "uid=1000 gid=2000 groups=2000,3000,4000\n", "0022\n/tmp\nb c\n",
-        "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", "CapInh:\t0000000000000000\n",
-        "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n",
+        "uid=1000 gid=2000 groups=2000,3000,4000\n",
+        "0022\n/tmp\nb c\n",
+        "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n",
+        "CapInh:\t0000000000000000\n",
+        "CapAmb:\t0000000000000000\n",
+        "NoNewPrivs:\t1\n",
     ] {
         // busybox prints "groups=" only with more than the primary group.
         let plain = expected.replace("2000,", "");
-        assert!(text.contains(expected) || text.contains(&plain), "{expected:?} in {text}");
+        assert!(
+            text.contains(expected) || text.contains(&plain),
+            "{expected:?} in {text}"
+        );
     }
 }
 
@@ -181,11 +244,14 @@ fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
         fs::write(format!("/proc/{pid}/{map}"), "0 100000 65536").unwrap();
     }
     let raw = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    let pidfd =
-        rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).unwrap();
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).unwrap();
     let (error, error_write) = pipe();
     let (stdout, stdout_write) = pipe();
-    let mut process = argv(&["/bin/sh", "-c", "id -u; cat /proc/self/uid_map; exec sleep 100 >&2"]);
+    let mut process = argv(&[
+        "/bin/sh",
+        "-c",
+        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
+    ]);
     process.cwd = b"/".to_vec();
     let request = shim_protocol::worker::Exec {
         init: i32::try_from(pid).unwrap(),
@@ -206,7 +272,10 @@ fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
     assert_eq!(read(error), "");
     let text = read(stdout);
     let status = fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
-    assert!(status.contains("Uid:\t100000\t100000\t100000\t100000"), "{status}");
+    assert!(
+        status.contains("Uid:\t100000\t100000\t100000\t100000"),
+        "{status}"
+    );
     kill(started.pid);
     wait(&exec);
     holder.kill().unwrap();
@@ -221,7 +290,13 @@ fn resource_limits_are_the_containers() {
     let fixture = Fixture::new();
     let container = sleeping(&fixture);
     let mut request = container.exec_request(sh("ulimit -Sn; ulimit -Hn"));
-    request.rlimits =
-        vec![shim_protocol::worker::Rlimit { resource: libc::RLIMIT_NOFILE, soft: 20, hard: 30 }];
-    assert_eq!(container.try_exec(request, None).unwrap().finish(), ("20\n30\n".into(), 0));
+    request.rlimits = vec![shim_protocol::worker::Rlimit {
+        resource: libc::RLIMIT_NOFILE,
+        soft: 20,
+        hard: 30,
+    }];
+    assert_eq!(
+        container.try_exec(request, None).unwrap().finish(),
+        ("20\n30\n".into(), 0)
+    );
 }

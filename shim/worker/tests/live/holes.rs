@@ -26,14 +26,19 @@ fn seccomp_holds_for_init_and_for_exec() {
         let mut exec = sh(script);
         exec.no_new_privs = no_new_privs;
         let filter = fixture.seccomp.as_ref().unwrap().as_fd();
-        let (text, code) =
-            container.try_exec(container.exec_request(exec), Some(filter)).unwrap().finish();
+        let (text, code) = container
+            .try_exec(container.exec_request(exec), Some(filter))
+            .unwrap()
+            .finish();
         container.stdin = None;
         let init = read(container.stdout.take().unwrap());
         container.wait();
         assert_ne!(code, 0);
         for text in [init, text] {
-            assert!(text.starts_with("Seccomp:\t2\n") && !text.contains("made"), "{text}");
+            assert!(
+                text.starts_with("Seccomp:\t2\n") && !text.contains("made"),
+                "{text}"
+            );
         }
         assert!(!fixture.tree("tmp/x").exists());
     }
@@ -70,7 +75,14 @@ fn capability_sets_are_exactly_as_given() {
     // execve of an ordinary program by an ordinary user leaves the ambient set (capabilities(7)).
     let set = |n: u64| format!("{n:016x} ");
     let ambient = set(net_bind);
-    let expected = [&*ambient, &*ambient, &*ambient, &*set(net_bind | chown), &*ambient].concat();
+    let expected = [
+        &*ambient,
+        &*ambient,
+        &*ambient,
+        &*set(net_bind | chown),
+        &*ambient,
+    ]
+    .concat();
     assert_eq!(text, expected);
     remove_cgroup(&fixture.leaves());
     let mut greedy = sh("true");
@@ -103,20 +115,36 @@ fn cgroup_v1_cannot_be_written_from_inside() {
     let memory = fixture.leaf("memory").display().to_string();
     fixture.mount(json!({ "destination": "/sys/fs/cgroup/memory", "type": "bind", "source": memory, "options": ["bind", "ro", "nosuid", "noexec", "nodev"] }));
     let file = "/sys/fs/cgroup/memory/memory.limit_in_bytes";
-    let (text, code) = fixture.sh(&format!("test -e {file} || exit 9; echo 209715200 > {file}"));
-    assert!(text.contains("Read-only file system") && code == 1, "{code} {text}");
+    let (text, code) = fixture.sh(&format!(
+        "test -e {file} || exit 9; echo 209715200 > {file}"
+    ));
+    assert!(
+        text.contains("Read-only file system") && code == 1,
+        "{code} {text}"
+    );
 }
 
 /// As the daemon and the monitor run the worker: from a detached read-only mount of its own file.
 fn sealed(path: &str) -> OwnedFd {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(rustix::fs::CWD, path, flags).unwrap();
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
     use std::os::fd::AsRawFd;
     // SAFETY: the structure lives through the call and its size is given.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH,
-            std::ptr::from_ref(&attributes), size_of::<libc::mount_attr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            std::ptr::from_ref(&attributes),
+            size_of::<libc::mount_attr>(),
+        )
     };
     assert_eq!(result, 0);
     tree
@@ -147,21 +175,37 @@ fn the_workers_file_cannot_be_overwritten_from_a_container() {
             .stdin(OwnedFd::from(theirs))
             .pre_exec(move || {
                 // Kept open across execve so that the path by number still resolves.
-                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+                    Err(std::io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
             })
             .spawn()
             .unwrap()
     };
-    let worker = Worker { child, socket: ours };
+    let worker = Worker {
+        child,
+        socket: ours,
+    };
     let (error, error_write) = pipe();
     let request = container.exec_request(argv(&["evil"]));
-    let fds = [(shim_protocol::Fd::Pidfd, container.pidfd.as_fd()), (shim_protocol::Fd::ErrorPipe, error_write.as_fd())];
-    let (started, pidfd, _) = worker.call(shim_protocol::worker::Call::Exec(request), &fds).started();
+    let fds = [
+        (shim_protocol::Fd::Pidfd, container.pidfd.as_fd()),
+        (shim_protocol::Fd::ErrorPipe, error_write.as_fd()),
+    ];
+    let (started, pidfd, _) = worker
+        .call(shim_protocol::worker::Call::Exec(request), &fds)
+        .started();
     drop(error_write);
     let _ = read(error);
     // Whatever runs now: the file behind it does not open for writing, not even for the host's root.
-    let exe = fs::OpenOptions::new().write(true).open(format!("/proc/{}/exe", started.pid));
-    let held = fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"));
+    let exe = fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{}/exe", started.pid));
+    let held = fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/self/fd/{fd}"));
     wait(&pidfd);
     assert!(exe.is_err());
     assert_eq!(held.unwrap_err().raw_os_error(), Some(libc::EROFS));
@@ -184,10 +228,16 @@ fn an_ordinary_user_opens_its_standard_streams() {
     container.stdin = None;
     let out = read(container.stdout.take().unwrap());
     let err = read(container.stderr.take().unwrap());
-    assert_eq!((out.as_str(), err.as_str(), container.wait()), ("a\nc\n", "b\n", 0));
+    assert_eq!(
+        (out.as_str(), err.as_str(), container.wait()),
+        ("a\nc\n", "b\n", 0)
+    );
     remove_cgroup(&fixture.leaves());
     let holder = fixture.run(argv(&["cat"]));
-    let (text, code) = holder.try_exec(holder.exec_request(process), None).unwrap().finish();
+    let (text, code) = holder
+        .try_exec(holder.exec_request(process), None)
+        .unwrap()
+        .finish();
     assert_eq!((text.as_str(), code), ("a\nb\n", 0));
 }
 
@@ -203,7 +253,9 @@ fn what_the_monitor_inherited_is_not_handed_on() {
             libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
             // Rust's own start-up has SIGPIPE ignored already; Command resets it, so again in pre_exec.
         }
-        fixture.run(sh("grep -E 'Sig(Blk|Ign)|Groups' /proc/self/status; umask; yes | head -1; exec cat"))
+        fixture.run(sh(
+            "grep -E 'Sig(Blk|Ign)|Groups' /proc/self/status; umask; yes | head -1; exec cat",
+        ))
     };
     let (exec, code) = container.sh("grep -E 'Sig(Blk|Ign)|Groups' /proc/self/status; umask");
     assert_eq!(code, 0);
@@ -226,8 +278,19 @@ fn devices_are_denied_but_for_those_allowed() {
     let leaf = fixture.leaf("devices");
     let cgroup = fixture.request.cgroup.as_mut().unwrap();
     let v1 = leaf.join("devices.deny");
-    if v1.parent().unwrap().parent().unwrap().join("devices.deny").exists() {
-        for (file, value) in [("devices.deny", "a"), ("devices.allow", "c 1:3 rwm"), ("devices.allow", "c *:* m")] {
+    if v1
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("devices.deny")
+        .exists()
+    {
+        for (file, value) in [
+            ("devices.deny", "a"),
+            ("devices.allow", "c 1:3 rwm"),
+            ("devices.allow", "c *:* m"),
+        ] {
             cgroup.writes.push(shim_protocol::worker::CgroupWrite {
                 file: leaf.join(file).display().to_string(),
                 value: value.into(),
@@ -235,9 +298,14 @@ fn devices_are_denied_but_for_those_allowed() {
             });
         }
     } else {
-        let rule = |allow, kind: &str, major, minor, access: &str| shim_protocol::worker::DeviceRule {
-            allow, kind: kind.into(), major, minor, access: access.into(),
-        };
+        let rule =
+            |allow, kind: &str, major, minor, access: &str| shim_protocol::worker::DeviceRule {
+                allow,
+                kind: kind.into(),
+                major,
+                minor,
+                access: access.into(),
+            };
         cgroup.device_dir = leaf.display().to_string();
         cgroup.devices = vec![
             rule(false, "a", None, None, "rwm"),
@@ -248,7 +316,10 @@ fn devices_are_denied_but_for_those_allowed() {
     let (text, code) = fixture.sh(
         "echo x > /dev/null && echo null; cat /dev/zero | head -c 1 | wc -c; mknod /tmp/mem c 1 1 && echo made; cat /tmp/mem | head -c 1 | wc -c",
     );
-    assert!(text.contains("null\n") && text.contains("made\n"), "{code} {text}");
+    assert!(
+        text.contains("null\n") && text.contains("made\n"),
+        "{code} {text}"
+    );
     assert_eq!(text.matches("Operation not permitted").count(), 2, "{text}");
 }
 
@@ -259,12 +330,26 @@ fn the_v2_device_program_is_enforced() {
     let unified = fixture
         .leaves()
         .into_iter()
-        .find(|l| Path::new(l).parent().unwrap().join("cgroup.controllers").exists())
+        .find(|l| {
+            Path::new(l)
+                .parent()
+                .unwrap()
+                .join("cgroup.controllers")
+                .exists()
+        })
         .expect("no cgroup v2 hierarchy on this machine");
     let cgroup = fixture.request.cgroup.as_mut().unwrap();
     cgroup.device_dir = unified;
     let rule = |allow, major: Option<i64>, minor, access: &str| shim_protocol::worker::DeviceRule {
-        allow, kind: if major.is_some() { "c".into() } else { "a".into() }, major, minor, access: access.into(),
+        allow,
+        kind: if major.is_some() {
+            "c".into()
+        } else {
+            "a".into()
+        },
+        major,
+        minor,
+        access: access.into(),
     };
     cgroup.devices = vec![
         rule(false, None, None, "rwm"),
@@ -292,7 +377,9 @@ fn a_running_container_and_its_exec_die_with_the_monitor() {
                 let container = fixture.run(process);
                 let mut process = argv(&["sleep", "1000"]);
                 process.uid = uid;
-                let exec = container.try_exec(container.exec_request(process), None).unwrap();
+                let exec = container
+                    .try_exec(container.exec_request(process), None)
+                    .unwrap();
                 let pids = [container.started.pid, exec.started.pid];
                 assert!(pids.iter().all(|p| alive(*p)));
                 // The pipes stay open: only the thread's end can be the reason.
@@ -304,8 +391,15 @@ fn a_running_container_and_its_exec_die_with_the_monitor() {
         // pid 1 of the namespace ends only once all others in it have been reaped: the exec first.
         for pid in [pids[1], pids[0]] {
             use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
-            let ended = waitid(WaitId::Pid(Pid::from_raw(pid).unwrap()), WaitIdOptions::EXITED);
-            assert_eq!(ended.unwrap().unwrap().terminating_signal(), Some(libc::SIGKILL), "uid {uid}");
+            let ended = waitid(
+                WaitId::Pid(Pid::from_raw(pid).unwrap()),
+                WaitIdOptions::EXITED,
+            );
+            assert_eq!(
+                ended.unwrap().unwrap().terminating_signal(),
+                Some(libc::SIGKILL),
+                "uid {uid}"
+            );
         }
     }
 }

@@ -19,7 +19,10 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), name: unique("pod") }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            name: unique("pod"),
+        }
     }
 
     fn path(&self, kind: &str) -> String {
@@ -33,7 +36,10 @@ impl Place {
             ipc: self.path("ipc"),
             uts: self.path("uts"),
             hostname: "berth-test".into(),
-            ipc_sysctls: vec![Sysctl { name: "kernel.shmmni".into(), value: "123".into() }],
+            ipc_sysctls: vec![Sysctl {
+                name: "kernel.shmmni".into(),
+                value: "123".into(),
+            }],
         }
     }
 
@@ -62,9 +68,16 @@ impl Place {
     fn run(&self, pid: bool) -> (Started, OwnedFd) {
         let worker = Worker::spawn();
         let made = worker.call(Call::Pod(self.pod()), &[]);
-        assert!(matches!(made.outcome, Outcome::Namespaces(_)), "{:?}", made.outcome);
+        assert!(
+            matches!(made.outcome, Outcome::Namespaces(_)),
+            "{:?}",
+            made.outcome
+        );
         let exe = self.exe();
-        let answer = worker.call(Call::Pause(self.request(pid)), &[(Fd::PauseExe, exe.as_fd())]);
+        let answer = worker.call(
+            Call::Pause(self.request(pid)),
+            &[(Fd::PauseExe, exe.as_fd())],
+        );
         let (started, pidfd, _) = answer.started();
         worker.end();
         (started, pidfd)
@@ -77,12 +90,11 @@ impl Drop for Place {
             let _ = rustix::mount::unmount(self.path(kind), UnmountFlags::DETACH);
         }
         for leaf in leaves(&format!("/{}", self.name)) {
-            let procs = fs::read_to_string(Path::new(&leaf).join("cgroup.procs")).unwrap_or_default();
+            let procs =
+                fs::read_to_string(Path::new(&leaf).join("cgroup.procs")).unwrap_or_default();
             procs.lines().for_each(|p| kill(p.parse().unwrap()));
         }
-        if !std::thread::panicking() {
-            remove_cgroup(&leaves(&format!("/{}", self.name)));
-        }
+        remove_cgroup(&leaves(&format!("/{}", self.name)));
     }
 }
 
@@ -94,7 +106,10 @@ fn inode(path: impl AsRef<Path>) -> u64 {
 fn status(pid: i32, key: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap();
-    line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
+    line.trim_start_matches(':')
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[test]
@@ -103,11 +118,25 @@ fn namespaces_are_pinned_and_pause_lives_in_them() {
     let (started, pidfd) = place.run(true);
     let pid = started.pid;
     for kind in ["net", "ipc", "uts", "pid"] {
-        assert_eq!(inode(place.path(kind)), inode(format!("/proc/{pid}/ns/{kind}")), "{kind}");
-        assert_ne!(inode(place.path(kind)), inode(format!("/proc/self/ns/{kind}")), "{kind}");
+        assert_eq!(
+            inode(place.path(kind)),
+            inode(format!("/proc/{pid}/ns/{kind}")),
+            "{kind}"
+        );
+        assert_ne!(
+            inode(place.path(kind)),
+            inode(format!("/proc/self/ns/{kind}")),
+            "{kind}"
+        );
     }
-    assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(), "pause\n");
-    assert_eq!(fs::read(format!("/proc/{pid}/cmdline")).unwrap(), b"pause\0");
+    assert_eq!(
+        fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(),
+        "pause\n"
+    );
+    assert_eq!(
+        fs::read(format!("/proc/{pid}/cmdline")).unwrap(),
+        b"pause\0"
+    );
     assert_eq!(status(pid, "NSpid"), format!("{pid} 1"));
     assert_eq!(status(pid, "Uid"), "65535 65535 65535 65535");
     assert_eq!(status(pid, "Groups"), "");
@@ -122,11 +151,22 @@ fn namespaces_are_pinned_and_pause_lives_in_them() {
     assert!(fs::write(root.join("x"), "").is_err());
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
-    let fds: Vec<PathBuf> = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|f| f.unwrap().path()).collect();
+    let fds: Vec<PathBuf> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
     assert_eq!(fds.len(), 3);
-    assert!(fds.iter().all(|f| fs::read_link(f).unwrap() == Path::new("/dev/null")));
+    assert!(
+        fds.iter()
+            .all(|f| fs::read_link(f).unwrap() == Path::new("/dev/null"))
+    );
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
     // Session of its own, no terminal.
     assert_eq!((fields[3], fields[4]), (pid.to_string().as_str(), "0"));
     for leaf in leaves(&format!("/{}", place.name)) {
@@ -147,16 +187,26 @@ fn the_new_namespaces_are_set_up() {
                 let ns = fs::File::open(place.path(kind)).unwrap();
                 rustix::thread::move_into_link_name_space(ns.as_fd(), None).unwrap();
             }
-            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            let host = rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned();
             let lo = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
-            (host, fs::read_to_string("/proc/sys/kernel/shmmni").unwrap(), lo)
+            (
+                host,
+                fs::read_to_string("/proc/sys/kernel/shmmni").unwrap(),
+                lo,
+            )
         });
         let (host, shm, _) = seen.join().unwrap();
         assert_eq!((host.as_str(), shm.as_str()), ("berth-test", "123\n"));
     });
-    assert_ne!(fs::read_to_string("/proc/sys/kernel/shmmni").unwrap(), "123\n");
+    assert_ne!(
+        fs::read_to_string("/proc/sys/kernel/shmmni").unwrap(),
+        "123\n"
+    );
     let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
 }
 
@@ -165,7 +215,10 @@ fn pause_reaps_orphans_of_its_pid_namespace() {
     let place = Place::new();
     let (started, _pidfd) = place.run(true);
     let mut fixture = Fixture::new();
-    for ns in fixture.config["linux"]["namespaces"].as_array_mut().unwrap() {
+    for ns in fixture.config["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+    {
         if ns["type"] == "pid" {
             ns["path"] = place.path("pid").into();
         }
@@ -198,7 +251,12 @@ fn a_failing_pod_leaves_nothing() {
     let mut pod = place.pod();
     pod.ipc_sysctls[0].name = "kernel.core_pattern".into();
     let worker = Worker::spawn();
-    assert!(worker.call(Call::Pod(pod), &[]).failure().contains("kernel.core_pattern"));
+    assert!(
+        worker
+            .call(Call::Pod(pod), &[])
+            .failure()
+            .contains("kernel.core_pattern")
+    );
     worker.end();
 }
 
@@ -208,14 +266,32 @@ fn a_failing_pause_leaves_nothing() {
     let worker = Worker::spawn();
     worker.call(Call::Pod(place.pod()), &[]);
     let file = fs::File::open("/dev/null").unwrap();
-    let answer = worker.call(Call::Pause(place.request(true)), &[(Fd::PauseExe, file.as_fd())]);
-    assert!(answer.failure().contains("exec: permission denied"), "{}", answer.failure());
+    let answer = worker.call(
+        Call::Pause(place.request(true)),
+        &[(Fd::PauseExe, file.as_fd())],
+    );
+    assert!(
+        answer.failure().contains("exec: permission denied"),
+        "{}",
+        answer.failure()
+    );
     worker.end();
     assert!(!Path::new(&place.path("pid")).exists());
-    assert!(leaves(&format!("/{}", place.name)).iter().all(|l| !Path::new(l).exists()));
+    assert!(
+        leaves(&format!("/{}", place.name))
+            .iter()
+            .all(|l| !Path::new(l).exists())
+    );
     let worker = Worker::spawn();
-    let answer = worker.call(Call::Pause(place.request(true)), &[(Fd::PauseExe, file.as_fd())]);
-    assert!(answer.failure().contains("before it"), "{}", answer.failure());
+    let answer = worker.call(
+        Call::Pause(place.request(true)),
+        &[(Fd::PauseExe, file.as_fd())],
+    );
+    assert!(
+        answer.failure().contains("before it"),
+        "{}",
+        answer.failure()
+    );
     worker.end();
 }
 

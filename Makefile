@@ -1,0 +1,66 @@
+# One command for everything; CI calls the same ones. `make help` lists them.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+BUILD_DIR ?= $(CURDIR)/.build
+export BERTH_BUILD_DIR := $(BUILD_DIR)
+# A test that fails says why by itself; a stack of the runtime's internals hides it.
+export RUST_LIB_BACKTRACE := 0
+MUSL := $(shell uname -m)-unknown-linux-musl
+SHIMS := -p berth-shim -p berth-worker
+
+.PHONY: help deps build check fmt clippy deny doc test unit integration critest demo bench tools clean
+
+help: ## lists what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+deps: ## installs what is missing from the distribution
+	@hack/install-deps.sh test
+
+build: ## berth, berth-shim and berth-worker in target/release
+	cargo build --locked --release -p berth
+	cargo build --locked --profile shim --target $(MUSL) $(SHIMS)
+	install -m 755 target/$(MUSL)/shim/berth-shim target/$(MUSL)/shim/berth-worker target/release/
+
+check: fmt clippy deny doc ## format, lints, licences and bans, documentation
+
+fmt:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p berth-tests --test integration -- -D warnings
+	cargo clippy --locked --target $(MUSL) $(SHIMS) -- -D warnings
+
+# The advisory database is not asked: it cannot be reached everywhere where this must pass.
+deny:
+	hack/tools.sh cargo-deny
+	$(BUILD_DIR)/bin/cargo-deny --locked check bans licenses sources
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+test: build tools ## everything: unit, integration, critest (as root)
+	hack/test.sh
+
+unit: ## unit, snapshot and property tests
+	cargo test --locked --workspace
+
+integration: build tools ## real daemon, registry, networks and containers (as root)
+	cargo test --locked -q -p berth-tests --test integration -- $(ARGS)
+
+critest: build tools ## the CRI conformance suite (as root)
+	cargo run --locked -q -p berth-tests --bin critest-run -- $(ARGS)
+
+tools:
+	hack/tools.sh busybox nginx cni crictl critest
+
+demo: ## shows Berth at work on this machine (as root)
+	@hack/demo.sh
+
+bench: build ## measures Berth beside containerd, writes .build/bench.md (as root)
+	hack/tools.sh busybox nginx cni containerd runc
+	cargo run --locked --release -q -p berth-tests --bin berth-bench -- $(ARGS)
+
+clean: ## removes what was built; the tools in .build stay
+	cargo clean

@@ -1,0 +1,36 @@
+#!/bin/sh
+# The tests one after the other, each whatever the others did, and one line at the end that says how many.
+# Called by `make test`, which has built Berth and the tools.
+set -u
+
+cd "$(dirname "$0")/.." || exit 1
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+start=$(date +%s)
+good=0
+
+# run NAME COMMAND...: the command, its output shown and kept.
+run() {
+	name=$1 begin=$(date +%s)
+	shift
+	printf '\n== %s\n' "$name"
+	{ "$@" 2>&1 && echo 0 >"$out/$name.status"; } | tee "$out/$name"
+	[ -f "$out/$name.status" ] || good=1
+	printf '== %s took %s s\n' "$name" "$(($(date +%s) - begin))"
+}
+
+run unit cargo test --locked --workspace --no-fail-fast
+run integration cargo test --locked -q -p berth-tests --test integration
+run critest cargo run --locked -q -p berth-tests --bin critest-run -- --net cni
+
+# cargo's "test result: ok. 12 passed; 0 failed; 1 ignored; ..." and our own "integration: 80 passed, 0 failed, 2 skipped"
+awk '
+	/^test result:/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^ignored/) s += $i } }
+	/^(integration|critest): [0-9]+ passed/ { p += $2; f += $4; s += $6 }
+	END { print p + 0, f + 0, s + 0 }
+' "$out/unit" "$out/integration" "$out/critest" >"$out/sum"
+read -r passed failed skipped <"$out/sum"
+# A step that broke without a count is a failure too.
+[ "$good" = 0 ] || [ "$failed" -gt 0 ] || failed=1
+printf '\n%s s\n%s passed, %s failed, %s skipped\n' "$(($(date +%s) - start))" "$passed" "$failed" "$skipped"
+exit "$good"

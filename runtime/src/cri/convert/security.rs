@@ -1,0 +1,137 @@
+//! Users, groups and profiles (rows F024 to F040, F066 to F069).
+
+use berth_cri_api::v1;
+
+use super::{Abilities, At, Error};
+use crate::model::{GroupsPolicy, SeccompProfile};
+
+/// The prefix of the older text forms, which some clients put before the newer ones too (row G030).
+const LOCALHOST: &str = "localhost/";
+
+/// The system call filter: the newer field wins over the older text, and nothing means none (row F031).
+pub(super) fn seccomp(
+    at: &At<'_>,
+    profile: Option<v1::SecurityProfile>,
+    older: String,
+) -> Result<SeccompProfile, Error> {
+    let at_profile = at.field("seccomp");
+    if let Some(profile) = profile {
+        let kind = at_profile
+            .field("profile_type")
+            .known(profile.profile_type)?;
+        return match kind {
+            v1::security_profile::ProfileType::RuntimeDefault => Ok(SeccompProfile::RuntimeDefault),
+            v1::security_profile::ProfileType::Unconfined => Ok(SeccompProfile::Unconfined),
+            v1::security_profile::ProfileType::Localhost => {
+                file(&at_profile.field("localhost_ref"), &profile.localhost_ref)
+            }
+        };
+    }
+    let at_older = at.field("seccomp_profile_path");
+    match older.as_str() {
+        "" | "unconfined" => Ok(SeccompProfile::Unconfined),
+        "runtime/default" | "docker/default" => Ok(SeccompProfile::RuntimeDefault),
+        other if other.starts_with(LOCALHOST) => file(&at_older, other),
+        other => Err(at_older.invalid(format!("{other:?} is not a seccomp profile"))),
+    }
+}
+
+fn file(at: &At<'_>, name: &str) -> Result<SeccompProfile, Error> {
+    let name = name.strip_prefix(LOCALHOST).unwrap_or(name);
+    if !name.starts_with('/') {
+        return Err(at.invalid(format!("{name:?} is not an absolute file name")));
+    }
+    Ok(SeccompProfile::Localhost(at.text(name.to_owned())?))
+}
+
+/// What is asked of AppArmor.
+enum AppArmor {
+    Unset,
+    RuntimeDefault,
+    Unconfined,
+    Localhost,
+}
+
+/// Refuses what AppArmor would be needed for, since no profile is applied yet. An unset profile is what
+/// the kubelet sends for every pod that says nothing, so it passes; a host without AppArmor has no default
+/// profile to apply, so that passes there (row F036); so does it with privileged, which means unconfined.
+pub(super) fn apparmor(
+    at: &At<'_>,
+    profile: Option<v1::SecurityProfile>,
+    older: &str,
+    privileged: bool,
+    abilities: Abilities,
+) -> Result<(), Error> {
+    let newer = profile.is_some();
+    let at = at.field(if newer {
+        "apparmor"
+    } else {
+        "apparmor_profile"
+    });
+    let wanted = match profile {
+        Some(profile) => match at.field("profile_type").known(profile.profile_type)? {
+            v1::security_profile::ProfileType::RuntimeDefault => AppArmor::RuntimeDefault,
+            v1::security_profile::ProfileType::Unconfined => AppArmor::Unconfined,
+            v1::security_profile::ProfileType::Localhost => AppArmor::Localhost,
+        },
+        None => match older {
+            "" => AppArmor::Unset,
+            "runtime/default" => AppArmor::RuntimeDefault,
+            "unconfined" => AppArmor::Unconfined,
+            other if other.starts_with(LOCALHOST) => AppArmor::Localhost,
+            other => return Err(at.invalid(format!("{other:?} is not an AppArmor profile"))),
+        },
+    };
+    match wanted {
+        AppArmor::Unset | AppArmor::Unconfined => Ok(()),
+        AppArmor::RuntimeDefault if privileged || !abilities.apparmor => Ok(()),
+        AppArmor::Localhost if !abilities.apparmor => {
+            Err(at.invalid("names a profile, but AppArmor is not enabled on this host"))
+        }
+        AppArmor::RuntimeDefault | AppArmor::Localhost => Err(at.not_built(
+            "AppArmor profiles are not built into this version of Berth; \
+             leave the profile out or ask for Unconfined",
+        )),
+    }
+}
+
+/// Refuses labels where they would count. Without SELinux on the host they mean nothing to anybody, and
+/// every runtime passes over them.
+pub(super) fn selinux(
+    at: &At<'_>,
+    options: Option<v1::SeLinuxOption>,
+    abilities: Abilities,
+) -> Result<(), Error> {
+    let empty = options.is_none_or(|o| o == v1::SeLinuxOption::default());
+    if empty || !abilities.selinux {
+        return Ok(());
+    }
+    Err(at.not_built("SELinux labels are not built into this version of Berth"))
+}
+
+/// A user or group that may be absent.
+pub(super) fn id(at: &At<'_>, value: Option<v1::Int64Value>) -> Result<Option<u32>, Error> {
+    value.map(|v| number(at, v.value)).transpose()
+}
+
+/// Supplementary groups.
+pub(super) fn groups(at: &At<'_>, ids: Vec<i64>) -> Result<Vec<u32>, Error> {
+    let ids = ids.into_iter().enumerate();
+    ids.map(|(i, id)| number(&at.index(i), id)).collect()
+}
+
+/// What they mean.
+pub(super) fn groups_policy(at: &At<'_>, number: i32) -> Result<GroupsPolicy, Error> {
+    Ok(match at.known(number)? {
+        v1::SupplementalGroupsPolicy::Merge => GroupsPolicy::Merge,
+        v1::SupplementalGroupsPolicy::Strict => GroupsPolicy::Strict,
+    })
+}
+
+/// The largest 32-bit number means "no change" to the kernel (setresuid(2)) and is nobody's id.
+fn number(at: &At<'_>, id: i64) -> Result<u32, Error> {
+    u32::try_from(id)
+        .ok()
+        .filter(|id| *id != u32::MAX)
+        .ok_or_else(|| at.invalid(format!("{id} is not a user or group id")))
+}

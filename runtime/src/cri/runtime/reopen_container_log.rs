@@ -1,0 +1,24 @@
+//! ReopenContainerLog (row R035).
+
+use std::sync::Arc;
+
+use berth_cri_api::v1::{ReopenContainerLogRequest, ReopenContainerLogResponse};
+use tonic::Status;
+
+use crate::cri::detach::detached;
+use crate::cri::layer::about_container;
+use crate::cri::{Deps, convert, status};
+
+pub(super) async fn handle(
+    deps: &Arc<Deps>,
+    request: ReopenContainerLogRequest,
+) -> Result<ReopenContainerLogResponse, Status> {
+    let id = convert::id("container_id", request.container_id).map_err(status::of)?;
+    about_container(&id);
+    let containers = deps.containers.clone();
+    detached(async move {
+        containers.reopen_log(&id).await.map_err(status::of)?;
+        Ok(ReopenContainerLogResponse {})
+    })
+    .await
+}

@@ -1,0 +1,46 @@
+//! What Status and RuntimeConfig tell of the parts that the border does not see.
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::cri::{Abilities, CgroupDriver, Condition, NetworkReport, Node};
+use crate::host::HostFacts;
+use crate::model::chain;
+use crate::network::Network;
+
+pub(super) fn describe(config: &Arc<Config>, facts: &Arc<HostFacts>, network: &Arc<Network>) -> Node {
+    let clamped = (facts.min_oom_score_adj > -1000).then(|| {
+        format!(
+            "oom_score_adj below {} cannot be given on this machine (no CAP_SYS_RESOURCE): lower values are raised to it",
+            facts.min_oom_score_adj
+        )
+    });
+    let (reported, told) = (network.clone(), network.clone());
+    Node {
+        config: config.clone(),
+        cgroup_driver: CgroupDriver::Cgroupfs,
+        abilities: Abilities { apparmor: facts.apparmor, selinux: facts.selinux, mount_options: true },
+        handlers: Vec::new(),
+        runtime: Box::new(Condition::ready),
+        network: Box::new(move || report(&reported)),
+        notices: Box::new(move || clamped.iter().cloned().collect()),
+        pod_cidr: Box::new(move |cidr| {
+            let (network, cidr) = (told.clone(), cidr.to_owned());
+            tokio::spawn(async move {
+                if let Err(error) = network.pod_cidr(&cidr).await {
+                    tracing::error!(cidr, error = %chain(&error), "the pod CIDR cannot be used");
+                }
+            });
+        }),
+    }
+}
+
+fn report(network: &Network) -> NetworkReport {
+    let status = network.status();
+    let last_load = if status.ready { "OK".to_owned() } else { status.message.clone() };
+    NetworkReport {
+        condition: Condition { ready: status.ready, reason: status.reason, message: status.message },
+        config: serde_json::Value::Null,
+        last_load,
+    }
+}

@@ -1,0 +1,322 @@
+//! The layers of an image: fetched, unpacked while their bytes arrive, verified, published.
+//!
+//! A layer in progress is a run of its own, shared by all pulls that need it. The layers of an image
+//! are unpacked side by side and published from the lowest up: a layer waits for its parent, because
+//! what its archive only implies comes from the layers below.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Buf as _, Bytes};
+use oci_spec::image::Descriptor;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::archive::Spool;
+use super::flight::{Alone, Flights, Ticket};
+use super::progress::Progress;
+use super::shelf::{Shelf, Staged};
+use super::{Error, digest_of};
+use crate::layer::{DEFAULT_WINDOW_LOG, Decoder, HashingReader, Limits, apply};
+use crate::model::{ChainId, Digest};
+use crate::registry::{self, Blob, Session};
+
+/// Pieces of a layer that wait for the disk; with [`PIECE`] this bounds the memory of a pull.
+const PIECES: usize = 8;
+/// Largest piece, bytes.
+const PIECE: usize = 256 << 10;
+
+/// Where blobs come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// A registry.
+    Registry(Session),
+    /// An archive.
+    Archive(Arc<Spool>),
+}
+
+/// Layers in progress.
+pub(crate) type LayerFlights = Flights<ChainId, Result<(), Error>>;
+
+/// What the runs of one pull share.
+#[derive(Clone)]
+pub(crate) struct Fetcher {
+    pub(crate) shelf: Shelf,
+    pub(crate) flights: Arc<LayerFlights>,
+    pub(crate) source: Source,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// The layers of an image, lowest first, in three views of the same length.
+pub(crate) struct Layers<'a> {
+    pub(crate) descriptors: &'a [Descriptor],
+    pub(crate) diff_ids: &'a [Digest],
+    pub(crate) chain: &'a [ChainId],
+}
+
+/// One layer of an image.
+struct Wanted {
+    descriptor: Descriptor,
+    diff_id: Digest,
+    /// Its chain ids from the lowest layer to itself.
+    chain: Vec<ChainId>,
+}
+
+impl Fetcher {
+    /// Makes sure that all layers of an image are in the store.
+    ///
+    /// # Errors
+    /// The first failure; what was published until then stays for the next try.
+    pub(crate) async fn ensure(&self, image: &Layers<'_>) -> Result<(), Error> {
+        loop {
+            let (result, shared) = self.attempt(image).await;
+            match result {
+                // Another pull's run failed, perhaps for a reason of its own: its credentials, its host. That
+                // run is over, so the next attempt starts one of ours in its place.
+                Err(error) if shared => {
+                    tracing::debug!(%error, "a shared layer failed, trying it alone");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The outcome, and whether a run of somebody else had a part in it.
+    async fn attempt(&self, image: &Layers<'_>) -> (Result<(), Error>, bool) {
+        let chain = image.chain.iter().enumerate();
+        let missing: BTreeSet<usize> = chain
+            .filter(|(_, layer)| !self.shelf.has_layer(layer))
+            .map(|(index, _)| index)
+            .collect();
+        self.announce(image, &missing);
+        let mut below: Option<Ticket<Result<(), Error>>> = None;
+        let mut tickets = Vec::with_capacity(missing.len());
+        let layers = image.descriptors.iter().zip(image.diff_ids).enumerate();
+        for (index, (descriptor, diff_id)) in layers.filter(|(n, _)| missing.contains(n)) {
+            let wanted = Wanted {
+                descriptor: descriptor.clone(),
+                diff_id: *diff_id,
+                chain: image.chain[..=index].to_vec(),
+            };
+            let ticket = self.start(wanted, below);
+            below = Some(ticket.clone());
+            tickets.push(ticket);
+        }
+        let shared = tickets.iter().any(|ticket| !ticket.owner);
+        for mut ticket in tickets {
+            let result = ticket.wait().await.unwrap_or(Err(Error::Interrupted));
+            if result.is_err() {
+                return (result, shared);
+            }
+            self.progress.layers_done.fetch_add(1, Ordering::Relaxed);
+        }
+        (Ok(()), shared)
+    }
+
+    fn announce(&self, image: &Layers<'_>, missing: &BTreeSet<usize>) {
+        let there = image.chain.len() - missing.len();
+        let sizes = missing.iter().filter_map(|n| image.descriptors.get(*n));
+        let bytes = sizes.fold(0, |sum: u64, layer| sum.saturating_add(layer.size()));
+        let Progress {
+            layers,
+            layers_done,
+            bytes: total,
+            ..
+        } = &*self.progress;
+        layers.store(image.chain.len() as u64, Ordering::Relaxed);
+        layers_done.store(there as u64, Ordering::Relaxed);
+        total.store(bytes, Ordering::Relaxed);
+    }
+
+    fn start(
+        &self,
+        wanted: Wanted,
+        below: Option<Ticket<Result<(), Error>>>,
+    ) -> Ticket<Result<(), Error>> {
+        let fetcher = self.clone();
+        let id = wanted.chain.last().copied().unwrap_or(wanted.diff_id);
+        self.flights.join(id, Alone::Cancel, move || async move {
+            fetcher.layer(wanted, below).await
+        })
+    }
+
+    /// One layer, from the first byte to the store.
+    async fn layer(
+        self,
+        wanted: Wanted,
+        below: Option<Ticket<Result<(), Error>>>,
+    ) -> Result<(), Error> {
+        let permit = self.permits.acquire().await;
+        let permit = permit.map_err(|_| Error::Interrupted)?;
+        let staged = self.unpacked(&wanted).await?;
+        drop(permit);
+        if let Some(mut below) = below {
+            below.wait().await.unwrap_or(Err(Error::Interrupted))?;
+        }
+        let shelf = self.shelf.clone();
+        super::blocking(move || shelf.publish(staged, &wanted.chain)).await?
+    }
+
+    async fn unpacked(&self, wanted: &Wanted) -> Result<Staged, Error> {
+        let what = What {
+            digest: digest_of(&wanted.descriptor)?,
+            media_type: wanted.descriptor.media_type().to_string(),
+            size: wanted.descriptor.size(),
+            diff_id: wanted.diff_id,
+        };
+        let shelf = self.shelf.clone();
+        match &self.source {
+            Source::Archive(spool) => {
+                let spool = Arc::clone(spool);
+                super::blocking(move || {
+                    let file = spool.open(&what.digest)?;
+                    unpack(&shelf, file, &what)
+                })
+                .await?
+            }
+            Source::Registry(session) => {
+                let blob = session.blob(&wanted.descriptor).await?;
+                let (sender, receiver) = mpsc::channel(PIECES);
+                let reader = PieceReader::new(receiver);
+                let host = blob.host().to_owned();
+                let unpacking = super::blocking(move || unpack(&shelf, reader, &what));
+                let (pumped, unpacked) =
+                    tokio::join!(pump(blob, sender, &self.progress), unpacking);
+                // A stream that broke is the cause of whatever the unpacking says about it.
+                pumped?;
+                unpacked?.map_err(|error| error.at_host(&host))
+            }
+        }
+    }
+}
+
+/// What a layer must turn out to be.
+struct What {
+    digest: Digest,
+    media_type: String,
+    size: u64,
+    diff_id: Digest,
+}
+
+/// A piece, or the proof that there are no more: a sender that goes away is not an end of file.
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// Moves a body to the thread that unpacks it. Ends early without an error when that thread gave up.
+async fn pump(
+    mut blob: Blob,
+    sender: mpsc::Sender<Piece>,
+    progress: &Progress,
+) -> Result<(), registry::Error> {
+    while let Some(mut bytes) = blob.chunk().await? {
+        progress
+            .bytes_done
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PIECE));
+            if sender.send(Piece::Bytes(piece)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    let _ = sender.send(Piece::End).await;
+    Ok(())
+}
+
+struct PieceReader {
+    pieces: mpsc::Receiver<Piece>,
+    current: Bytes,
+    ended: bool,
+}
+
+impl PieceReader {
+    fn new(pieces: mpsc::Receiver<Piece>) -> Self {
+        Self {
+            pieces,
+            current: Bytes::new(),
+            ended: false,
+        }
+    }
+}
+
+impl Read for PieceReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            if self.ended {
+                return Ok(0);
+            }
+            match self.pieces.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => self.current = bytes,
+                Some(Piece::End) => self.ended = true,
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the download was given up",
+                    ));
+                }
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// Unpacks a layer into a staging directory, and checks both digests.
+fn unpack(shelf: &Shelf, reader: impl Read, what: &What) -> Result<Staged, Error> {
+    let layer = what.digest;
+    let failed = |source: crate::layer::Error| Error::Layer {
+        layer,
+        source: Arc::new(source),
+    };
+    let read = |source: io::Error| failed(crate::layer::Error::Read(source));
+    let staged = shelf.stage()?;
+    let mut compressed = HashingReader::new(reader);
+    let decoder = Decoder::detect(&what.media_type, &mut compressed, DEFAULT_WINDOW_LOG);
+    let mut plain = HashingReader::new(decoder.map_err(read)?);
+    let applied = apply(&mut plain, staged.dir(), &Limits::default());
+    let applied = match applied {
+        Ok(applied) => applied,
+        Err(error) => {
+            drop(plain);
+            // Wrong bytes come before what they led to; only a stream that is still there can tell.
+            io::copy(&mut compressed, &mut io::sink()).map_err(read)?;
+            check(&compressed.finish().0, &layer)?;
+            return Err(failed(error));
+        }
+    };
+    io::copy(&mut plain, &mut io::sink()).map_err(read)?;
+    let (diff_id, _, decoder) = plain.finish();
+    drop(decoder);
+    io::copy(&mut compressed, &mut io::sink()).map_err(read)?;
+    check(&compressed.finish().0, &layer)?;
+    if diff_id != what.diff_id {
+        return Err(Error::DiffId {
+            layer,
+            want: what.diff_id,
+            got: diff_id,
+        });
+    }
+    Ok(Staged {
+        layer: staged,
+        applied,
+        diff_id,
+        digest: layer,
+        compressed: what.size,
+    })
+}
+
+fn check(got: &Digest, want: &Digest) -> Result<(), Error> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Error::Content {
+        host: "the archive".to_owned(),
+        want: *want,
+        got: *got,
+    })
+}

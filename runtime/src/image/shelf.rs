@@ -1,0 +1,240 @@
+//! The store, in the words of this module.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::catalog::{Catalog, Change, Entry};
+use super::{Error, blocking};
+use crate::layer::{Applied, finish};
+use crate::model::{ChainId, Digest, FsUsage};
+use crate::storage;
+use crate::storage::{ImageRecord, LayerInfo, Lease, StagedLayer, Storage, Usage};
+
+/// How long a sum over all writable layers is good: making one walks them.
+const WRITABLE_AGE: Duration = Duration::from_secs(30);
+
+/// Handle on the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Shelf {
+    storage: Storage,
+    writable: Arc<Mutex<Option<(Instant, Usage)>>>,
+}
+
+/// A layer that is unpacked and verified, and not yet in the store.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    pub(crate) layer: StagedLayer,
+    pub(crate) applied: Applied,
+    pub(crate) diff_id: Digest,
+    pub(crate) digest: Digest,
+    pub(crate) compressed: u64,
+}
+
+/// Files that go away with it.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    dir: StagedLayer,
+}
+
+impl Shelf {
+    pub(crate) fn new(storage: Storage) -> Self {
+        Self {
+            storage,
+            writable: Arc::default(),
+        }
+    }
+
+    pub(crate) fn lease(&self) -> Lease {
+        self.storage.lease()
+    }
+
+    pub(crate) fn has_layer(&self, id: &ChainId) -> bool {
+        self.storage.has_layer(id)
+    }
+
+    pub(crate) fn stage(&self) -> Result<StagedLayer, Error> {
+        Ok(self.storage.stage_layer()?)
+    }
+
+    /// Finishes a layer with what is below it, and makes it visible. `chain` ends with its own id.
+    pub(crate) fn publish(&self, staged: Staged, chain: &[ChainId]) -> Result<(), Error> {
+        let Some((id, below)) = chain.split_last() else {
+            return Ok(());
+        };
+        let Staged {
+            layer,
+            mut applied,
+            diff_id,
+            digest,
+            compressed,
+        } = staged;
+        if applied.needs_lower() {
+            let view = self.storage.view(below)?;
+            let lower = view.as_ref().map(|view| view.as_fd());
+            finish(layer.dir(), lower, &mut applied).map_err(|source| Error::Layer {
+                layer: digest,
+                source: Arc::new(source),
+            })?;
+        }
+        let info = LayerInfo {
+            diff_id,
+            blob: digest,
+            blob_size: compressed,
+            bytes: applied.bytes,
+            inodes: applied.inodes,
+        };
+        Ok(self.storage.publish_layer(layer, id, info)?)
+    }
+
+    pub(crate) fn collect(&self) -> Result<(), Error> {
+        let collected = self.storage.collect()?;
+        tracing::debug!(?collected, "collected unused content");
+        Ok(())
+    }
+
+    pub(crate) async fn document(&self, digest: Digest) -> Result<Option<Vec<u8>>, Error> {
+        let storage = self.storage.clone();
+        match blocking(move || storage.get_blob(&digest)).await? {
+            // As good as none: the next pull writes it again.
+            Err(storage::Error::Damaged(_)) => Ok(None),
+            document => Ok(document?),
+        }
+    }
+
+    pub(crate) fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
+        Ok(self.storage.put_blob(digest, bytes)?)
+    }
+
+    /// The images of the index. One that lost a layer is absent, so that it is pulled again.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        let mut broken = Vec::new();
+        for record in self.storage.index().all() {
+            match record.chain.iter().find(|layer| !self.has_layer(layer)) {
+                None => entries.push(entry(&record)),
+                Some(layer) => {
+                    tracing::warn!(
+                        image.id = %record.id, image.tags = ?record.tags, layer.chain = %layer,
+                        "an image is incomplete and taken out of the index: pull it again"
+                    );
+                    broken.push(record.id);
+                }
+            }
+        }
+        self.storage.index().change(Vec::new(), &broken)?;
+        Ok(entries)
+    }
+
+    /// Brings a change of the catalog to the index, in one transaction.
+    pub(crate) fn write(&self, catalog: &Catalog, change: &Change) -> Result<(), Error> {
+        let put = change.put.iter().filter_map(|id| catalog.get(id));
+        let put = put.map(|entry| record(entry)).collect();
+        let remove: Vec<_> = change.remove.iter().copied().collect();
+        Ok(self.storage.index().change(put, &remove)?)
+    }
+
+    pub(crate) fn image_usage(&self) -> FsUsage {
+        self.told(self.storage.usage())
+    }
+
+    pub(crate) fn container_usage(&self) -> Result<FsUsage, Error> {
+        let kept = *self.writable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, usage)) = kept
+            && when.elapsed() < WRITABLE_AGE
+        {
+            return Ok(self.told(usage));
+        }
+        let mut sum = Usage::default();
+        for id in self.storage.snapshots() {
+            match self.storage.snapshot_usage(&id) {
+                Ok(usage) => {
+                    sum.bytes += usage.bytes;
+                    sum.inodes += usage.inodes;
+                }
+                // Removed since it was listed.
+                Err(storage::Error::NoSnapshot(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut kept = self.writable.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some((Instant::now(), sum));
+        Ok(self.told(sum))
+    }
+
+    fn told(&self, usage: Usage) -> FsUsage {
+        FsUsage {
+            timestamp: now(),
+            mountpoint: self.storage.root().to_owned(),
+            used_bytes: usage.bytes,
+            inodes_used: usage.inodes,
+        }
+    }
+
+    pub(crate) fn scratch(&self) -> Result<Scratch, Error> {
+        Ok(Scratch { dir: self.stage()? })
+    }
+}
+
+fn entry(record: &ImageRecord) -> Entry {
+    Entry {
+        id: record.id,
+        tags: record.tags.iter().cloned().collect(),
+        digests: record.digests.iter().cloned().collect(),
+        manifest: record.manifest,
+        documents: record.blobs.iter().copied().collect(),
+        chain: record.chain.clone(),
+        size: record.size,
+        config: record.config.clone(),
+        pinned: record.pinned,
+        pulled_at: record.created_at,
+    }
+}
+
+fn record(entry: &Entry) -> ImageRecord {
+    ImageRecord {
+        id: entry.id,
+        tags: entry.tags.iter().cloned().collect(),
+        digests: entry.digests.iter().cloned().collect(),
+        manifest: entry.manifest,
+        size: entry.size,
+        config: entry.config.clone(),
+        chain: entry.chain.clone(),
+        blobs: entry.documents.iter().copied().collect(),
+        pinned: entry.pinned,
+        created_at: entry.pulled_at,
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl Scratch {
+    pub(crate) fn create(&self, name: &str) -> Result<OwnedFd, Error> {
+        use rustix::fs::{Mode, OFlags, openat};
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        openat(self.dir(), name, flags, Mode::RUSR | Mode::WUSR).map_err(scratch_error)
+    }
+
+    pub(crate) fn open(&self, name: &str) -> Result<OwnedFd, Error> {
+        use rustix::fs::{Mode, OFlags, openat};
+        openat(
+            self.dir(),
+            name,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(scratch_error)
+    }
+
+    fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.dir()
+    }
+}
+
+fn scratch_error(error: rustix::io::Errno) -> Error {
+    Error::Archive(format!("its files cannot be kept: {error}"))
+}

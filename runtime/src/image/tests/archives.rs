@@ -1,0 +1,141 @@
+//! Archives of both kinds.
+
+use std::io::Cursor;
+
+use super::*;
+
+fn tar_of_all(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let files: Vec<_> = files
+        .iter()
+        .map(|(n, b)| (n.as_str(), b.as_slice()))
+        .collect();
+    tar_of(&files)
+}
+
+/// An OCI layout of images with the names they are given.
+fn layout(images: &[(&Made, Option<&str>)]) -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![(
+        "oci-layout".to_owned(),
+        b"{\"imageLayoutVersion\":\"1.0.0\"}".to_vec(),
+    )];
+    let mut manifests = Vec::new();
+    for (made, name) in images {
+        let mut blobs = made.blobs.clone();
+        blobs.push((fake::digest(&made.manifest), made.manifest.clone()));
+        for (digest, bytes) in blobs {
+            files.push((format!("blobs/sha256/{}", digest.hex()), bytes));
+        }
+        let mut descriptor = fake::descriptor(fake::MANIFEST, &made.manifest);
+        if let Some(name) = name {
+            descriptor["annotations"] = json!({"io.containerd.image.name": name});
+        }
+        manifests.push(descriptor);
+    }
+    let index = json!({"schemaVersion": 2, "manifests": manifests});
+    files.push(("index.json".to_owned(), index.to_string().into_bytes()));
+    files
+}
+
+fn saved(made: &Made, tars: &[Vec<u8>], tags: &[&str]) -> Vec<(String, Vec<u8>)> {
+    let config = format!("{}.json", made.id.hex());
+    let layers: Vec<_> = (0..tars.len()).map(|n| format!("{n}/layer.tar")).collect();
+    let manifest = json!([{"Config": config, "RepoTags": tags, "Layers": layers}]);
+    let mut files = vec![(config, made.config.clone())];
+    files.extend(layers.into_iter().zip(tars.iter().cloned()));
+    files.push((
+        "./manifest.json".to_owned(),
+        manifest.to_string().into_bytes(),
+    ));
+    files
+}
+
+#[tokio::test]
+async fn layouts_load_with_several_images_and_in_any_compression() {
+    let (one, two) = (three_layers(), one_layer("two"));
+    let tar = tar_of_all(&layout(&[
+        (&one, Some("docker.io/library/one:1")),
+        (&two, None),
+    ]));
+    for pack in [Pack::Plain, Pack::Gzip, Pack::Zstd] {
+        let rig = Rig::new();
+        let images = rig
+            .manager
+            .load(Cursor::new(fake::packed(&tar, pack)))
+            .await
+            .unwrap();
+        assert_eq!(images.len(), 2, "{pack:?}");
+        assert_eq!(rig.manager.find("one:1").unwrap().unwrap().id, one.id);
+        let digest = fake::digest(&one.manifest);
+        assert_eq!(
+            images[0].repo_digests,
+            [format!("docker.io/library/one@{digest}")]
+        );
+        assert!(images[1].repo_tags.is_empty() && images[1].repo_digests.is_empty());
+        assert_eq!(rig.manager.find(&two.id.hex()).unwrap().unwrap().id, two.id);
+        assert_eq!(rig.files("canary"), 4);
+        assert_eq!(rig.reopen().manager.list().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_docker_saves_loads() {
+    let rig = Rig::new();
+    let tars = [layer("canary-1", "1"), layer("canary-2", "2")];
+    let packed: Vec<_> = tars.iter().map(|t| (t.clone(), Pack::Plain)).collect();
+    let made = image(&packed, &json!({"User": "www-data"}));
+    let tar = tar_of_all(&saved(&made, &tars, &["x:1", "r.test/pinned:1"]));
+    let path = rig.root.path().join("archive.tar");
+    std::fs::write(&path, tar).unwrap();
+    let images = rig.manager.load_file(&path).await.unwrap();
+    assert_eq!(images[0].id, made.id);
+    assert_eq!(
+        images[0].repo_tags,
+        ["docker.io/library/x:1", "r.test/pinned:1"]
+    );
+    assert!(images[0].pinned && images[0].size > 0);
+    assert_eq!(rig.files("canary-"), 2);
+    let absent = rig
+        .manager
+        .load_file(Path::new("/nonexistent"))
+        .await
+        .unwrap_err();
+    assert!(absent.to_string().contains("/nonexistent"), "{absent}");
+}
+
+#[tokio::test]
+async fn broken_archives_leave_nothing() {
+    let made = three_layers();
+    let files = layout(&[(&made, Some("x:1"))]);
+    let without = |part: &str| {
+        let kept = files.iter().filter(|(name, _)| !name.contains(part));
+        tar_of_all(&kept.cloned().collect::<Vec<_>>())
+    };
+    let mut changed = files.clone();
+    changed[1].1[20] ^= 1;
+    let whole = tar_of_all(&files);
+    for (archive, want) in [
+        (without("index.json"), "no images"),
+        (without(&made.blobs[0].0.hex()), "is not in it"),
+        (tar_of_all(&changed), "is not in it"),
+        (whole[..whole.len() / 2].to_vec(), "archive"),
+        (b"not an archive at all".to_vec(), "archive"),
+        (Vec::new(), "archive"),
+    ] {
+        let rig = Rig::new();
+        let error = rig.manager.load(Cursor::new(archive)).await.unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
+        assert!(rig.manager.list().is_empty());
+        // Layers that were whole stay for another try, until something is collected; one may still be
+        // on its way into the store.
+        let mut left = 1;
+        for _ in 0..200 {
+            rig.manager.collect().await.unwrap();
+            left = rig.files("canary");
+            if left == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        assert_eq!(left, 0);
+    }
+}

@@ -1,0 +1,337 @@
+//! Applying an archive to a directory.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+
+mod attributes;
+mod dirs;
+mod link;
+mod name;
+mod whiteout;
+mod write;
+
+use attributes::Attributes;
+use dirs::Dirs;
+
+use super::tar::{Archive, Entry, Type};
+use super::{Applied, DeferredLink, Error, Limits};
+
+/// Applies a plain tar archive to the empty directory `root`, and reads `reader` to its end.
+///
+/// Nothing outside of `root` is touched, whatever the archive says: names are taken apart, each directory
+/// on the way is opened by a single component without following links, a link on the way is resolved
+/// inside the root, and no last component is ever followed.
+///
+/// # Errors
+/// See [`Error`]. What is in `root` then is incomplete and to be thrown away.
+pub fn apply<R: Read>(reader: R, root: BorrowedFd<'_>, limits: &Limits) -> Result<Applied, Error> {
+    let mut archive = Archive::new(reader, limits);
+    let mut applier = Applier::new(root, limits)?;
+    while let Some(entry) = archive.next()? {
+        applier.entry(entry, &mut archive)?;
+    }
+    archive.drain()?;
+    applier.finish()
+}
+
+/// Works on one layer.
+struct Applier<'a> {
+    root: BorrowedFd<'a>,
+    limits: &'a Limits,
+    dirs: Dirs<'a>,
+    attributes: Attributes,
+    applied: Applied,
+    /// Sizes have to be added up at the end, because something was removed.
+    recount: bool,
+    /// Used up of [`Limits::memory`] by what is in `applied`.
+    memory: usize,
+    /// Size of a block of the file system.
+    block: u64,
+}
+
+/// What making a name came to.
+enum Made<T> {
+    Yes(T),
+    /// There is something by that name.
+    Exists,
+}
+
+impl<'a> Applier<'a> {
+    fn new(root: BorrowedFd<'a>, limits: &'a Limits) -> Result<Self, Error> {
+        let failed = |error: Errno| Error::entry("look at", b"", error);
+        let stat = rustix::fs::fstat(root).map_err(failed)?;
+        let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        let block = u64::try_from(stat.st_blksize).unwrap_or(4096).max(512);
+        Ok(Self {
+            root,
+            limits,
+            dirs: Dirs::new(root, limits.memory)?,
+            attributes: Attributes::new(),
+            applied: Applied {
+                bytes,
+                inodes: 1,
+                ..Applied::default()
+            },
+            recount: false,
+            memory: 0,
+            block,
+        })
+    }
+
+    fn entry<R: Read>(
+        &mut self,
+        mut entry: Entry,
+        archive: &mut Archive<'_, R>,
+    ) -> Result<(), Error> {
+        self.applied.entries += 1;
+        if self.applied.entries > self.limits.entries {
+            return Err(Error::Limit {
+                what: "entries",
+                limit: self.limits.entries,
+            });
+        }
+        let raw = std::mem::take(&mut entry.name);
+        let name = name::clean(&raw, self.limits.path).map_err(|why| Error::refused(&raw, why))?;
+        if name.is_empty() {
+            return self.root_entry(&raw, &entry);
+        }
+        match name::classify(&name).map_err(|why| Error::refused(&raw, why))? {
+            name::Class::Metadata => Ok(()),
+            name::Class::Opaque(dir) => self.opaque(dir),
+            name::Class::Whiteout(dir, hidden) => self.whiteout(dir, hidden, &name),
+            name::Class::Plain(dir, base) => self.plain(dir, base, &name, &entry, archive),
+        }
+    }
+
+    /// S4: the root is a directory, and stays the one it is.
+    fn root_entry(&mut self, raw: &[u8], entry: &Entry) -> Result<(), Error> {
+        if entry.kind != Type::Dir {
+            return Err(Error::refused(raw, "the root of a layer is a directory"));
+        }
+        self.dirs.leave_all()?;
+        let root = self.root;
+        self.update_dir(b"", root, entry)?;
+        self.dirs.described_root(entry.mtime, entry.mode);
+        Ok(())
+    }
+
+    fn plain<R: Read>(
+        &mut self,
+        dir: &[u8],
+        base: &[u8],
+        name: &[u8],
+        entry: &Entry,
+        archive: &mut Archive<'_, R>,
+    ) -> Result<(), Error> {
+        match entry.kind {
+            Type::Dir => self.directory(dir, base, name, entry),
+            Type::File => self.file(dir, base, name, entry, archive),
+            Type::Symlink => self.symlink(dir, base, name, entry),
+            Type::HardLink => self.hard_link(dir, base, name, entry),
+            // S19: overlayfs takes such a device for a whiteout, so it is one.
+            Type::Char if entry.device == (0, 0) => self.whiteout(dir, base, name),
+            Type::Char | Type::Block | Type::Fifo => self.node(dir, base, name, entry),
+        }
+    }
+
+    /// Makes `base` in `dir`, removing what has the name already.
+    fn make<T>(
+        &mut self,
+        dir: &[u8],
+        base: &[u8],
+        mut make: impl FnMut(&mut Self, BorrowedFd<'_>) -> Result<Made<T>, Error>,
+    ) -> Result<T, Error> {
+        let parent = self.dirs.enter(dir)?;
+        let made = make(self, parent.as_fd())?;
+        if let Made::Yes(value) = made {
+            self.dirs.added(base);
+            return Ok(value);
+        }
+        self.replace(dir, base)?;
+        let parent = self.dirs.enter(dir)?;
+        match make(self, parent.as_fd())? {
+            Made::Yes(value) => {
+                self.dirs.added(base);
+                Ok(value)
+            }
+            Made::Exists => Err(Error::entry("replace", base, Errno::EXIST)),
+        }
+    }
+
+    /// Removes `base` in `dir`, whatever it is, without following it.
+    fn replace(&mut self, dir: &[u8], base: &[u8]) -> Result<(), Error> {
+        // What is removed may be on the way to the directories that are open.
+        self.dirs.leave_all()?;
+        let parent = self.dirs.enter(dir)?;
+        self.recount = true;
+        self.dirs.added(b"");
+        crate::sys::fs::remove_tree(parent.as_fd(), OsStr::from_bytes(base))
+            .map_err(|error| Error::entry("replace", base, error))
+    }
+
+    fn directory(
+        &mut self,
+        dir: &[u8],
+        base: &[u8],
+        name: &[u8],
+        entry: &Entry,
+    ) -> Result<(), Error> {
+        let parent = self.dirs.enter(dir)?;
+        let mode = Mode::from_raw_mode(entry.mode & 0o1777);
+        let mut opaque = false;
+        match rustix::fs::mkdirat(parent.as_fd(), base, mode) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => match self.existing(parent.as_fd(), base)? {
+                Existing::Dir(found) => {
+                    // Open directories remember a time to restore, perhaps that of this one by another name.
+                    self.dirs.leave_all()?;
+                    self.update_dir(name, found.as_fd(), entry)?;
+                    self.dirs.enter(dir)?;
+                    self.dirs.described(base);
+                    return Ok(());
+                }
+                other => {
+                    opaque = matches!(other, Existing::Whiteout);
+                    self.replace(dir, base)?;
+                    let parent = self.dirs.enter(dir)?;
+                    rustix::fs::mkdirat(parent.as_fd(), base, mode)
+                        .map_err(|error| Error::entry("create", name, error))?;
+                }
+            },
+            Err(error) => return Err(Error::entry("create", name, error)),
+        }
+        self.applied.inodes += 1;
+        self.applied.bytes += self.dirs.empty_dir_bytes();
+        let setgid = self.dirs.setgid();
+        self.dirs.added(base);
+        let made = self
+            .dirs
+            .enter_made(base, entry.mtime, entry.mode & 0o2000 != 0)?;
+        let attributes = &mut self.attributes;
+        attributes
+            .directory(made.as_fd(), entry, setgid)
+            .and_then(|dropped| {
+                self.applied.dropped_xattrs += dropped;
+                if opaque {
+                    whiteout::set_opaque(made.as_fd())?;
+                }
+                Ok(())
+            })
+            .map_err(|error| Error::entry("set the attributes of", name, error))
+    }
+
+    /// A directory that is there gets an entry's attributes (S7: only ever a directory).
+    fn update_dir(&mut self, name: &[u8], dir: BorrowedFd<'_>, entry: &Entry) -> Result<(), Error> {
+        let failed = |error: io::Error| Error::entry("set the attributes of", name, error);
+        self.applied.dropped_xattrs += self.attributes.existing(dir, entry).map_err(failed)?;
+        Ok(())
+    }
+
+    fn symlink(
+        &mut self,
+        dir: &[u8],
+        base: &[u8],
+        name: &[u8],
+        entry: &Entry,
+    ) -> Result<(), Error> {
+        if entry.link.is_empty() || entry.link.len() > self.limits.path {
+            return Err(Error::refused(name, "its target is empty or too long"));
+        }
+        self.make(dir, base, |this, parent| {
+            match rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), parent, base) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => return Ok(Made::Exists),
+                Err(error) => return Err(Error::entry("create", name, error)),
+            }
+            let setgid = this.dirs.setgid();
+            this.attributes
+                .link(parent, base, entry, setgid)
+                .map_err(|error| Error::entry("set the attributes of", name, error))?;
+            Ok(Made::Yes(()))
+        })?;
+        self.applied.inodes += 1;
+        self.applied.dropped_xattrs += entry.xattrs.len() as u64;
+        // ext4 keeps a target shorter than this in the inode.
+        if entry.link.len() >= 60 {
+            self.applied.bytes += self.block;
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, dir: &[u8], base: &[u8], name: &[u8], entry: &Entry) -> Result<(), Error> {
+        use rustix::fs::FileType;
+        let (kind, device) = match entry.kind {
+            Type::Char => (FileType::CharacterDevice, entry.device),
+            Type::Block => (FileType::BlockDevice, entry.device),
+            _ => (FileType::Fifo, (0, 0)),
+        };
+        let device = rustix::fs::makedev(device.0, device.1);
+        self.make(dir, base, |this, parent| {
+            let mode = Mode::RUSR | Mode::WUSR;
+            match rustix::fs::mknodat(parent, base, kind, mode, device) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => return Ok(Made::Exists),
+                Err(error) => return Err(Error::entry("create", name, error)),
+            }
+            this.attributes
+                .node(parent, base, entry)
+                .map_err(|error| Error::entry("set the attributes of", name, error))?;
+            Ok(Made::Yes(()))
+        })?;
+        self.applied.inodes += 1;
+        self.applied.dropped_xattrs += entry.xattrs.len() as u64;
+        Ok(())
+    }
+
+    fn existing(&self, parent: BorrowedFd<'_>, base: &[u8]) -> Result<Existing, Error> {
+        let failed = |error| Error::entry("look at", base, error);
+        let stat = rustix::fs::statat(parent, base, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        if whiteout::is_whiteout(&stat) {
+            return Ok(Existing::Whiteout);
+        }
+        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() {
+            return Ok(Existing::Other);
+        }
+        crate::sys::fs::open_dir(parent, OsStr::from_bytes(base))
+            .map(Existing::Dir)
+            .map_err(|error| Error::entry("open", base, error))
+    }
+
+    /// Counts what is kept in memory until the end.
+    fn remember(&mut self, bytes: usize) -> Result<(), Error> {
+        self.memory += bytes;
+        if self.memory > self.limits.memory {
+            return Err(Error::Limit {
+                what: "bytes of names to be remembered",
+                limit: self.limits.memory as u64,
+            });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Applied, Error> {
+        self.dirs.close()?;
+        self.applied.bytes = self.applied.bytes.saturating_add(self.dirs.grown_bytes());
+        self.applied.inodes += self.dirs.made_inodes();
+        self.applied.implicit = self.dirs.take_implicit();
+        if self.recount {
+            let usage = crate::sys::fs::tree_usage(self.root)
+                .map_err(|error| Error::entry("add up", b"", error))?;
+            self.applied.bytes = usage.bytes;
+            self.applied.inodes = usage.inodes;
+        }
+        Ok(self.applied)
+    }
+}
+
+/// What has a name already.
+enum Existing {
+    Dir(OwnedFd),
+    Whiteout,
+    Other,
+}

@@ -1,0 +1,351 @@
+//! The directories between the root and the entry at hand, kept open.
+//!
+//! Archives are mostly in order of depth, so most entries need no lookup at all. A directory's time is
+//! put back when it is left, for what is made in it changes it; so nothing needs to be remembered for the end
+//! but which directories no entry has described.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, Mode, Stat};
+use rustix::io::Errno;
+
+use super::{Error, attributes, whiteout};
+use crate::layer::tar::Time;
+use crate::sys::fs::{make_dirs, open_dir};
+
+/// More open directories than this, and those nearest to the root are closed.
+const OPEN: usize = 64;
+
+/// Names of this many bytes fit into a directory's first block on every file system that matters.
+const FIRST_BLOCK: usize = 2048;
+
+const MODE: u32 = 0o755;
+
+struct Level {
+    /// How much of the current path leads here.
+    end: usize,
+    dir: Rc<OwnedFd>,
+    /// Where it really is, after links.
+    real: PathBuf,
+    /// To be put back.
+    time: Time,
+    touched: bool,
+    setgid: bool,
+    bytes: u64,
+    names: usize,
+}
+
+pub(super) struct Dirs<'a> {
+    root: BorrowedFd<'a>,
+    /// Directory of the entry at hand, as the archive calls it.
+    path: Vec<u8>,
+    /// Never empty, starts with the root.
+    levels: Vec<Level>,
+    implicit: HashSet<PathBuf>,
+    memory: usize,
+    limit: usize,
+    empty_dir_bytes: u64,
+    grown: u64,
+    made: u64,
+}
+
+fn allocated(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+}
+
+fn is_setgid(stat: &Stat) -> bool {
+    stat.st_mode & Mode::SGID.as_raw_mode() != 0
+}
+
+fn time_of(stat: &Stat) -> Time {
+    Time {
+        sec: stat.st_mtime,
+        nsec: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+    }
+}
+
+impl<'a> Dirs<'a> {
+    pub(super) fn new(root: BorrowedFd<'a>, limit: usize) -> Result<Self, Error> {
+        let dir = open_dir(root, OsStr::new(".")).map_err(|e| Error::entry("open", b"", e))?;
+        let level = Level::open(dir, PathBuf::new(), 0)?;
+        Ok(Self {
+            root,
+            path: Vec::new(),
+            empty_dir_bytes: level.bytes,
+            levels: vec![level],
+            implicit: HashSet::from([PathBuf::new()]),
+            memory: 0,
+            limit,
+            grown: 0,
+            made: 0,
+        })
+    }
+
+    fn top(&mut self) -> &mut Level {
+        let last = self.levels.len() - 1;
+        &mut self.levels[last]
+    }
+
+    /// Opens the directory with this clean name, making what is missing on the way.
+    pub(super) fn enter(&mut self, dir: &[u8]) -> Result<Rc<OwnedFd>, Error> {
+        if dir != self.path {
+            self.go(dir)?;
+        }
+        Ok(Rc::clone(&self.top().dir))
+    }
+
+    fn go(&mut self, dir: &[u8]) -> Result<(), Error> {
+        while self.levels.len() > 1 && !leads_to(&self.path, dir) {
+            self.leave()?;
+        }
+        let end = self.top().end;
+        let rest = dir.get(end..).unwrap_or_default();
+        for name in rest
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
+            self.push(name)?;
+        }
+        Ok(())
+    }
+
+    /// Enters the directory that was just made at the place at hand.
+    ///
+    /// `setgid` is what it is going to be, for it is not yet.
+    pub(super) fn enter_made(
+        &mut self,
+        name: &[u8],
+        time: Time,
+        setgid: bool,
+    ) -> Result<Rc<OwnedFd>, Error> {
+        let top = self.top();
+        let dir = open_dir(top.dir.as_fd(), OsStr::from_bytes(name))
+            .map_err(|error| Error::entry("open", name, error))?;
+        let real = top.real.join(OsStr::from_bytes(name));
+        self.implicit.remove(&real);
+        let mut level = Level::open(dir, real, 0)?;
+        level.time = time;
+        level.setgid = setgid;
+        level.touched = true;
+        self.add(name, level)?;
+        Ok(Rc::clone(&self.top().dir))
+    }
+
+    fn push(&mut self, name: &[u8]) -> Result<(), Error> {
+        let failed = |error| Error::entry("open", name, error);
+        let top = self.top();
+        let here = Rc::clone(&top.dir);
+        let real = top.real.join(OsStr::from_bytes(name));
+        let level = match open_dir(here.as_fd(), OsStr::from_bytes(name)) {
+            Ok(dir) => Level::open(dir, real, 0)?,
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT) => self.make(&here, name, real)?,
+                Some(Errno::NOTDIR | Errno::LOOP) => self.through(&here, name, &real)?,
+                _ => return Err(failed(error)),
+            },
+        };
+        self.add(name, level)
+    }
+
+    /// Something is in the way: a link, which leads to a place inside the root, or a whiteout of this layer.
+    fn through(&mut self, here: &OwnedFd, name: &[u8], real: &Path) -> Result<Level, Error> {
+        let failed = |error: std::io::Error| Error::entry("enter", name, error);
+        let stat = rustix::fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| failed(error.into()))?;
+        if whiteout::is_whiteout(&stat) {
+            return self.make_anew(here, name, real);
+        }
+        let mut made = Vec::new();
+        let mode = Mode::from_raw_mode(MODE);
+        let place = make_dirs(self.root, real, mode, &mut |path| {
+            made.push(path.to_owned())
+        })
+        .map_err(failed)?;
+        for path in made {
+            self.remember(path)?;
+        }
+        Level::open(place.dir, place.path, 0)
+    }
+
+    /// Makes a directory that the archive implies.
+    fn make(&mut self, here: &OwnedFd, name: &[u8], real: PathBuf) -> Result<Level, Error> {
+        let failed = |error: std::io::Error| Error::entry("create", name, error);
+        rustix::fs::mkdirat(here, name, Mode::from_raw_mode(MODE))
+            .map_err(|error| failed(error.into()))?;
+        self.added(name);
+        self.remember(real.clone())?;
+        let dir = open_dir(here.as_fd(), OsStr::from_bytes(name)).map_err(failed)?;
+        Level::open(dir, real, 0)
+    }
+
+    /// The layer removes the lower directory and fills a new one, which shows nothing of the old.
+    fn make_anew(&mut self, here: &OwnedFd, name: &[u8], real: &Path) -> Result<Level, Error> {
+        let failed = |error: std::io::Error| Error::entry("create", name, error);
+        rustix::fs::unlinkat(here, name, AtFlags::empty()).map_err(|error| failed(error.into()))?;
+        let level = self.make(here, name, real.to_owned())?;
+        self.implicit.remove(real);
+        whiteout::set_opaque(level.dir.as_fd()).map_err(failed)?;
+        rustix::fs::fchmod(&*level.dir, Mode::from_raw_mode(MODE))
+            .map_err(|error| failed(error.into()))?;
+        Ok(level)
+    }
+
+    fn remember(&mut self, path: PathBuf) -> Result<(), Error> {
+        self.made += 1;
+        self.grown += self.empty_dir_bytes;
+        self.memory += path.as_os_str().len() + size_of::<PathBuf>() * 2;
+        if self.memory > self.limit {
+            return Err(Error::Limit {
+                what: "bytes of names to be remembered",
+                limit: self.limit as u64,
+            });
+        }
+        self.implicit.insert(path);
+        Ok(())
+    }
+
+    fn add(&mut self, name: &[u8], mut level: Level) -> Result<(), Error> {
+        let end = self.top().end;
+        self.path.truncate(end);
+        if end > 0 {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+        level.end = self.path.len();
+        self.levels.push(level);
+        if self.levels.len() > OPEN {
+            for level in self.levels.drain(1..=OPEN / 2) {
+                self.grown += level.leave()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Result<(), Error> {
+        if let Some(level) = self.levels.pop() {
+            self.grown += level.leave()?;
+        }
+        let end = self.top().end;
+        self.path.truncate(end);
+        Ok(())
+    }
+
+    /// Closes all but the root, so that what was entered is looked up again.
+    pub(super) fn leave_all(&mut self) -> Result<(), Error> {
+        while self.levels.len() > 1 {
+            self.leave()?;
+        }
+        self.path.clear();
+        Ok(())
+    }
+
+    /// Puts the root's time back, too.
+    pub(super) fn close(&mut self) -> Result<(), Error> {
+        self.leave_all()?;
+        let root = &self.levels[0];
+        self.grown += root.leave()?;
+        Ok(())
+    }
+
+    /// Something was made or removed at the place at hand.
+    pub(super) fn added(&mut self, name: &[u8]) {
+        let top = self.top();
+        top.touched = true;
+        top.names += name.len() + 16;
+    }
+
+    /// Whether what is made here gets the directory's group.
+    pub(super) fn setgid(&mut self) -> bool {
+        self.top().setgid
+    }
+
+    /// Where the place at hand really is.
+    pub(super) fn here(&mut self) -> &Path {
+        &self.top().real
+    }
+
+    /// An entry describes the directory `name` at the place at hand, which was there already.
+    pub(super) fn described(&mut self, name: &[u8]) {
+        let real = self.top().real.join(OsStr::from_bytes(name));
+        self.implicit.remove(&real);
+    }
+
+    /// An entry describes the root.
+    pub(super) fn described_root(&mut self, time: Time, mode: u32) {
+        self.implicit.remove(Path::new(""));
+        let root = &mut self.levels[0];
+        root.time = time;
+        root.setgid = mode & 0o2000 != 0;
+    }
+
+    /// What an empty directory takes on this file system.
+    pub(super) fn empty_dir_bytes(&self) -> u64 {
+        self.empty_dir_bytes
+    }
+
+    /// Bytes of directories that grew or were implied.
+    pub(super) fn grown_bytes(&self) -> u64 {
+        self.grown
+    }
+
+    /// How many directories were implied.
+    pub(super) fn made_inodes(&self) -> u64 {
+        self.made
+    }
+
+    /// The directories that no entry describes, parents first.
+    pub(super) fn take_implicit(&mut self) -> Vec<PathBuf> {
+        let paths = std::mem::take(&mut self.implicit);
+        let bytes = |path: PathBuf| path.into_os_string().into_vec();
+        let mut paths: Vec<Vec<u8>> = paths.into_iter().map(bytes).collect();
+        paths.sort_unstable();
+        let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
+        paths.into_iter().map(path).collect()
+    }
+}
+
+/// Whether the directory `from` is `to` or above it.
+fn leads_to(from: &[u8], to: &[u8]) -> bool {
+    let Some(rest) = to.strip_prefix(from) else {
+        return false;
+    };
+    rest.is_empty() || rest.starts_with(b"/")
+}
+
+impl Level {
+    fn open(dir: OwnedFd, real: PathBuf, end: usize) -> Result<Self, Error> {
+        let stat = rustix::fs::fstat(&dir)
+            .map_err(|error| Error::entry("look at", real.as_os_str().as_bytes(), error))?;
+        Ok(Self {
+            end,
+            dir: Rc::new(dir),
+            real,
+            time: time_of(&stat),
+            touched: false,
+            setgid: is_setgid(&stat),
+            bytes: allocated(&stat),
+            names: 0,
+        })
+    }
+
+    /// Puts the time back; returns how much it has grown.
+    fn leave(&self) -> Result<u64, Error> {
+        let name = self.real.as_os_str().as_bytes();
+        let mut grown = 0;
+        if self.names > FIRST_BLOCK {
+            let stat = rustix::fs::fstat(&*self.dir)
+                .map_err(|error| Error::entry("look at", name, error))?;
+            grown = allocated(&stat).saturating_sub(self.bytes);
+        }
+        if self.touched {
+            rustix::fs::futimens(&*self.dir, &attributes::times(self.time))
+                .map_err(|error| Error::entry("set the time of", name, error))?;
+        }
+        Ok(grown)
+    }
+}

@@ -1,0 +1,357 @@
+//! What could not be done without the layers below.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+use super::{Applied, DeferredLink, Error};
+use crate::sys::fs::{open_beneath, open_in_root, write_all};
+
+/// Extended attributes of one file are at most this long together (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const XATTR: usize = 64 * 1024;
+
+/// Completes a layer in `root` now that the layers below can be seen.
+///
+/// `lower` is a view of them, all together, as `Storage::view` makes it; none for the lowest layer. The
+/// counts in `applied` are brought up to date, and its lists are empty afterwards.
+///
+/// # Errors
+/// A hard link to something that no layer has, or what the file system says.
+pub fn finish(
+    root: BorrowedFd<'_>,
+    lower: Option<BorrowedFd<'_>>,
+    applied: &mut Applied,
+) -> Result<(), Error> {
+    let mut finisher = Finisher {
+        root,
+        lower,
+        bytes: 0,
+        inodes: 0,
+        implicit: std::mem::take(&mut applied.implicit),
+    };
+    for link in std::mem::take(&mut applied.deferred) {
+        finisher.link(&link)?;
+    }
+    let mut implicit = std::mem::take(&mut finisher.implicit);
+    implicit.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    for path in implicit {
+        finisher.directory(&path)?;
+    }
+    applied.bytes += finisher.bytes;
+    applied.inodes += finisher.inodes;
+    Ok(())
+}
+
+struct Finisher<'a> {
+    root: BorrowedFd<'a>,
+    lower: Option<BorrowedFd<'a>>,
+    bytes: u64,
+    inodes: u64,
+    implicit: Vec<PathBuf>,
+}
+
+/// The mark of a file that waits for a lower layer's content.
+pub(super) fn mark_of(file: BorrowedFd<'_>) -> Option<u64> {
+    let mut value = [0; 20];
+    let length = rustix::fs::fgetxattr(file, DeferredLink::MARK, &mut value[..]).ok()?;
+    std::str::from_utf8(value.get(..length)?).ok()?.parse().ok()
+}
+
+fn failed<'p>(action: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + 'p {
+    move |error| Error::entry(action, path.as_os_str().as_bytes(), error)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK);
+const DIR: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW);
+
+impl Finisher<'_> {
+    /// Gives a directory the attributes that it has below; else it is root's, and everybody may read it.
+    fn directory(&self, path: &Path) -> Result<(), Error> {
+        let dir = match open_beneath(self.root, path, DIR, Mode::empty()) {
+            Ok(dir) => dir,
+            // A later entry replaced it.
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(failed("open", path)(error)),
+        };
+        let below = match self.lower {
+            Some(lower) if !self.is_hidden(path) => {
+                open_beneath(lower, path, DIR, Mode::empty()).ok()
+            }
+            _ => None,
+        };
+        let set = match below {
+            Some(below) => copy_attributes(below.as_fd(), dir.as_fd()),
+            None => own_as_root(&dir),
+        };
+        set.map_err(failed("set the attributes of", path))
+    }
+
+    /// Whether this layer hides what is below at `path`, by an opaque directory above it.
+    fn is_hidden(&self, path: &Path) -> bool {
+        path.ancestors().skip(1).any(|above| {
+            let dir = open_beneath(self.root, above, DIR, Mode::empty());
+            dir.is_ok_and(|dir| is_opaque(dir.as_fd()))
+        })
+    }
+
+    /// Fills a file that stands for a hard link to a lower layer's file.
+    fn link(&mut self, link: &DeferredLink) -> Result<(), Error> {
+        let open = open_beneath(
+            self.root,
+            &link.path,
+            OFlags::PATH | OFlags::NOFOLLOW,
+            Mode::empty(),
+        );
+        let stat = match open.and_then(|fd| Ok(rustix::fs::fstat(&fd)?)) {
+            Ok(stat) => stat,
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(failed("open", &link.path)(error)),
+        };
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Ok(());
+        }
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW;
+        let file = open_beneath(self.root, &link.path, flags, Mode::empty())
+            .map_err(failed("open", &link.path))?;
+        // Filled already by another of its names, or replaced by a later entry.
+        if mark_of(file.as_fd()) != Some(link.mark) {
+            return Ok(());
+        }
+        let (target, stat) = self.target(link)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind.is_dir() {
+            let name = link.path.as_os_str().as_bytes();
+            return Err(Error::refused(
+                name,
+                "it is a hard link to a lower layer's directory",
+            ));
+        }
+        if !kind.is_file() {
+            return self.copy_node(link, &target, &stat);
+        }
+        let lower = self.lower.unwrap_or(self.root);
+        self.fill(&file, lower, link, &target)?;
+        self.carry_target(link, &target)
+    }
+
+    /// Where the target really is below, and what it is.
+    fn target(&self, link: &DeferredLink) -> Result<(PathBuf, Stat), Error> {
+        let absent = || {
+            let name = link.path.as_os_str().as_bytes();
+            Error::refused(name, "it is a hard link to something that no layer has")
+        };
+        let lower = self.lower.ok_or_else(absent)?;
+        let base = link.target.file_name().ok_or_else(absent)?;
+        let above = link.target.parent().unwrap_or(Path::new(""));
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let dir = open_in_root(lower, above, flags, Mode::empty()).map_err(|_| absent())?;
+        let stat =
+            rustix::fs::statat(&dir, base, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| absent())?;
+        if FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == 0 {
+            return Err(absent());
+        }
+        let real = real_path(lower, &dir).ok_or_else(absent)?;
+        Ok((real.join(base), stat))
+    }
+
+    fn fill(
+        &mut self,
+        file: &OwnedFd,
+        lower: BorrowedFd<'_>,
+        link: &DeferredLink,
+        target: &Path,
+    ) -> Result<(), Error> {
+        let source = open_beneath(lower, target, READ, Mode::empty())
+            .map_err(failed("read the target of", &link.path))?;
+        let mut source = File::from(source);
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            let length = source
+                .read(&mut buffer)
+                .map_err(failed("read the target of", &link.path))?;
+            if length == 0 {
+                break;
+            }
+            write_all(file.as_fd(), buffer.get(..length).unwrap_or_default())
+                .map_err(failed("write", &link.path))?;
+        }
+        copy_attributes(source.as_fd(), file.as_fd())
+            .map_err(failed("set the attributes of", &link.path))?;
+        let set = rustix::fs::fremovexattr(file, DeferredLink::MARK)
+            .and_then(|()| rustix::fs::fstat(file));
+        let stat = set.map_err(|error| failed("finish", &link.path)(error.into()))?;
+        self.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        Ok(())
+    }
+
+    /// The target gets to be the same file as the link, as an overlay does when the link is made in it.
+    /// Where this layer has something else by that name, or hides it, it is left alone.
+    fn carry_target(&mut self, link: &DeferredLink, target: &Path) -> Result<(), Error> {
+        let above = target.parent().unwrap_or(Path::new(""));
+        if self.is_hidden(target) {
+            return Ok(());
+        }
+        let Some((dir, time)) = self.way(above).map_err(failed("create", target))? else {
+            return Ok(());
+        };
+        let from_dir = link.path.parent().unwrap_or(Path::new(""));
+        let from = open_beneath(self.root, from_dir, DIR, Mode::empty())
+            .map_err(failed("open", from_dir))?;
+        let (Some(old), Some(new)) = (link.path.file_name(), target.file_name()) else {
+            return Ok(());
+        };
+        match rustix::fs::linkat(&from, old, &dir, new, AtFlags::empty()) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(failed("link", target)(error.into())),
+        }
+        rustix::fs::futimens(&dir, &time)
+            .map_err(|error| failed("set the time of", target)(error.into()))
+    }
+
+    /// Opens a directory of this layer, making what is missing; none if something else is in the way.
+    fn way(&mut self, path: &Path) -> io::Result<Option<(OwnedFd, Timestamps)>> {
+        let mut dir = open_beneath(self.root, Path::new(""), DIR, Mode::empty())?;
+        let mut here = PathBuf::new();
+        for part in path.components() {
+            let Component::Normal(name) = part else {
+                continue;
+            };
+            here.push(name);
+            let time = times_of(&rustix::fs::fstat(&dir)?);
+            match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    self.implicit.push(here.clone());
+                    self.inodes += 1;
+                    rustix::fs::futimens(&dir, &time)?;
+                }
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            dir = match crate::sys::fs::open_dir(dir.as_fd(), name) {
+                Ok(dir) => dir,
+                Err(error) if is_absent(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+        }
+        let time = times_of(&rustix::fs::fstat(&dir)?);
+        Ok(Some((dir, time)))
+    }
+
+    /// A link to a symbolic link or a special file becomes a copy of it: those cannot be filled in place.
+    fn copy_node(&self, link: &DeferredLink, target: &Path, stat: &Stat) -> Result<(), Error> {
+        let lower = self.lower.unwrap_or(self.root);
+        let copy = || -> io::Result<()> {
+            let above = link.path.parent().unwrap_or(Path::new(""));
+            let base = link.path.file_name().ok_or(Errno::INVAL)?;
+            let dir = open_beneath(self.root, above, DIR, Mode::empty())?;
+            let time = times_of(&rustix::fs::fstat(&dir)?);
+            rustix::fs::unlinkat(&dir, base, AtFlags::empty())?;
+            if FileType::from_raw_mode(stat.st_mode).is_symlink() {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW;
+                let source = open_in_root(lower, target, flags, Mode::empty())?;
+                let text = rustix::fs::readlinkat(&source, "", Vec::new())?;
+                rustix::fs::symlinkat(text, &dir, base)?;
+            } else {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+                rustix::fs::mknodat(&dir, base, kind, mode, stat.st_rdev)?;
+            }
+            let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            rustix::fs::chownat(&dir, base, Some(uid), Some(gid), nofollow)?;
+            if !FileType::from_raw_mode(stat.st_mode).is_symlink() {
+                let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+                rustix::fs::chmodat(&dir, base, mode, AtFlags::empty())?;
+            }
+            rustix::fs::utimensat(&dir, base, &times_of(stat), nofollow)?;
+            Ok(rustix::fs::futimens(&dir, &time)?)
+        };
+        copy().map_err(failed("copy the target of", &link.path))
+    }
+}
+
+fn is_opaque(dir: BorrowedFd<'_>) -> bool {
+    let mut value = [0; 1];
+    let read = rustix::fs::fgetxattr(dir, "trusted.overlay.opaque", &mut value[..]);
+    read.is_ok() && value == *b"y"
+}
+
+/// The path of `dir` inside `root`, both as this process sees them.
+fn real_path(root: BorrowedFd<'_>, dir: &OwnedFd) -> Option<PathBuf> {
+    use std::os::fd::AsRawFd;
+    let of = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+    let (root, dir) = (of(root.as_raw_fd())?, of(dir.as_raw_fd())?);
+    Some(dir.strip_prefix(root).ok()?.to_owned())
+}
+
+fn times_of(stat: &Stat) -> Timestamps {
+    let nsec = |nsec| i64::try_from(nsec).unwrap_or(0);
+    let time = Timespec {
+        tv_sec: stat.st_mtime,
+        tv_nsec: nsec(stat.st_mtime_nsec),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}
+
+fn own_as_root(dir: &OwnedFd) -> io::Result<()> {
+    rustix::fs::fchown(dir, Some(Uid::ROOT), Some(Gid::ROOT))?;
+    rustix::fs::fchmod(dir, Mode::from_raw_mode(0o755))?;
+    Ok(())
+}
+
+/// Owner, mode, extended attributes and times.
+fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let stat = rustix::fs::fstat(from)?;
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    rustix::fs::fchown(to, Some(uid), Some(gid))?;
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    copy_xattrs(from, to)?;
+    rustix::fs::futimens(to, &times_of(&stat))?;
+    Ok(())
+}
+
+fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let mut list = vec![0; XATTR];
+    let length = match rustix::fs::flistxattr(from, &mut list[..]) {
+        Ok(length) => length,
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let names = list.get(..length).unwrap_or_default();
+    let mut value = Vec::new();
+    for name in names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        // The kernel's own and overlayfs's are not for copying.
+        if name != b"security.capability" && !name.starts_with(b"user.") {
+            continue;
+        }
+        value.resize(XATTR, 0);
+        let name = OsStr::from_bytes(name);
+        let length = rustix::fs::fgetxattr(from, name, &mut value[..])?;
+        let value = value.get(..length).unwrap_or_default();
+        rustix::fs::fsetxattr(to, name, value, XattrFlags::empty())?;
+    }
+    Ok(())
+}

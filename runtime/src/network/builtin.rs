@@ -1,0 +1,288 @@
+//! The built-in network: a bridge, addresses from one subnet, masquerade and host ports.
+//!
+//! Everything here blocks, briefly, and works in the network namespace of the calling thread. What
+//! was taken apart once is not missed a second time, so that every call may be repeated, also after
+//! a crash half-way.
+
+mod conntrack;
+mod lease;
+mod links;
+mod rules;
+mod subnet;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use self::lease::{Lease, Leases};
+use self::links::{Bridge, Pair};
+use self::rules::{HostPort, Rules};
+use super::netlink::{NetfilterPool, Netlink};
+use super::{Error, NetworkResult, PodNetwork};
+use crate::id::PodId;
+use crate::model::PortMapping;
+
+pub(super) use self::links::POD_INTERFACE;
+pub use self::subnet::{NotASubnet, Subnet};
+
+/// The built-in network of one Berth.
+#[derive(Debug)]
+pub(super) struct Builtin {
+    /// `None`: switched off; pods that still have a lease can be torn down nevertheless.
+    subnet: Option<Subnet>,
+    leases: Leases,
+    rules: Rules,
+    /// Where it is written down that forwarding was switched on by us.
+    forwarding_note: PathBuf,
+    /// Serialises making, repairing and removing what all pods share. Held across a few netlink
+    /// requests, which the kernel answers at once and serialises itself.
+    shared: Mutex<()>,
+}
+
+/// Names that several Berths on one machine must not share.
+fn names(instance: &str) -> (String, String) {
+    if instance == "berth" {
+        return ("berth0".into(), "berth".into());
+    }
+    // An interface's name has at most 15 bytes.
+    let hash = Sha256::digest(instance.as_bytes());
+    let digits: String = hash.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    (format!("bt-{digits}"), format!("berth-{instance}"))
+}
+
+impl Builtin {
+    /// Reads the leases; touches nothing in the kernel.
+    pub(super) fn open(
+        subnet: Option<Subnet>,
+        instance: &str,
+        dir: &Path,
+        state_dir: &Path,
+    ) -> Result<Self, Error> {
+        let (bridge, table) = names(instance);
+        Ok(Self {
+            subnet,
+            leases: Leases::open(dir.join("leases"))?,
+            rules: Rules {
+                table,
+                bridge,
+                sockets: NetfilterPool::default(),
+            },
+            forwarding_note: state_dir.join("ip_forward"),
+            shared: Mutex::new(()),
+        })
+    }
+
+    /// Whether pods are to be put into it.
+    pub(super) fn is_on(&self) -> bool {
+        self.subnet.is_some()
+    }
+
+    /// Pods that have something of it.
+    pub(super) fn pods(&self) -> Vec<PodId> {
+        self.leases
+            .all()
+            .into_iter()
+            .map(|lease| lease.pod)
+            .collect()
+    }
+
+    /// Whether a pod has something of it.
+    pub(super) fn holds(&self, pod: &PodId) -> bool {
+        self.leases.get(pod).is_some()
+    }
+
+    /// The result that a pod was given.
+    pub(super) fn result(&self, pod: &PodId) -> Option<NetworkResult> {
+        self.leases.get(pod).map(result)
+    }
+
+    /// Connects a pod. What a failed attempt could not undo keeps its lease.
+    pub(super) fn setup(&self, pod: &PodNetwork) -> Result<NetworkResult, Error> {
+        let subnet = self
+            .subnet
+            .ok_or_else(|| Error::NotReady("the built-in network is switched off".into()))?;
+        let ports = host_ports(&pod.port_mappings)?;
+        if self.holds(&pod.id) {
+            self.teardown(&pod.id)?;
+        }
+        let mut netlink = Netlink::route()?;
+        let bridge = self.ensure_shared(&mut netlink, subnet)?;
+        let lease = self.leases.take(subnet, |address| Lease {
+            pod: pod.id.clone(),
+            address,
+            ports: published(&pod.port_mappings),
+            result: self.describe(pod, subnet, address),
+        })?;
+        let done = self.connect(&mut netlink, bridge, subnet, pod, &lease, &ports);
+        if let Err(error) = done {
+            // What cannot be undone keeps the lease, and `known` names the pod.
+            let _ = self.teardown(&pod.id);
+            return Err(error);
+        }
+        Ok(result(lease))
+    }
+
+    fn connect(
+        &self,
+        netlink: &mut Netlink,
+        bridge: Bridge,
+        subnet: Subnet,
+        pod: &PodNetwork,
+        lease: &Lease,
+        ports: &[HostPort],
+    ) -> Result<(), Error> {
+        let pair = Pair {
+            host: &host_interface(&pod.id),
+            alias: pod.id.as_str(),
+            netns: &pod.netns,
+            address: lease.address,
+        };
+        links::connect(netlink, bridge, subnet, &pair)?;
+        if !ports.is_empty() {
+            self.rules.publish(&pod.id, lease.address, ports)?;
+            conntrack::forget(&self.rules.sockets, ports, lease.address)?;
+        }
+        Ok(())
+    }
+
+    /// Disconnects a pod and gives its address back. The pod's namespace may be gone.
+    pub(super) fn teardown(&self, pod: &PodId) -> Result<(), Error> {
+        let Some(lease) = self.leases.get(pod) else {
+            return Ok(());
+        };
+        let mut errors = Vec::new();
+        let mut netlink = Netlink::route()?;
+        if !lease.ports.is_empty() {
+            errors.extend(self.rules.withdraw(pod).err());
+        }
+        let removed = links::remove(&mut netlink, &host_interface(pod));
+        errors.extend(removed.err().map(Error::from));
+        if let Ok(ports) = host_ports(&lease.ports) {
+            let forgotten = conntrack::forget(&self.rules.sockets, &ports, lease.address);
+            errors.extend(forgotten.err().map(Error::from));
+        }
+        if errors.is_empty() {
+            self.leases.release(&lease)?;
+        }
+        Error::collect(errors)
+    }
+
+    /// Makes or repairs what all pods share: bridge, table, forwarding.
+    fn ensure_shared(&self, netlink: &mut Netlink, subnet: Subnet) -> Result<Bridge, Error> {
+        if let Some(bridge) = self.find_shared(netlink)? {
+            return Ok(bridge);
+        }
+        let _serial = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bridge) = self.find_shared(netlink)? {
+            return Ok(bridge);
+        }
+        let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet)?;
+        self.rules.rebuild(subnet, &self.leases.all())?;
+        self.enable_forwarding()?;
+        for table in self.rules.obstacles()? {
+            tracing::warn!(
+                table,
+                bridge = self.rules.bridge,
+                "another nftables table drops forwarded packets by default: let the bridge through there, or pods will not reach the world"
+            );
+        }
+        Ok(bridge)
+    }
+
+    fn find_shared(&self, netlink: &mut Netlink) -> Result<Option<Bridge>, Error> {
+        let bridge = links::find_bridge(netlink, &self.rules.bridge)?;
+        Ok(bridge.filter(|_| self.rules.exist().unwrap_or(false)))
+    }
+
+    /// Routing between interfaces, for the whole machine. It is written down that we did it, and it
+    /// is not switched off again: by then others may rely on it.
+    fn enable_forwarding(&self) -> Result<(), Error> {
+        let path = "/proc/sys/net/ipv4/ip_forward";
+        let before = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+        if before.trim() != "0" {
+            return Ok(());
+        }
+        let note = &self.forwarding_note;
+        std::fs::write(note, "was 0 before Berth\n").map_err(Error::file("write", note))?;
+        std::fs::write(path, "1").map_err(Error::file("write", path))?;
+        tracing::info!("switched net.ipv4.ip_forward on for the built-in network");
+        Ok(())
+    }
+
+    /// Removes bridge and table if no pod is left; says whether it did.
+    pub(super) fn shutdown(&self) -> Result<bool, Error> {
+        let _serial = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.leases.all().is_empty() {
+            return Ok(false);
+        }
+        let mut errors = Vec::new();
+        errors.extend(self.rules.remove().err());
+        let removed = Netlink::route().and_then(|mut n| links::remove(&mut n, &self.rules.bridge));
+        errors.extend(removed.err().map(Error::from));
+        Error::collect(errors).map(|()| true)
+    }
+
+    /// The result in the form of CNI 1.0.0, for verbose status.
+    fn describe(
+        &self,
+        pod: &PodNetwork,
+        subnet: Subnet,
+        address: std::net::Ipv4Addr,
+    ) -> serde_json::Value {
+        let mac = |address| {
+            links::hardware_address(address)
+                .map(|b| format!("{b:02x}"))
+                .join(":")
+        };
+        json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                {"name": self.rules.bridge, "mac": mac(subnet.gateway())},
+                {"name": host_interface(&pod.id)},
+                {"name": POD_INTERFACE, "mac": mac(address), "sandbox": pod.netns},
+            ],
+            "ips": [{
+                "address": format!("{address}/{}", subnet.prefix()),
+                "gateway": subnet.gateway(),
+                "interface": 2,
+            }],
+            "routes": [{"dst": "0.0.0.0/0", "gw": subnet.gateway()}],
+        })
+    }
+}
+
+fn result(lease: Lease) -> NetworkResult {
+    NetworkResult {
+        ips: vec![IpAddr::V4(lease.address)],
+        raw: lease.result,
+    }
+}
+
+/// Name of the host's end of a pod's link: 14 of the 15 bytes that a name may have.
+fn host_interface(pod: &PodId) -> String {
+    format!("bt{}", pod.short())
+}
+
+fn published(mappings: &[PortMapping]) -> Vec<PortMapping> {
+    mappings
+        .iter()
+        .filter(|m| m.host_port > 0)
+        .cloned()
+        .collect()
+}
+
+/// The host ports, checked; a repeated one counts once.
+fn host_ports(mappings: &[PortMapping]) -> Result<Vec<HostPort>, Error> {
+    let mut ports = Vec::new();
+    for mapping in mappings {
+        ports.extend(HostPort::new(mapping)?);
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(ports)
+}

@@ -1,0 +1,347 @@
+//! Bridge, veth pairs, addresses and routes of the built-in network.
+
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use super::Subnet;
+use crate::network::Error;
+use crate::network::netlink::{NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Step};
+
+/// Name of the interface in a pod.
+pub(in crate::network) const POD_INTERFACE: &str = "eth0";
+
+/// The bridge as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bridge {
+    /// Its index.
+    pub(super) index: u32,
+    /// What it can carry in one piece, bytes.
+    pub(super) mtu: u32,
+}
+
+/// Both ends of a pod's link.
+#[derive(Debug)]
+pub(super) struct Pair<'a> {
+    /// Name of the host's end.
+    pub(super) host: &'a str,
+    /// For people: `ip link` shows it.
+    pub(super) alias: &'a str,
+    /// The pod's namespace.
+    pub(super) netns: &'a Path,
+    /// The pod's address.
+    pub(super) address: Ipv4Addr,
+}
+
+/// An interface by its name.
+fn by_name(name: &str) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(name.into()));
+    link
+}
+
+/// Sets `IFF_UP`.
+fn up(mut link: LinkMessage) -> LinkMessage {
+    link.header.flags |= LinkFlags::Up;
+    link.header.change_mask |= LinkFlags::Up;
+    link
+}
+
+/// A hardware address that follows from the IP address, so that no neighbour table is ever stale:
+/// locally administered, unicast.
+pub(super) fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0xbe, 0x72, a, b, c, d]
+}
+
+fn find(netlink: &mut Netlink, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
+    let what = format!("look for interface {name:?}");
+    match netlink.get(&what, Message::GetLink(by_name(name))) {
+        Ok(Some(Message::NewLink(link))) => Ok(Some(link)),
+        Ok(_) => Ok(None),
+        Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn mtu(link: &LinkMessage) -> Option<u32> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        })
+}
+
+/// The bridge, if it exists.
+pub(super) fn find_bridge(netlink: &mut Netlink, name: &str) -> Result<Option<Bridge>, Error> {
+    let Some(link) = find(netlink, name)? else {
+        return Ok(None);
+    };
+    let is_bridge = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Bridge)),
+        _ => false,
+    });
+    if !is_bridge {
+        return Err(Error::NotReady(format!(
+            "interface {name:?} exists and is not a bridge: remove it, or choose another instance name"
+        )));
+    }
+    Ok(Some(Bridge {
+        index: link.header.index,
+        mtu: mtu(&link).unwrap_or(DEFAULT_MTU),
+    }))
+}
+
+const DEFAULT_MTU: u32 = 1500;
+
+/// Makes the bridge, with the gateway's address, unless it exists, and sets it up either way.
+pub(super) fn ensure_bridge(
+    netlink: &mut Netlink,
+    name: &str,
+    subnet: Subnet,
+) -> Result<Bridge, Error> {
+    let uplink = survey(netlink, name, subnet)?;
+    let mut link = by_name(name);
+    let hardware = hardware_address(subnet.gateway());
+    link.attributes.extend([
+        // Set explicitly, or it would change with the ports.
+        LinkAttribute::Address(hardware.into()),
+        LinkAttribute::Mtu(uplink),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ]);
+    if find_bridge(netlink, name)?.is_none() {
+        let what = format!("make bridge {name:?}");
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        netlink.run(vec![Step::new(what, Message::NewLink(link), flags)])?;
+    }
+    let bridge = find_bridge(netlink, name)?
+        .ok_or_else(|| Error::NotReady(format!("bridge {name:?} vanished")))?;
+    set_bridge_parameters(name)?;
+    let mut state = LinkMessage::default();
+    state.header.index = bridge.index;
+    netlink.run(vec![
+        Step::new(
+            format!("give bridge {name:?} its address"),
+            new_address(bridge.index, subnet.gateway(), subnet),
+            // Without NLM_F_EXCL an address that is there is no error.
+            NLM_F_CREATE | NLM_F_REPLACE,
+        ),
+        Step::new(
+            format!("bring bridge {name:?} up"),
+            Message::SetLink(up(state)),
+            0,
+        ),
+    ])?;
+    Ok(bridge)
+}
+
+const NLM_F_REPLACE: u16 = 0x100;
+
+/// Reads the routing table: the MTU of the interface with the default route, and whether the
+/// subnet is free.
+fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Error> {
+    let ours = find(netlink, bridge)?.map(|link| link.header.index);
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet;
+    let mut uplink: Option<(u32, u32)> = None;
+    for message in netlink.dump("list routes", Message::GetRoute(request))? {
+        let Message::NewRoute(route) = message else {
+            continue;
+        };
+        if route.header.table != RouteHeader::RT_TABLE_MAIN {
+            continue;
+        }
+        let Some(interface) = attribute(&route, |a| match a {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        }) else {
+            continue;
+        };
+        let prefix = route.header.destination_prefix_length;
+        if prefix == 0 {
+            let metric = attribute(&route, |a| match a {
+                RouteAttribute::Priority(metric) => Some(*metric),
+                _ => None,
+            });
+            let candidate = (metric.unwrap_or(0), interface);
+            uplink = Some(uplink.map_or(candidate, |best| best.min(candidate)));
+        }
+        let destination = attribute(&route, |a| match a {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+            _ => None,
+        });
+        // Wider routes (a VPN's 10.0.0.0/8) are overruled by the bridge's; the same or narrower
+        // ones are somebody else's hosts.
+        if let Some(address) = destination
+            && prefix >= subnet.prefix()
+            && subnet.overlaps(address, prefix)
+            && Some(interface) != ours
+        {
+            return Err(Error::NotReady(format!(
+                "subnet {subnet} of the built-in network is in use: there is a route to {address}/{prefix} through interface {interface}; choose another [network] builtin"
+            )));
+        }
+    }
+    let Some((_, index)) = uplink else {
+        return Ok(DEFAULT_MTU);
+    };
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    match netlink.get("read the uplink's MTU", Message::GetLink(link))? {
+        Some(Message::NewLink(link)) => Ok(mtu(&link).unwrap_or(DEFAULT_MTU)),
+        _ => Ok(DEFAULT_MTU),
+    }
+}
+
+fn attribute<T>(route: &RouteMessage, find: impl FnMut(&RouteAttribute) -> Option<T>) -> Option<T> {
+    route.attributes.iter().find_map(find)
+}
+
+/// IPv4 only: no IPv6 on the bridge, so no router advertisement from a pod is believed
+/// (CVE-2020-10749). `route_localnet` is for host ports on 127.0.0.1; see the guard chain.
+fn set_bridge_parameters(name: &str) -> Result<(), Error> {
+    for (path, value, optional) in [
+        (
+            format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"),
+            "1",
+            true,
+        ),
+        (
+            format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"),
+            "1",
+            false,
+        ),
+    ] {
+        match std::fs::write(&path, value) {
+            // A kernel without IPv6.
+            Err(error) if optional && error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(Error::file("write", path))?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes the pair with one end on the bridge and the other in the pod, up and with its address and
+/// the default route.
+pub(super) fn connect(
+    netlink: &mut Netlink,
+    bridge: Bridge,
+    subnet: Subnet,
+    pair: &Pair<'_>,
+) -> Result<(), Error> {
+    let netns = File::open(pair.netns).map_err(Error::file("open", pair.netns))?;
+    let mut peer = by_name(POD_INTERFACE);
+    peer.attributes.extend([
+        LinkAttribute::Address(hardware_address(pair.address).into()),
+        LinkAttribute::Mtu(bridge.mtu),
+        LinkAttribute::NetNsFd(netns.as_raw_fd()),
+    ]);
+    let mut host = up(by_name(pair.host));
+    host.attributes.extend([
+        LinkAttribute::Mtu(bridge.mtu),
+        LinkAttribute::Controller(bridge.index),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ]);
+    // A pod that reaches itself through a host port goes back out of the port it came in by, when
+    // br_netfilter translates on the bridge.
+    let mut port = by_name(pair.host);
+    port.attributes.extend([
+        LinkAttribute::IfAlias(pair.alias.into()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(
+                true,
+            )])),
+        ]),
+    ]);
+    netlink.run(vec![
+        Step::new(
+            format!("make veth pair {:?}", pair.host),
+            Message::NewLink(host),
+            NLM_F_CREATE | NLM_F_EXCL,
+        ),
+        Step::new(
+            format!("set up bridge port {:?}", pair.host),
+            Message::NewLink(port),
+            0,
+        ),
+    ])?;
+    let mut inside = Netlink::route_in(pair.netns)?;
+    let index = find(&mut inside, POD_INTERFACE)?
+        .map(|link| link.header.index)
+        .ok_or_else(|| Error::NotReady(format!("{POD_INTERFACE} vanished from the pod")))?;
+    let mut state = LinkMessage::default();
+    state.header.index = index;
+    inside.run(vec![
+        // Not at creation: veth has no peer then, and does not open without one.
+        Step::new(
+            "bring the pod's interface up",
+            Message::SetLink(up(state)),
+            0,
+        ),
+        Step::new(
+            format!("give the pod address {}", pair.address),
+            new_address(index, pair.address, subnet),
+            NLM_F_CREATE | NLM_F_EXCL,
+        ),
+        Step::new(
+            "give the pod its default route",
+            default_route(index, subnet.gateway()),
+            NLM_F_CREATE | NLM_F_EXCL,
+        ),
+    ])?;
+    Ok(())
+}
+
+fn new_address(index: u32, address: Ipv4Addr, subnet: Subnet) -> Message {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = subnet.prefix();
+    message.header.index = index;
+    message.attributes.extend([
+        AddressAttribute::Local(address.into()),
+        AddressAttribute::Address(address.into()),
+        AddressAttribute::Broadcast(subnet.broadcast()),
+    ]);
+    Message::NewAddress(message)
+}
+
+fn default_route(index: u32, gateway: Ipv4Addr) -> Message {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes.extend([
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+        RouteAttribute::Oif(index),
+    ]);
+    Message::NewRoute(message)
+}
+
+/// Removes an interface; for a veth its peer goes with it. One that does not exist is fine.
+pub(super) fn remove(netlink: &mut Netlink, name: &str) -> Result<(), NetlinkError> {
+    let what = format!("remove interface {name:?}");
+    let step = Step::new(what, Message::DelLink(by_name(name)), 0);
+    match netlink.run(vec![step]) {
+        Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,402 @@
+//! The nftables table of the built-in network: masquerade, host ports, and a guard for the host's
+//! loopback.
+//!
+//! Everything is in one table of our own. Host ports are elements of two maps, so that a pod's are
+//! added and removed by one transaction each, whatever their number, and found again by the pod's
+//! id in their comment. There is no accept rule for forwarded packets: an accept in one table does
+//! not overrule a drop in another, and with nobody else dropping there is nothing to accept.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::Subnet;
+use super::lease::Lease;
+use crate::id::PodId;
+use crate::model::{PortMapping, Protocol};
+use crate::network::Error;
+use crate::network::netlink::{NetfilterPool, NetlinkError};
+use crate::network::nftables::{
+    Batch, Element, Expression as E, Field, Hook, Meta, R0, R1, R2, Verdict, dropping_forward,
+    elements, interface_name, table_exists,
+};
+
+/// Ports on every address of the host: protocol, port to address, port.
+const PORTS: &str = "hostports";
+/// Ports on one address: address, protocol, port to address, port.
+const ADDRESS_PORTS: &str = "hostports_by_address";
+const JUMP_TARGET: &str = "hostport";
+
+// Data types as nft numbers them for its listings; a concatenation is 6 bits for each.
+const TYPE_ADDRESS: u32 = 7;
+const TYPE_PROTOCOL: u32 = 12;
+const TYPE_SERVICE: u32 = 13;
+
+/// A host port of a pod, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct HostPort {
+    /// `None`: all addresses.
+    address: Option<Ipv4Addr>,
+    protocol: u8,
+    port: u16,
+    target: u16,
+}
+
+impl HostPort {
+    /// Checks a port mapping; `None` when it has no host port.
+    pub(super) fn new(mapping: &PortMapping) -> Result<Option<Self>, Error> {
+        if mapping.host_port == 0 {
+            return Ok(None);
+        }
+        if mapping.container_port == 0 {
+            let port = mapping.host_port;
+            return Err(Error::Invalid(format!(
+                "host port {port} has no container port"
+            )));
+        }
+        let address = match mapping.host_ip.as_str() {
+            // Kubernetes writes "every address" in both families.
+            "" | "0.0.0.0" | "::" => None,
+            text => Some(text.parse().map_err(|_| {
+                Error::Invalid(format!(
+                    "host address {text:?} of host port {} is not an IPv4 address: the built-in network has no other",
+                    mapping.host_port
+                ))
+            })?),
+        };
+        Ok(Some(Self {
+            address,
+            protocol: match mapping.protocol {
+                Protocol::Tcp => 6,
+                Protocol::Udp => 17,
+                Protocol::Sctp => 132,
+            },
+            port: mapping.host_port,
+            target: mapping.container_port,
+        }))
+    }
+
+    /// Whether this is a UDP port.
+    pub(super) fn is_udp(self) -> bool {
+        self.protocol == 17
+    }
+
+    /// The port on the host.
+    pub(super) fn port(self) -> u16 {
+        self.port
+    }
+
+    fn map(self) -> &'static str {
+        self.address.map_or(PORTS, |_| ADDRESS_PORTS)
+    }
+
+    fn element(self, pod: &PodId, address: Ipv4Addr) -> Element {
+        // Every part of a concatenation begins at a multiple of four bytes.
+        let mut key = Vec::new();
+        if let Some(address) = self.address {
+            key.extend(address.octets());
+        }
+        key.extend([self.protocol, 0, 0, 0]);
+        key.extend(padded(self.port));
+        Element {
+            key,
+            data: [address.octets(), padded(self.target)].concat(),
+            comment: pod.to_string(),
+        }
+    }
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = match self.protocol {
+            6 => "tcp",
+            17 => "udp",
+            _ => "sctp",
+        };
+        match self.address {
+            Some(address) => write!(f, "{address}:{}/{protocol}", self.port),
+            None => write!(f, "{}/{protocol}", self.port),
+        }
+    }
+}
+
+fn padded(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Rules {
+    /// Its name.
+    pub(super) table: String,
+    /// Name of the bridge.
+    pub(super) bridge: String,
+    /// The way to the kernel.
+    pub(super) sockets: NetfilterPool,
+}
+
+impl Rules {
+    /// Whether the table is there: a `nft flush ruleset` by somebody else takes it away.
+    pub(super) fn exist(&self) -> Result<bool, NetlinkError> {
+        self.sockets
+            .with(|netlink| table_exists(netlink, &self.table))
+    }
+
+    /// Makes the table anew in one transaction, with the host ports of these leases. Connections
+    /// that exist go on.
+    pub(super) fn rebuild(&self, subnet: Subnet, leases: &[Lease]) -> Result<(), Error> {
+        let mut batch = Batch::new(&self.table);
+        // Adding it first makes deleting it possible whether it was there or not.
+        batch.add_table().delete_table().add_table();
+        let concatenated = |types: &[u32]| types.iter().fold(0, |all, one| all << 6 | one);
+        let data = (concatenated(&[TYPE_ADDRESS, TYPE_SERVICE]), 8);
+        let key = concatenated(&[TYPE_PROTOCOL, TYPE_SERVICE]);
+        let address_key = concatenated(&[TYPE_ADDRESS, TYPE_PROTOCOL, TYPE_SERVICE]);
+        batch
+            .add_map(PORTS, (key, 8), data)
+            .add_map(ADDRESS_PORTS, (address_key, 12), data);
+        self.add_guard(&mut batch);
+        add_host_ports(&mut batch);
+        self.add_source_nat(&mut batch, subnet);
+        for (map, elements) in published(leases) {
+            batch.add_elements(map, &elements);
+        }
+        Ok(self.sockets.with(|netlink| batch.commit(netlink))?)
+    }
+
+    /// `route_localnet` lets the bridge carry 127.0.0.0/8, which host ports on 127.0.0.1 need. What
+    /// a pod sends under such an address never belongs there (CVE-2020-8558): it goes before
+    /// connection tracking could translate an answer back.
+    fn add_guard(&self, batch: &mut Batch) {
+        const PRIORITY_RAW: i32 = -300;
+        batch.add_base_chain("guard", "filter", Hook::Prerouting, PRIORITY_RAW);
+        for field in [Field::SourceAddress, Field::DestinationAddress] {
+            batch.add_rule(
+                "guard",
+                &[
+                    E::Meta(Meta::InputName, R0),
+                    E::Equal(R0, &interface_name(&self.bridge)),
+                    E::Payload(field, R0),
+                    E::Mask(R0, [255, 0, 0, 0]),
+                    E::Equal(R0, &[127, 0, 0, 0]),
+                    E::Verdict(Verdict::Drop),
+                ],
+            );
+        }
+    }
+
+    fn add_source_nat(&self, batch: &mut Batch, subnet: Subnet) {
+        const PRIORITY_SOURCE_NAT: i32 = 100;
+        let chain = "postrouting";
+        batch.add_base_chain(chain, "nat", Hook::Postrouting, PRIORITY_SOURCE_NAT);
+        let (mask, network) = (subnet.mask().to_be_bytes(), subnet.network().octets());
+        let from_pod = [
+            E::Payload(Field::SourceAddress, R0),
+            E::Mask(R0, mask),
+            E::Equal(R0, &network),
+            E::Payload(Field::DestinationAddress, R0),
+        ];
+        let multicast = [224, 0, 0, 0];
+        // Out into the world. Multicast stays on its link, where the pod's own address is right.
+        let leaving = [
+            E::Mask(R1, [240, 0, 0, 0]),
+            E::NotEqual(R1, &multicast),
+            E::Mask(R0, mask),
+            E::NotEqual(R0, &network),
+            E::Masquerade,
+        ];
+        let load = [E::Payload(Field::DestinationAddress, R1)];
+        batch.add_rule(chain, &[&from_pod[..], &load, &leaving].concat());
+        // A pod that reaches a pod through a host port: the answer must come back this way too.
+        let around = [
+            E::Mask(R0, mask),
+            E::Equal(R0, &network),
+            E::Rewritten(R0),
+            E::Masquerade,
+        ];
+        batch.add_rule(chain, &[&from_pod[..], &around].concat());
+        // The host through 127.0.0.1: a pod cannot answer that address.
+        batch.add_rule(
+            chain,
+            &[
+                E::Meta(Meta::OutputName, R0),
+                E::Equal(R0, &interface_name(&self.bridge)),
+                E::Payload(Field::SourceAddress, R0),
+                E::Mask(R0, [255, 0, 0, 0]),
+                E::Equal(R0, &[127, 0, 0, 0]),
+                E::Masquerade,
+            ],
+        );
+    }
+
+    /// Publishes ports of a pod, all or none.
+    pub(super) fn publish(
+        &self,
+        pod: &PodId,
+        address: Ipv4Addr,
+        ports: &[HostPort],
+    ) -> Result<(), Error> {
+        let mut batch = Batch::new(&self.table);
+        for port in ports {
+            batch.add_elements(port.map(), &[port.element(pod, address)]);
+        }
+        self.sockets
+            .with(|netlink| batch.commit(netlink))
+            .map_err(|error| {
+                let taken = matches!(error.errno(), Some(libc::EEXIST | libc::EBUSY));
+                taken
+                    .then(|| self.owner(pod, ports))
+                    .flatten()
+                    .unwrap_or_else(|| error.into())
+            })
+    }
+
+    /// Which of these ports another pod has.
+    fn owner(&self, pod: &PodId, ports: &[HostPort]) -> Option<Error> {
+        let list = |map| {
+            self.sockets
+                .with(|netlink| elements(netlink, &self.table, map))
+        };
+        let held = [PORTS, ADDRESS_PORTS].map(|map| (map, list(map).unwrap_or_default()));
+        ports.iter().find_map(|port| {
+            let wanted = port.element(pod, Ipv4Addr::UNSPECIFIED).key;
+            let (_, elements) = held.iter().find(|(map, _)| *map == port.map())?;
+            let element = elements.iter().find(|element| element.key == wanted)?;
+            Some(Error::HostPortTaken {
+                port: port.to_string(),
+                owner: element.comment.clone(),
+            })
+        })
+    }
+
+    /// Withdraws all ports of a pod; none, or no table, is fine.
+    pub(super) fn withdraw(&self, pod: &PodId) -> Result<(), Error> {
+        Ok(self.sockets.with(|netlink| {
+            let mut batch = Batch::new(&self.table);
+            for map in [PORTS, ADDRESS_PORTS] {
+                let mut found = elements(netlink, &self.table, map)?;
+                found.retain(|element| element.comment == pod.as_str());
+                batch.delete_elements(map, &found);
+            }
+            batch.commit(netlink)
+        })?)
+    }
+
+    /// Removes the table, if there is one.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        let mut batch = Batch::new(&self.table);
+        batch.add_table().delete_table();
+        Ok(self.sockets.with(|netlink| batch.commit(netlink))?)
+    }
+
+    /// Other tables that may drop what pods send to the world.
+    pub(super) fn obstacles(&self) -> Result<Vec<String>, NetlinkError> {
+        self.sockets
+            .with(|netlink| dropping_forward(netlink, &self.table))
+    }
+}
+
+/// The elements of each map that these leases make. A port counts once: a crash before a refused
+/// port was undone leaves a lease that claims it too, and must not keep everybody else out.
+fn published(leases: &[Lease]) -> BTreeMap<&'static str, Vec<Element>> {
+    let mut all: BTreeMap<_, Vec<Element>> = BTreeMap::new();
+    for lease in leases {
+        for port in lease
+            .ports
+            .iter()
+            .filter_map(|p| HostPort::new(p).ok().flatten())
+        {
+            let element = port.element(&lease.pod, lease.address);
+            let map = all.entry(port.map()).or_default();
+            if !map.iter().any(|held| held.key == element.key) {
+                map.push(element);
+            }
+        }
+    }
+    all
+}
+
+/// Host ports, for packets to an address of this machine only: traffic to other machines that
+/// passes through is never touched (CVE-2019-9946).
+fn add_host_ports(batch: &mut Batch) {
+    const PRIORITY_DESTINATION_NAT: i32 = -100;
+    batch.add_chain(JUMP_TARGET);
+    let by_address = [
+        E::Payload(Field::DestinationAddress, R0),
+        E::Meta(Meta::Protocol, R1),
+        E::Payload(Field::DestinationPort, R2),
+        E::Lookup(ADDRESS_PORTS, R0, R0),
+        E::Dnat(R0, R1),
+    ];
+    let by_port = [
+        E::Meta(Meta::Protocol, R0),
+        E::Payload(Field::DestinationPort, R1),
+        E::Lookup(PORTS, R0, R0),
+        E::Dnat(R0, R1),
+    ];
+    batch.add_rule(JUMP_TARGET, &by_address);
+    batch.add_rule(JUMP_TARGET, &by_port);
+    let local = [
+        E::LocalDestination(R0),
+        E::Verdict(Verdict::Jump(JUMP_TARGET)),
+    ];
+    for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
+        batch.add_base_chain(chain, "nat", hook, PRIORITY_DESTINATION_NAT);
+        batch.add_rule(chain, &local);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(host_ip: &str, host_port: u16, container_port: u16) -> PortMapping {
+        PortMapping {
+            protocol: Protocol::Udp,
+            container_port,
+            host_port,
+            host_ip: host_ip.into(),
+        }
+    }
+
+    #[test]
+    fn port_mappings_are_checked() {
+        assert_eq!(HostPort::new(&mapping("", 0, 80)).unwrap(), None);
+        let any = HostPort::new(&mapping("::", 53, 5353)).unwrap().unwrap();
+        assert_eq!(any.to_string(), "53/udp");
+        assert_eq!(any.map(), PORTS);
+        let one = HostPort::new(&mapping("192.0.2.1", 53, 5353))
+            .unwrap()
+            .unwrap();
+        assert_eq!(one.to_string(), "192.0.2.1:53/udp");
+        assert!(HostPort::new(&mapping("", 53, 0)).is_err());
+        assert!(HostPort::new(&mapping("::1", 53, 53)).is_err());
+        assert!(HostPort::new(&mapping("localhost", 53, 53)).is_err());
+    }
+
+    #[test]
+    fn a_port_that_two_leases_claim_is_published_once() {
+        let lease = |address| Lease {
+            pod: PodId::generate().unwrap(),
+            address,
+            ports: vec![mapping("", 53, 53), mapping("192.0.2.1", 53, 53)],
+            result: serde_json::Value::Null,
+        };
+        let leases = [lease([10, 0, 0, 2].into()), lease([10, 0, 0, 3].into())];
+        let all = published(&leases);
+        assert_eq!(all[PORTS].len(), 1);
+        assert_eq!(all[ADDRESS_PORTS].len(), 1);
+        assert_eq!(all[PORTS][0].comment, leases[0].pod.as_str());
+    }
+
+    #[test]
+    fn elements_are_laid_out_in_words() {
+        let port = HostPort::new(&mapping("192.0.2.1", 0x1234, 80))
+            .unwrap()
+            .unwrap();
+        let pod = PodId::generate().unwrap();
+        let element = port.element(&pod, Ipv4Addr::new(10, 0, 0, 2));
+        assert_eq!(element.key, [192, 0, 2, 1, 17, 0, 0, 0, 0x12, 0x34, 0, 0]);
+        assert_eq!(element.data, [10, 0, 0, 2, 0, 80, 0, 0]);
+    }
+}

@@ -1,0 +1,199 @@
+//! Device nodes and the rules of the device controller.
+
+use serde_json::{Value, json};
+use shim_protocol::worker::DeviceRule;
+
+use super::{DeviceNode, Error};
+
+/// Nodes that libcontainer makes in every container, and the ones that stand for the container's own terminal.
+const OWN_NODES: [&str; 8] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/console",
+];
+
+/// Character devices that every container may open: the six above, its terminals and their multiplexer.
+/// Not /dev/net/tun (10:200) and not the host's console (5:1), which libcontainer would allow.
+const DEFAULT_CHARACTER: [(i64, Option<i64>); 8] = [
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(0)),
+    (5, Some(2)),
+    (136, None),
+];
+
+/// Checks the nodes and gives the ones to be made, each path once.
+pub(super) fn nodes(devices: &[DeviceNode], taken: &[String]) -> Result<Vec<Value>, Error> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut nodes = Vec::new();
+    for device in devices {
+        check(device)?;
+        let path = super::mounts::normalise(&device.path);
+        // A mount of the request lies where the node would be: the mount wins, as on every runtime.
+        let covered = taken.contains(&path);
+        let own = OWN_NODES.contains(&path.as_str()) || path.starts_with("/dev/pts/");
+        if covered || own || !seen.insert(path.clone()) {
+            continue;
+        }
+        nodes.push(json!({
+            "path": path,
+            "type": device.kind.to_string(),
+            "major": device.major,
+            "minor": device.minor,
+            "fileMode": device.mode & 0o7777,
+            "uid": device.uid,
+            "gid": device.gid,
+        }));
+    }
+    Ok(nodes)
+}
+
+fn check(device: &DeviceNode) -> Result<(), Error> {
+    let wrong = |why: &str| {
+        Err(Error::Device {
+            path: device.path.clone(),
+            why: why.to_owned(),
+        })
+    };
+    if !matches!(device.kind, 'b' | 'c') {
+        return wrong("only block and character devices can be given");
+    }
+    if device.path.is_empty() || device.path.contains('\0') {
+        return wrong("its path in the container is empty or contains a NUL byte");
+    }
+    let mut letters: Vec<char> = device.access.chars().collect();
+    letters.sort_unstable();
+    let before = letters.len();
+    letters.dedup();
+    if letters.is_empty()
+        || letters.len() != before
+        || letters.iter().any(|letter| !"rwm".contains(*letter))
+    {
+        return wrong("its permissions are not a subset of \"rwm\"");
+    }
+    Ok(())
+}
+
+/// The rules, in order: everything denied, making of nodes and the usual ones allowed, then what was
+/// asked for. Without the first nothing would be denied on v1.
+pub(super) fn rules(devices: &[DeviceNode], privileged: bool) -> Vec<DeviceRule> {
+    if privileged {
+        return vec![rule(true, "a", None, None, "rwm")];
+    }
+    let mut rules = vec![
+        rule(false, "a", None, None, "rwm"),
+        rule(true, "c", None, None, "m"),
+        rule(true, "b", None, None, "m"),
+    ];
+    rules
+        .extend(DEFAULT_CHARACTER.map(|(major, minor)| rule(true, "c", Some(major), minor, "rwm")));
+    rules.extend(devices.iter().map(|device| {
+        let (major, minor) = (i64::from(device.major), i64::from(device.minor));
+        rule(
+            true,
+            &device.kind.to_string(),
+            Some(major),
+            Some(minor),
+            &device.access,
+        )
+    }));
+    rules
+}
+
+fn rule(
+    allow: bool,
+    kind: &str,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: &str,
+) -> DeviceRule {
+    DeviceRule {
+        allow,
+        kind: kind.to_owned(),
+        major,
+        minor,
+        access: access.to_owned(),
+    }
+}
+
+/// A rule as the v1 files take it (Documentation/admin-guide/cgroup-v1/devices.rst): file name and line.
+pub(super) fn v1_line(rule: &DeviceRule) -> (&'static str, String) {
+    let file = if rule.allow {
+        "devices.allow"
+    } else {
+        "devices.deny"
+    };
+    let number = |number: Option<i64>| number.map_or("*".to_owned(), |number| number.to_string());
+    let line = match rule.kind.as_str() {
+        // "a" ignores what follows; alone it is what the kernel documents.
+        "a" => "a".to_owned(),
+        kind => format!(
+            "{kind} {}:{} {}",
+            number(rule.major),
+            number(rule.minor),
+            rule.access
+        ),
+    };
+    (file, line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(path: &str, access: &str) -> DeviceNode {
+        DeviceNode {
+            path: path.into(),
+            kind: 'c',
+            major: 10,
+            minor: 229,
+            mode: 0o660,
+            uid: 0,
+            gid: 44,
+            access: access.into(),
+        }
+    }
+
+    #[test]
+    fn deny_all_comes_first_and_neither_tun_nor_the_hosts_console_is_allowed() {
+        let rules = rules(&[node("/dev/fuse", "rw")], false);
+        let lines: Vec<_> = rules.iter().map(v1_line).collect();
+        assert_eq!(lines[0], ("devices.deny", "a".to_owned()));
+        assert_eq!(lines[1], ("devices.allow", "c *:* m".to_owned()));
+        assert!(lines.contains(&("devices.allow", "c 136:* rwm".to_owned())));
+        assert_eq!(lines.last().unwrap().1, "c 10:229 rw");
+        assert!(
+            !lines
+                .iter()
+                .any(|(_, line)| line.contains("10:200") || line.contains("5:1 "))
+        );
+        assert_eq!(super::rules(&[], true).len(), 1);
+    }
+
+    #[test]
+    fn nodes_are_made_once_and_not_over_mounts_or_the_containers_own() {
+        let devices = [
+            node("/dev/fuse", "rw"),
+            node("/dev//fuse", "r"),
+            node("/dev/null", "r"),
+            node("/dev/kvm", "m"),
+        ];
+        let made = nodes(&devices, &["/dev/kvm".to_owned()]).unwrap();
+        assert_eq!(made.len(), 1);
+        assert_eq!(made[0]["path"], "/dev/fuse");
+        for access in ["", "x", "rr", "rwmx"] {
+            assert!(
+                nodes(&[node("/dev/fuse", access)], &[]).is_err(),
+                "{access}"
+            );
+        }
+    }
+}

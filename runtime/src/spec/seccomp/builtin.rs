@@ -1,0 +1,200 @@
+//! Berth's own profile, `RuntimeDefault`: what ordinary programs need, and no more kernel than that.
+//!
+//! It follows what the field agreed on (Docker's and containerd's defaults): calls that only matter to whoever
+//! administers a machine come with the capability that they need, new namespaces and the newest mount calls
+//! with CAP_SYS_ADMIN, io_uring, keyrings and userfaultfd not at all. AF_ALG and AF_VSOCK sockets are refused
+//! (CVE-2026-31431), also by way of i386's `socketcall`, whose arguments a filter cannot see: there, making
+//! sockets is refused as a whole.
+
+use super::arch::Arch;
+use super::profile::{Action, Arches, Comparison, Conditions, Operator, Profile, ProfileRule};
+
+/// Allowed to everybody.
+const EVERYBODY: &str = "
+    _llseek _newselect accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown
+    chown32 clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64
+    clock_nanosleep clock_nanosleep_time64 close close_range connect copy_file_range creat dup dup2 dup3
+    epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd
+    eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fadvise64_64 fallocate fanotify_mark
+    fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr file_getattr
+    file_setattr flistxattr flock fork fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 fsync
+    ftruncate ftruncate64 futex futex_requeue futex_time64 futex_wait futex_waitv futex_wake futimesat
+    get_robust_list get_thread_area getcpu getcwd getdents getdents64 getegid getegid32 geteuid geteuid32 getgid
+    getgid32 getgroups getgroups32 getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom
+    getresgid getresgid32 getresuid getresuid32 getrlimit getrusage getsid getsockname getsockopt gettid
+    gettimeofday getuid getuid32 getxattr getxattrat inotify_add_watch inotify_init inotify_init1
+    inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ioctl
+    ioprio_get ioprio_set ipc kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown
+    lchown32 lgetxattr link linkat listen listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat
+    lstat64 madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock
+    mlock2 mlockall mmap mmap2 mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64
+    mq_timedsend mq_timedsend_time64 mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall
+    munmap name_to_handle_at nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe
+    pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll ppoll_time64 prctl pread64 preadv preadv2 prlimit64
+    process_mrelease pselect6 pselect6_time64 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv
+    recv recvfrom recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr removexattrat rename renameat
+    renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
+    rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo sched_get_priority_max
+    sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
+    sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam
+    sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop semtimedop_time64 send sendfile
+    sendfile64 sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address setfsgid setfsgid32 setfsuid
+    setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid setpriority setregid setregid32 setresgid
+    setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid setsockopt setuid setuid32 setxattr
+    setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 sigprocmask sigreturn
+    socketpair splice stat stat64 statfs statfs64 statx symlink symlinkat sync sync_file_range syncfs sysinfo tee
+    tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime
+    timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill
+    truncate truncate64 ugetrlimit umask uname unlink unlinkat uretprobe utime utimensat utimensat_time64 utimes
+    vfork vmsplice wait4 waitid waitpid write writev";
+
+/// Allowed to those who have the capability.
+const WITH_CAPABILITY: [(&str, &str); 14] = [
+    ("DAC_READ_SEARCH", "open_by_handle_at"),
+    (
+        "SYS_ADMIN",
+        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick listmount lookup_dcookie lsm_get_self_attr
+         lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree open_tree_attr perf_event_open
+         quotactl quotactl_fd setdomainname sethostname setns statmount syslog umount umount2 unshare",
+    ),
+    ("SYS_BOOT", "reboot"),
+    ("SYS_CHROOT", "chroot"),
+    ("SYS_MODULE", "delete_module finit_module init_module"),
+    ("SYS_PACCT", "acct"),
+    ("SYS_PTRACE", "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace"),
+    ("SYS_RAWIO", "ioperm iopl"),
+    ("SYS_TIME", "clock_settime clock_settime64 settimeofday stime"),
+    ("SYS_TTY_CONFIG", "vhangup"),
+    ("SYS_NICE", "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
+    ("SYSLOG", "syslog"),
+    ("BPF", "bpf"),
+    ("PERFMON", "perf_event_open"),
+];
+
+/// Allowed where the machine is of this kind.
+const WITH_MACHINE: [(&[&str], &str); 2] = [
+    (&["amd64"], "arch_prctl modify_ldt"),
+    (
+        &["arm64"],
+        "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls sync_file_range2",
+    ),
+];
+
+/// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWTIME would each make a namespace;
+/// NEWTIME is left out of the mask: to clone(2) its bit is part of the exit signal.
+const NEW_NAMESPACES: u64 = 0x7e02_0000;
+
+/// Execution domains (include/uapi/linux/personality.h): Linux and 32-bit Linux, each also with UNAME26, and
+/// the question which one it is. Never the ones that turn address randomisation off.
+const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+const AF_ALG: u64 = 38;
+const AF_VSOCK: u64 = 40;
+/// socketcall(2)'s number for socket(2).
+const SOCKETCALL_SOCKET: u64 = 1;
+const ENOSYS: u16 = 38;
+
+/// The profile.
+pub(super) fn profile() -> Profile {
+    let mut rules = vec![rule(EVERYBODY, Action::Allow)];
+    for (capability, names) in WITH_CAPABILITY {
+        rules.push(ProfileRule {
+            includes: having(capability),
+            ..rule(names, Action::Allow)
+        });
+    }
+    for (machines, names) in WITH_MACHINE {
+        let arches = machines.iter().map(|name| (*name).to_owned()).collect();
+        rules.push(ProfileRule {
+            includes: Conditions {
+                arches,
+                ..Conditions::default()
+            },
+            ..rule(names, Action::Allow)
+        });
+    }
+    rules.push(tracing());
+    rules.extend(sockets());
+    rules.extend(PERSONALITIES.map(|domain| when("personality", 0, Operator::Equal, domain)));
+    rules.extend(cloning());
+    Profile {
+        default: Action::Errno(1),
+        arches: Arches::Map(vec![
+            // Not x32: nobody ships programs for it, and it doubles what can be reached.
+            (Some(Arch::X86_64), vec![Arch::X86]),
+            (Some(Arch::Aarch64), vec![Arch::Arm]),
+        ]),
+        rules,
+    }
+}
+
+fn rule(names: &str, action: Action) -> ProfileRule {
+    ProfileRule {
+        names: names.split_whitespace().map(str::to_owned).collect(),
+        action,
+        args: Vec::new(),
+        includes: Conditions::default(),
+        excludes: Conditions::default(),
+    }
+}
+
+fn having(capability: &str) -> Conditions {
+    let capabilities = super::super::parse_capability(capability).unwrap_or(u64::MAX);
+    Conditions {
+        capabilities,
+        ..Conditions::default()
+    }
+}
+
+fn when(names: &str, index: u32, operator: Operator, value: u64) -> ProfileRule {
+    let args = vec![Comparison {
+        index,
+        operator,
+        value,
+        second: 0,
+    }];
+    ProfileRule {
+        args,
+        ..rule(names, Action::Allow)
+    }
+}
+
+/// Before 4.8 a tracer could get around the filter (seccomp(2), NOTES).
+fn tracing() -> ProfileRule {
+    let includes = Conditions {
+        min_kernel: Some((4, 8)),
+        ..Conditions::default()
+    };
+    ProfileRule {
+        includes,
+        ..rule("process_vm_readv process_vm_writev ptrace", Action::Allow)
+    }
+}
+
+/// Ranges, because two "not equal" on one argument would be alternatives.
+fn sockets() -> [ProfileRule; 5] {
+    [
+        when("socket", 0, Operator::Less, AF_ALG),
+        when("socket", 0, Operator::Equal, AF_ALG + 1),
+        when("socket", 0, Operator::Greater, AF_VSOCK),
+        when("socketcall", 0, Operator::Greater, SOCKETCALL_SOCKET),
+        ProfileRule {
+            action: Action::Errno(ENOSYS),
+            ..when("socketcall", 0, Operator::LessOrEqual, SOCKETCALL_SOCKET)
+        },
+    ]
+}
+
+/// clone3 passes its flags in memory, where a filter cannot see them: C libraries fall back to clone.
+fn cloning() -> [ProfileRule; 2] {
+    [
+        ProfileRule {
+            excludes: having("SYS_ADMIN"),
+            ..when("clone", 0, Operator::MaskedEqual, NEW_NAMESPACES)
+        },
+        ProfileRule {
+            excludes: having("SYS_ADMIN"),
+            ..rule("clone3", Action::Errno(ENOSYS))
+        },
+    ]
+}

@@ -1,0 +1,357 @@
+//! Which images there are: one table in a redb file, and all of it in memory.
+//!
+//! Every change is one durable transaction. The records are JSON envelopes with a version, so that a later Berth
+//! can read them and an earlier one can say why it cannot.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError,
+    TableDefinition,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, failed};
+use crate::model::{ChainId, Digest, ImageConfig, ImageId};
+
+/// Version of the records that this Berth writes.
+pub(super) const VERSION: u32 = 1;
+
+/// The file is small: redb's default cache of a GiB is not needed.
+const CACHE: usize = 1 << 20;
+
+const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
+
+/// The name of an index that could not be read has this after the file's own name, and a time.
+const DAMAGED: &str = ".damaged-";
+
+/// An image in the index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Digest of the configuration.
+    pub id: ImageId,
+    /// `registry/repository:tag`; each belongs to one image.
+    pub tags: Vec<String>,
+    /// `registry/repository@sha256:…`; each belongs to one image.
+    pub digests: Vec<String>,
+    /// Digest of the manifest.
+    pub manifest: Digest,
+    /// Compressed layers and documents, bytes.
+    pub size: u64,
+    /// What containers of it should be like, hostile as it came.
+    pub config: ImageConfig,
+    /// Layers, lowest first.
+    pub chain: Vec<ChainId>,
+    /// Documents to keep: index, manifest, configuration.
+    pub blobs: Vec<Digest>,
+    /// Never removed by the kubelet's garbage collection.
+    pub pinned: bool,
+    /// When it was pulled, nanoseconds since the Unix epoch.
+    pub created_at: i64,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<R> {
+    version: u32,
+    record: R,
+}
+
+/// The images, by id.
+#[derive(Debug)]
+pub struct Index {
+    path: PathBuf,
+    database: Database,
+    images: RwLock<BTreeMap<ImageId, Arc<ImageRecord>>>,
+    /// Writers wait for one another, as redb has them do anyway; readers wait for nobody.
+    writer: Mutex<()>,
+    lost_at: Option<i64>,
+    unreadable: u64,
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Images = BTreeMap<ImageId, Arc<ImageRecord>>;
+
+/// What stands in the way of using a file.
+enum Unusable {
+    /// It has to be put aside.
+    Damaged(BoxError),
+    /// It is good, or may be.
+    Other(Error),
+}
+
+impl Index {
+    /// Opens the index, making it if it is not there. A damaged file is moved aside, and the index starts empty.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let (database, images, unreadable) = match load(path) {
+            Ok(loaded) => loaded,
+            Err(Unusable::Other(error)) => return Err(error),
+            Err(Unusable::Damaged(error)) => {
+                let aside = put_aside(path)?;
+                tracing::error!(
+                    index = %path.display(),
+                    aside = %aside.display(),
+                    error = &*error,
+                    "the image index is damaged and was moved aside: images are unknown until they are \
+                     pulled again, their layers are kept"
+                );
+                load(path).map_err(|error| match error {
+                    Unusable::Damaged(source) => index_error("create", path, source),
+                    Unusable::Other(error) => error,
+                })?
+            }
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            database,
+            images: RwLock::new(images),
+            writer: Mutex::new(()),
+            lost_at: lost_at(path)?,
+            unreadable,
+        })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Images> {
+        self.images.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An image by its id.
+    pub fn get(&self, id: &ImageId) -> Option<Arc<ImageRecord>> {
+        self.read().get(id).cloned()
+    }
+
+    /// All images, by id.
+    pub fn all(&self) -> Vec<Arc<ImageRecord>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// When an index was lost whose parts may still be in the store (seconds since the Unix epoch); the file that was
+    /// moved aside says so until somebody removes it. With a record that cannot be read: now and for ever.
+    pub fn lost_at(&self) -> Option<i64> {
+        if self.unreadable > 0 {
+            return Some(i64::MAX);
+        }
+        self.lost_at
+    }
+
+    /// Whether an image has this layer.
+    pub fn names_layer(&self, chain: &ChainId) -> bool {
+        self.read()
+            .values()
+            .any(|image| image.chain.contains(chain))
+    }
+
+    /// Whether an image has this document.
+    pub fn names_blob(&self, digest: &Digest) -> bool {
+        self.read()
+            .values()
+            .any(|image| image.blobs.contains(digest))
+    }
+
+    /// Adds an image or replaces the record of one. Its tags and digests are taken from the images that had them.
+    /// When this returns it is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Index`]; nothing has changed then.
+    pub fn put(&self, record: ImageRecord) -> Result<(), Error> {
+        self.change(vec![record], &[])
+    }
+
+    /// Removes an image; an absent one is fine.
+    ///
+    /// # Errors
+    /// [`Error::Index`]; nothing has changed then.
+    pub fn remove(&self, id: &ImageId) -> Result<(), Error> {
+        self.change(Vec::new(), std::slice::from_ref(id))
+    }
+
+    /// Both, in one transaction: removals first, then the records in their order.
+    ///
+    /// # Errors
+    /// [`Error::Index`]; nothing has changed then.
+    pub fn change(&self, put: Vec<ImageRecord>, remove: &[ImageId]) -> Result<(), Error> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.read().clone();
+        let mut touched = BTreeSet::new();
+        for id in remove {
+            if next.remove(id).is_some() {
+                touched.insert(*id);
+            }
+        }
+        for record in put {
+            touched.extend(take_names(&mut next, &record));
+            touched.insert(record.id);
+            next.insert(record.id, Arc::new(record));
+        }
+        self.write(&next, &touched)
+            .map_err(|source| index_error("write", &self.path, source))?;
+        *self.images.write().unwrap_or_else(PoisonError::into_inner) = next;
+        drop(writer);
+        Ok(())
+    }
+
+    fn write(&self, images: &Images, touched: &BTreeSet<ImageId>) -> Result<(), BoxError> {
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        {
+            let mut table = transaction.open_table(TABLE)?;
+            for id in touched {
+                let key = id.hex();
+                let Some(record) = images.get(id) else {
+                    table.remove(key.as_str())?;
+                    continue;
+                };
+                let envelope = Envelope {
+                    version: VERSION,
+                    record: &**record,
+                };
+                let bytes = serde_json::to_vec(&envelope)?;
+                table.insert(key.as_str(), bytes.as_slice())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+/// Takes the names of `record` from all other images; returns which those are.
+fn take_names(images: &mut Images, record: &ImageRecord) -> Vec<ImageId> {
+    let tags: HashSet<&str> = record.tags.iter().map(String::as_str).collect();
+    let digests: HashSet<&str> = record.digests.iter().map(String::as_str).collect();
+    let mut losers = Vec::new();
+    for (id, image) in images.iter_mut().filter(|(id, _)| **id != record.id) {
+        let loses = image.tags.iter().any(|tag| tags.contains(tag.as_str()))
+            || image
+                .digests
+                .iter()
+                .any(|digest| digests.contains(digest.as_str()));
+        if loses {
+            let image = Arc::make_mut(image);
+            image.tags.retain(|tag| !tags.contains(tag.as_str()));
+            image
+                .digests
+                .retain(|digest| !digests.contains(digest.as_str()));
+            losers.push(*id);
+        }
+    }
+    losers
+}
+
+fn index_error(action: &'static str, path: &Path, source: BoxError) -> Error {
+    Error::Index {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// redb checks what it reads; should it stumble over a damaged page nevertheless, the file is damaged, not we.
+fn load(path: &Path) -> Result<(Database, Images, u64), Unusable> {
+    match catch_unwind(AssertUnwindSafe(|| load_unguarded(path))) {
+        Ok(loaded) => loaded,
+        Err(_) => Err(Unusable::Damaged("redb panicked".into())),
+    }
+}
+
+fn load_unguarded(path: &Path) -> Result<(Database, Images, u64), Unusable> {
+    let database = Database::builder()
+        .set_cache_size(CACHE)
+        .create(path)
+        .map_err(|error| sort_out(path, error))?;
+    let damaged = |error: BoxError| Unusable::Damaged(error);
+    let transaction = database.begin_read().map_err(|e| damaged(e.into()))?;
+    let table = match transaction.open_table(TABLE) {
+        Err(redb::TableError::TableDoesNotExist(_)) => {
+            return Ok((database, Images::new(), 0));
+        }
+        table => table.map_err(|e| damaged(e.into()))?,
+    };
+    let mut images = Images::new();
+    let mut unreadable = 0;
+    for item in table.iter().map_err(|e| damaged(e.into()))? {
+        let (key, value) = item.map_err(|e| damaged(e.into()))?;
+        match parse(key.value(), value.value()).map_err(Unusable::Other)? {
+            Some(record) => {
+                images.insert(record.id, Arc::new(record));
+            }
+            // One bad record costs one image, not all; it stays where it is.
+            None => {
+                tracing::error!(
+                    image = key.value(),
+                    "the record of an image is damaged: pull it again"
+                );
+                unreadable += 1;
+            }
+        }
+    }
+    Ok((database, images, unreadable))
+}
+
+fn parse(key: &str, value: &[u8]) -> Result<Option<ImageRecord>, Error> {
+    let Ok(Version { version }) = serde_json::from_slice(value) else {
+        return Ok(None);
+    };
+    if version > VERSION {
+        return Err(Error::Newer {
+            id: key.to_owned(),
+            version,
+        });
+    }
+    let envelope: Option<Envelope<ImageRecord>> = serde_json::from_slice(value).ok();
+    let record = envelope.map(|envelope| envelope.record);
+    Ok(record.filter(|record| record.id.hex() == key))
+}
+
+fn sort_out(path: &Path, error: DatabaseError) -> Unusable {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => Unusable::Other(Error::InUse(path.to_owned())),
+        DatabaseError::Storage(StorageError::Io(source))
+            if !matches!(
+                source.kind(),
+                std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Unusable::Other(failed("open", path)(source))
+        }
+        error => Unusable::Damaged(error.into()),
+    }
+}
+
+fn put_aside(path: &Path) -> Result<PathBuf, Error> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!("{DAMAGED}{}", now.as_secs()));
+    let aside = PathBuf::from(name);
+    std::fs::rename(path, &aside).map_err(failed("move away", path))?;
+    Ok(aside)
+}
+
+/// The latest time in the names of indexes that were moved aside.
+fn lost_at(path: &Path) -> Result<Option<i64>, Error> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let prefix = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let prefix = format!("{prefix}{DAMAGED}");
+    let mut lost = None;
+    for entry in std::fs::read_dir(dir).map_err(failed("list", dir))? {
+        let name = entry.map_err(failed("list", dir))?.file_name();
+        let time = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+        lost = lost.max(time.and_then(|time| time.parse().ok()));
+    }
+    Ok(lost)
+}

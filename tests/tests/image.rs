@@ -1,0 +1,343 @@
+//! Images from a registry and from archives.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use berth_cri_api::v1::*;
+use berth_tests::cri::image_spec;
+use berth_tests::pods::{Pod, container, pod_config};
+use berth_tests::runner::{Case, Test};
+use berth_tests::{ensure_eq, images, oci, paths, test};
+use tonic::{Code, Request};
+
+pub(crate) const TESTS: &[Test] = &[
+    test!(every_kind_of_layer_and_manifest),
+    test!(pull_twice_is_one_image),
+    test!(identical_pulls_at_once),
+    test!(missing_image),
+    test!(wrong_digest_is_refused),
+    test!(pull_by_digest),
+    test!(users_of_the_config),
+    test!(remove_takes_every_name),
+    test!(image_in_use_keeps_running),
+    test!(status_of_the_unknown),
+    test!(file_system_info),
+    test!(streamed_list_is_the_list),
+    test!(a_corrupt_layer_is_refused).berth_only("it writes its own registry content"),
+    test!(load_of_archives).berth_only("a command of Berth"),
+    test!(deadline_of_the_client),
+];
+
+async fn run_echo(case: &mut Case, image: &str) -> Result<()> {
+    let instance = case.instance()?;
+    let pod = Pod::run(instance.cri()?, pod_config(instance, "echo")).await?;
+    let mut config = container(&["/bin/echo", "fine"]);
+    config.image = Some(image_spec(image));
+    let text = pod
+        .output_of(&config)
+        .await
+        .with_context(|| format!("running {image}"))?;
+    ensure_eq!(text, "fine\n");
+    pod.remove().await
+}
+
+async fn every_kind_of_layer_and_manifest(case: &mut Case) -> Result<()> {
+    case.start().await?;
+    for image in [
+        images::ZSTD,
+        images::PLAIN,
+        images::DOCKER_LIST,
+        images::OCI_INDEX,
+    ] {
+        case.cri()?
+            .pull(image)
+            .await
+            .with_context(|| format!("pulling {image}"))?;
+        run_echo(case, image).await?;
+    }
+    Ok(())
+}
+
+async fn pull_twice_is_one_image(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    let first = cri.pull(images::ZSTD).await?;
+    ensure_eq!(cri.pull(images::ZSTD).await?, first);
+    let list = cri.list_images().await?;
+    let named: Vec<&Image> = list
+        .iter()
+        .filter(|image| image.repo_tags.contains(&images::ZSTD.to_owned()))
+        .collect();
+    ensure_eq!(named.len(), 1);
+    ensure!(named[0].size > 100_000, "its size is {}", named[0].size);
+    ensure_eq!(named[0].repo_digests.len(), 1);
+    Ok(())
+}
+
+async fn identical_pulls_at_once(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let cri = cri.clone();
+        tasks.spawn(async move { cri.pull(images::LOGLINES).await });
+    }
+    let mut ids = std::collections::BTreeSet::new();
+    while let Some(result) = tasks.join_next().await {
+        ids.insert(result??);
+    }
+    ensure_eq!(ids.len(), 1);
+    Ok(())
+}
+
+async fn missing_image(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    for name in ["berth.test/no-such:1", "berth.test/busybox:no-such-tag"] {
+        let error = cri.pull(name).await.err().context("it was pulled")?;
+        ensure!(
+            error.message().contains("no-such"),
+            "the error does not name it: {error}"
+        );
+    }
+    let error = cri
+        .pull("berth.test/UPPER:1")
+        .await
+        .err()
+        .context("a wrong name was pulled")?;
+    ensure!(!error.message().is_empty(), "no word");
+    Ok(())
+}
+
+async fn wrong_digest_is_refused(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    let name = format!("berth.test/busybox@sha256:{}", "0".repeat(64));
+    ensure!(
+        cri.pull(&name).await.is_err(),
+        "an image by a digest that nobody has"
+    );
+    Ok(())
+}
+
+async fn pull_by_digest(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    cri.pull(images::ZSTD).await?;
+    let image = cri.image_status(images::ZSTD).await?.context("no image")?;
+    let digest = image.repo_digests.first().context("no digest")?.clone();
+    ensure!(digest.starts_with("berth.test/busybox@sha256:"), "{digest}");
+    cri.remove_image(&image.id).await?;
+    ensure_eq!(cri.image_status(images::ZSTD).await?, None);
+    cri.pull(&digest).await?;
+    let again = cri
+        .image_status(&digest)
+        .await?
+        .context("no image by its digest")?;
+    ensure_eq!(again.id, image.id);
+    ensure_eq!(again.repo_tags, Vec::<String>::new());
+    run_echo(case, &digest).await
+}
+
+async fn users_of_the_config(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    cri.pull(images::CONFIGURED).await?;
+    cri.pull(images::GROUPS).await?;
+    let named = cri
+        .image_status(images::CONFIGURED)
+        .await?
+        .context("no image")?;
+    ensure_eq!((named.username.as_str(), named.uid), ("app", None));
+    let numbered = cri
+        .image_status(images::GROUPS)
+        .await?
+        .context("no image")?;
+    ensure_eq!(
+        (numbered.username.as_str(), numbered.uid),
+        ("", Some(Int64Value { value: 1000 }))
+    );
+    Ok(())
+}
+
+async fn remove_takes_every_name(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    let base = "gcr.io/k8s-staging-cri-tools/test-image-tags";
+    for tag in 1..=3 {
+        cri.pull(&format!("{base}:{tag}")).await?;
+    }
+    let image = cri
+        .image_status(&format!("{base}:2"))
+        .await?
+        .context("no image")?;
+    ensure_eq!(image.repo_tags.len(), 3);
+    cri.remove_image(&format!("{base}:1")).await?;
+    for tag in 1..=3 {
+        ensure_eq!(cri.image_status(&format!("{base}:{tag}")).await?, None);
+    }
+    cri.remove_image(&image.id).await?;
+    Ok(())
+}
+
+async fn image_in_use_keeps_running(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod
+        .start(&berth_tests::pods::script("exec sleep 4321"))
+        .await?;
+    pod.cri.remove_image(images::BUSYBOX).await?;
+    ensure_eq!(running.sh("echo still").await?, "still\n");
+    ensure_eq!(
+        running.status().await?.state(),
+        ContainerState::ContainerRunning
+    );
+    Ok(())
+}
+
+async fn status_of_the_unknown(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    ensure_eq!(cri.image_status("berth.test/no-such:1").await?, None);
+    cri.remove_image("berth.test/no-such:1").await?;
+    Ok(())
+}
+
+async fn file_system_info(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    let mut last = None;
+    // containerd counts every ten seconds.
+    for _ in 0..24 {
+        let info = cri
+            .image
+            .clone()
+            .image_fs_info(ImageFsInfoRequest {})
+            .await?
+            .into_inner();
+        let first = info
+            .image_filesystems
+            .first()
+            .context("no image file system")?
+            .clone();
+        let path = &first.fs_id.as_ref().context("no fs_id")?.mountpoint;
+        ensure!(std::path::Path::new(path).exists(), "{path} is not there");
+        ensure!(first.timestamp > 0, "no time");
+        if first.used_bytes.as_ref().is_some_and(|used| used.value > 0) {
+            return Ok(());
+        }
+        last = Some(first);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    bail!("an image takes no room: {last:?}")
+}
+
+async fn streamed_list_is_the_list(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    let request = StreamImagesRequest::default();
+    let mut stream = cri.image.clone().stream_images(request).await?.into_inner();
+    let mut images = Vec::new();
+    while let Some(message) = stream.message().await? {
+        images.extend(message.images);
+    }
+    let mut list = cri.list_images().await?;
+    list.sort_by(|a, b| a.id.cmp(&b.id));
+    images.sort_by(|a, b| a.id.cmp(&b.id));
+    ensure_eq!(images, list);
+    Ok(())
+}
+
+/// A layer whose content is not what the config's diff ID says: nothing of it may stay.
+async fn a_corrupt_layer_is_refused(case: &mut Case) -> Result<()> {
+    let mut tree = oci::Tree::default();
+    tree.file("wrong", 0o644, b"wrong")?;
+    let mut layer = tree.layer(oci::Pack::Gzip)?;
+    layer.diff_id = oci::digest(b"something else");
+    let recipe = oci::Recipe {
+        layers: vec![layer],
+        ..oci::Recipe::default()
+    };
+    let image = recipe.build(oci::Flavor::Oci)?;
+    case.shared()
+        .registry
+        .client()
+        .push("corrupt", &["1"], &image)
+        .await?;
+    let cri = case.start().await?.cri()?.clone();
+    let error = cri
+        .pull("berth.test/corrupt:1")
+        .await
+        .err()
+        .context("it was pulled")?;
+    ensure!(error.message().contains("diff"), "{error}");
+    ensure_eq!(cri.image_status("berth.test/corrupt:1").await?, None);
+    Ok(())
+}
+
+async fn load_of_archives(case: &mut Case) -> Result<()> {
+    let image = images::Kit::new()?.busybox()?;
+    let folder = case.start().await?.folder().to_path_buf();
+    let archives = [
+        (
+            "oci.tar",
+            "berth.test/from-oci:1",
+            image.oci_archive("berth.test/from-oci:1")?,
+        ),
+        (
+            "docker.tar",
+            "berth.test/from-docker:1",
+            image.docker_archive(&["berth.test/from-docker:1"])?,
+        ),
+    ];
+    for (file, name, bytes) in archives {
+        std::fs::write(folder.join(file), bytes)?;
+        let output = berth(
+            case,
+            &["images", "load", &folder.join(file).display().to_string()],
+        )
+        .await?;
+        ensure!(output.contains(name), "`berth images load` says {output:?}");
+        run_echo(case, name).await?;
+        ensure!(
+            berth(case, &["images", "list"]).await?.contains(name),
+            "it is not listed"
+        );
+    }
+    berth(case, &["images", "rm", "berth.test/from-oci:1"]).await?;
+    ensure_eq!(
+        case.cri()?.image_status("berth.test/from-oci:1").await?,
+        None
+    );
+    Ok(())
+}
+
+/// Runs a command of the operator against the daemon of the case.
+async fn berth(case: &mut Case, args: &[&str]) -> Result<String> {
+    let config = case.instance()?.config_file();
+    let output = tokio::process::Command::new(paths::berth_dir().join("berth"))
+        .args(args)
+        .arg("--config")
+        .arg(config)
+        .output()
+        .await?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "`berth {}`: {text}{error}",
+        args.join(" ")
+    );
+    Ok(text)
+}
+
+async fn deadline_of_the_client(case: &mut Case) -> Result<()> {
+    let cri = case.start().await?.cri()?.clone();
+    let mut request = Request::new(PullImageRequest {
+        image: Some(image_spec(images::NGINX)),
+        ..PullImageRequest::default()
+    });
+    request.set_timeout(Duration::from_millis(1));
+    let code = cri
+        .image
+        .clone()
+        .pull_image(request)
+        .await
+        .err()
+        .map(|status| status.code());
+    ensure!(
+        matches!(code, Some(Code::DeadlineExceeded | Code::Cancelled)),
+        "{code:?}"
+    );
+    cri.pull(images::NGINX).await?;
+    Ok(())
+}

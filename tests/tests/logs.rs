@@ -1,0 +1,180 @@
+//! Container logs: format, long lines, rotation.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use berth_tests::cri::image_spec;
+use berth_tests::pods::{container, script};
+use berth_tests::runner::{Case, Test};
+use berth_tests::{ensure_eq, images, test};
+
+pub(crate) const TESTS: &[Test] = &[
+    test!(both_streams_in_order),
+    test!(long_line_is_split_and_marked),
+    test!(last_line_without_end),
+    test!(bytes_that_are_no_text),
+    test!(reopen_after_rename),
+    test!(rotation_loses_nothing),
+    test!(no_log_path_is_no_log),
+    test!(reopen_of_a_stopped_container_is_refused),
+];
+
+async fn both_streams_in_order(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod
+        .start(&script(
+            "echo one; sleep 0.1; echo two >&2; sleep 0.1; echo; echo three",
+        ))
+        .await?;
+    running.wait().await?;
+    let lines = running.lines()?;
+    let seen: Vec<(&str, &str)> = lines
+        .iter()
+        .map(|line| (line.stream.as_str(), line.text.as_str()))
+        .collect();
+    ensure_eq!(
+        seen,
+        [
+            ("stdout", "one"),
+            ("stderr", "two"),
+            ("stdout", ""),
+            ("stdout", "three")
+        ]
+    );
+    ensure!(
+        lines.is_sorted_by_key(|line| line.time.clone()),
+        "the times go back: {lines:?}"
+    );
+    Ok(())
+}
+
+async fn long_line_is_split_and_marked(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod
+        .start(&script(
+            "head -c 40000 /dev/zero | tr '\\0' a; echo; echo end",
+        ))
+        .await?;
+    running.wait().await?;
+    let lines = running.lines()?;
+    ensure!(lines.len() >= 3, "{} lines", lines.len());
+    ensure!(
+        lines.iter().all(|line| line.text.len() <= 16 * 1024),
+        "a piece is too long"
+    );
+    ensure!(lines[0].partial, "the first piece is not marked");
+    let text = running.stdout()?;
+    ensure_eq!(text.len(), 40_000 + 1 + 4);
+    Ok(())
+}
+
+async fn last_line_without_end(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod.start(&script("printf 'no end'")).await?;
+    running.wait().await?;
+    let lines = running.lines()?;
+    ensure_eq!(lines.len(), 1);
+    ensure_eq!(lines[0].text, "no end");
+    Ok(())
+}
+
+async fn bytes_that_are_no_text(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod.start(&script("printf 'a\\377\\000b\\n'")).await?;
+    running.wait().await?;
+    let bytes = std::fs::read(&running.log)?;
+    ensure!(bytes.ends_with(b" stdout F a\xff\x00b\n"), "{bytes:?}");
+    Ok(())
+}
+
+async fn reopen_after_rename(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod
+        .start(&script(
+            "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done",
+        ))
+        .await?;
+    running.wait_for_log("10").await?;
+    let old = running.log.with_extension("old");
+    std::fs::rename(&running.log, &old)?;
+    pod.cri.reopen_log(&running.id).await?;
+    ensure!(
+        running.log.exists(),
+        "the new file is not there when the call returns"
+    );
+    let length = std::fs::metadata(&old)?.len();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ensure_eq!(std::fs::metadata(&old)?.len(), length);
+    ensure!(!running.lines()?.is_empty(), "nothing in the new file");
+    Ok(())
+}
+
+/// 300 000 numbered lines while the file is renamed again and again: each is there once, whole and in order.
+async fn rotation_loses_nothing(case: &mut Case) -> Result<()> {
+    const LINES: usize = 300_000;
+    let pod = case.pod().await?;
+    pod.cri.pull(images::LOGLINES).await?;
+    let mut config = container(&["loglines", &LINES.to_string()]);
+    config.image = Some(image_spec(images::LOGLINES));
+    let running = pod.create(&config).await?;
+    pod.cri.start(&running.id).await?;
+    let mut files = Vec::new();
+    for number in 0..200 {
+        if running.status().await?.finished_at != 0 {
+            break;
+        }
+        let old = running.log.with_extension(format!("{number:03}"));
+        std::fs::rename(&running.log, &old)?;
+        files.push(old);
+        if pod.cri.reopen_log(&running.id).await.is_err() {
+            break;
+        }
+    }
+    running.wait().await?;
+    if running.log.exists() {
+        files.push(running.log.clone());
+    }
+    let mut next = 0;
+    for file in &files {
+        let bytes = std::fs::read(file)?;
+        for line in bytes
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            let text = std::str::from_utf8(line)?;
+            let content = text
+                .splitn(4, ' ')
+                .nth(3)
+                .with_context(|| format!("torn: {text:?}"))?;
+            let number: usize = content.get(..16).context("a short line")?.parse()?;
+            ensure!(
+                number == next,
+                "line {next} is missing in {}: {number}",
+                file.display()
+            );
+            ensure!(content.len() == 63, "a torn line: {text:?}");
+            next += 1;
+        }
+    }
+    ensure_eq!(next, LINES);
+    Ok(())
+}
+
+async fn no_log_path_is_no_log(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut config = script("echo into the void; exit 4");
+    config.log_path = String::new();
+    ensure_eq!(pod.start(&config).await?.wait().await?.exit_code, 4);
+    Ok(())
+}
+
+async fn reopen_of_a_stopped_container_is_refused(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod.start(&script("true")).await?;
+    running.wait().await?;
+    ensure!(
+        pod.cri.reopen_log(&running.id).await.is_err(),
+        "it was taken"
+    );
+    Ok(())
+}
