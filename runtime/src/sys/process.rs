@@ -272,6 +272,10 @@ fn become_program(program: Program<'_>) -> i32 {
             size,
         )
     };
+    // Descriptors that the daemon itself was started with need not be close-on-exec.
+    let (first, last, how) = (3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: takes numbers; the child's table of descriptors is its own.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, how) };
     let argv = [program.name.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null::<libc::c_char>()];
     let (exe, path, flags) = (program.exe.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
