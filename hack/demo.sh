@@ -167,7 +167,7 @@ daemon=
 left=
 note() { [ -z "$2" ] || left="$left
    $1: $2"; }
-note process "$(for p in /proc/[0-9]*; do grep -qs "$instance-" "$p/cgroup" && cat "$p/comm" 2>/dev/null; done || true)"
+note process "$(for p in /proc/[0-9]*; do grep -qs "$instance-" "$p/cgroup" && ! grep -qs "^State:.Z" "$p/status" && cat "$p/comm" 2>/dev/null; done || true)"
 note mount "$(grep -F "$work" /proc/self/mountinfo || true)"
 note "network namespace" "$(ls "$work/netns" 2>/dev/null || true)"
 note cgroup "$(find /sys/fs/cgroup -type d -name "*$instance*" 2>/dev/null || true)"

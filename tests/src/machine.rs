@@ -36,6 +36,43 @@ pub fn forget_plugin_tables(before: &BTreeSet<String>) {
     }
 }
 
+/// Deletes what the plugins keep of a network whose pods are gone: rules that carry its name, cached results.
+pub fn forget_network(name: &str) {
+    for table in PLUGIN_TABLES {
+        let words: Vec<&str> = table.split(' ').collect();
+        let list = Command::new("nft")
+            .args(["-a", "list", "table"])
+            .args(&words)
+            .output();
+        let Ok(list) = list else { continue };
+        let mut chain = String::new();
+        for line in String::from_utf8_lossy(&list.stdout).lines().map(str::trim) {
+            if let Some(rest) = line.strip_prefix("chain ") {
+                chain = rest.split(' ').next().unwrap_or_default().to_owned();
+            }
+            let handle = line.rsplit_once("# handle ").map(|(_, handle)| handle);
+            if let Some(handle) = handle.filter(|_| line.contains(name)) {
+                let delete = Command::new("nft")
+                    .args(["delete", "rule"])
+                    .args(&words)
+                    .arg(&chain)
+                    .args(["handle", handle])
+                    .output();
+                drop(delete);
+            }
+        }
+    }
+    for entry in std::fs::read_dir("/var/lib/cni/results")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if entry.file_name().to_string_lossy().starts_with(name) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Does the work, or gives it up when this program is told to end, so that the caller still cleans up.
 ///
 /// # Errors

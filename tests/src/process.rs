@@ -108,11 +108,11 @@ pub fn pss_kib(pid: u32) -> u64 {
         .unwrap_or(0)
 }
 
-/// CPU time of the process and its dead children, in clock ticks of 10 ms.
+/// CPU time of the process alone, in clock ticks of 10 ms: a container that its monitor has reaped is not the monitor's.
 #[must_use]
 pub fn cpu_ticks(pid: u32) -> u64 {
     let Some(fields) = stat(pid) else { return 0 };
-    (11..15)
+    (11..13)
         .filter_map(|index| fields.get(index)?.parse::<u64>().ok())
         .sum()
 }

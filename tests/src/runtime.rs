@@ -376,6 +376,7 @@ impl Instance {
         self.sweep_mounts();
         self.sweep_cgroups();
         if self.options.net != Net::Builtin || self.options.kind == Kind::Containerd {
+            crate::machine::forget_network(&self.name);
             // The bridge plugin leaves its bridge for the next pod.
             let _ = std::process::Command::new("ip")
                 .args(["link", "del", &self.name])

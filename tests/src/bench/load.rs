@@ -68,7 +68,7 @@ impl Bench<'_> {
                 anyhow::ensure!(status.exit_code == 0, "the producer ended with {status:?}");
                 return Ok((start.elapsed().as_secs_f64(), cpu));
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
