@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use shim_protocol::Fd;
 use shim_protocol::monitor::{self, State};
 use shim_protocol::worker::{self, Started};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::link::{dial, greet, pair, short_path};
@@ -136,18 +137,7 @@ impl Launcher {
             pidfd: pidfd.try_clone().ok(),
             reap: true,
         };
-        let what = "hello";
-        match tokio::time::timeout(FIRST_HELLO, greet(&stream)).await {
-            Ok(Some(_)) => {}
-            Ok(None) => return Err(Error::Gone { name, what }),
-            Err(_) => {
-                return Err(Error::Silent {
-                    name,
-                    what,
-                    limit: FIRST_HELLO,
-                });
-            }
-        }
+        first_hello(&stream, &name).await?;
         let worker = self.worker.try_clone().map_err(io("share the worker"))?;
         let given = [
             (Fd::WorkerExe, Some(worker)),
@@ -231,6 +221,16 @@ impl Launcher {
             armed: true,
         });
         Ok((monitor, state))
+    }
+}
+
+/// A new monitor's handshake.
+async fn first_hello(stream: &UnixStream, name: &str) -> Result<(), Error> {
+    let (name, what, limit) = (name.to_owned(), "hello", FIRST_HELLO);
+    match tokio::time::timeout(limit, greet(stream)).await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(Error::Gone { name, what }),
+        Err(_) => Err(Error::Silent { name, what, limit }),
     }
 }
 

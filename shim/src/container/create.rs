@@ -74,13 +74,28 @@ pub(crate) fn create(
     })
 }
 
+/// Opens the container's log, if it is to have one.
+fn open_log(request: &monitor::Create, given: &mut Given) -> Result<Log, Failure> {
+    let target = match request.log_name.is_empty() {
+        true => None,
+        false => Some(Target {
+            dir: given.need(Fd::LogDir)?,
+            name: request.log_name.clone(),
+        }),
+    };
+    Log::open(target, request.log_line).map_err(|e| {
+        let text = format!("the log {:?} cannot be opened: {e}", request.log_name);
+        failure(FailureKind::Internal, text)
+    })
+}
+
 fn begin(
     caller: Caller,
-    request: monitor::Create,
+    mut request: monitor::Create,
     mut given: Given,
     state_dir: OwnedFd,
 ) -> Result<(Container, OwnedFd), Failure> {
-    let Some(container) = request.container else {
+    let Some(container) = request.container.take() else {
         return Err(failure(
             FailureKind::Invalid,
             "the request has no container",
@@ -89,17 +104,7 @@ fn begin(
     let exe = given.need(Fd::WorkerExe)?;
     let listener = given.need(Fd::Listener)?;
     let rootfs = given.need(Fd::Rootfs)?;
-    let target = match request.log_name.is_empty() {
-        true => None,
-        false => Some(Target {
-            dir: given.need(Fd::LogDir)?,
-            name: request.log_name.clone(),
-        }),
-    };
-    let log = Log::open(target, request.log_line).map_err(|e| {
-        let text = format!("the log {:?} cannot be opened: {e}", request.log_name);
-        failure(FailureKind::Internal, text)
-    })?;
+    let log = open_log(&request, &mut given)?;
     let plan = Plan {
         boot_id: request.boot_id,
         log_name: request.log_name,
