@@ -298,6 +298,17 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
+        // A test that failed half-way leaves a container, whose monitor ends with it.
+        let procs = fs::read_to_string(format!("{}/cgroup.procs", self.leaf("pids")));
+        for pid in procs
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|pid| pid.parse().ok())
+        {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
         let _ = rustix::mount::unmount(self.dir.path().join("root"), UnmountFlags::DETACH);
         for leaf in &self.create.leaves {
             let _ = fs::remove_dir(leaf);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -214,6 +215,8 @@ struct CloneArgs {
 /// # Errors
 /// `ENODEV` or `ENOENT` when the cgroup has been removed, else what clone3(2) or execveat(2) say.
 pub fn spawn_into(program: Program<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // Close-on-exec: end of file on it is a successful execve.
+    let (told, tell) = pipe_with(PipeFlags::CLOEXEC)?;
     let mut pidfd: libc::c_int = -1;
     let number = |fd: i32| u64::try_from(fd).map_err(io::Error::other);
     let signal = number(libc::SIGCHLD)?;
@@ -231,19 +234,23 @@ pub fn spawn_into(program: Program<'_>, cgroup: BorrowedFd<'_>) -> io::Result<Ow
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size) };
     if pid == 0 {
         let error = become_program(program);
+        let _ = rustix::io::write(&tell, &error.to_ne_bytes());
         // SAFETY: ends the child without any of the daemon's exit handlers.
-        unsafe { libc::_exit(error) };
+        unsafe { libc::_exit(127) };
     }
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    // Thanks to CLONE_VFORK the child has executed the program by now, or ended with the error as status.
-    match reap(pidfd.as_fd()) {
-        Some(error) => Err(io::Error::from_raw_os_error(error)),
-        None => Ok(pidfd),
+    drop(tell);
+    let mut error = [0; size_of::<i32>()];
+    if rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut error))? < error.len() {
+        return Ok(pidfd);
     }
+    has_ended(pidfd.as_fd(), DEATH)?;
+    reap(pidfd.as_fd());
+    Err(io::Error::from_raw_os_error(i32::from_ne_bytes(error)))
 }
 
 /// In the child of [`spawn_into`]: gives the error number when it comes back.
