@@ -185,7 +185,8 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         net: netns.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
         ipc: pin(own_ipc, "ipc"),
         uts: pin(netns.is_some(), "uts"),
-        hostname,
+        // Without a UTS namespace of its own the pod has the host's name.
+        hostname: if netns.is_some() { hostname } else { String::new() },
         ipc_sysctls: sysctls.ipc,
     };
     if netns.is_some() {
