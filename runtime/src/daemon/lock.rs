@@ -11,8 +11,13 @@ use rustix::fs::{FlockOperation, flock};
 pub(super) fn take(dir: &Path) -> Result<File, String> {
     let path = dir.join("lock");
     let failed = |e: std::io::Error| format!("cannot lock {}: {e}", path.display());
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed)?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut owner = String::new();
         // Only for the message: without it the message is shorter.
@@ -37,7 +42,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = take(dir.path()).unwrap();
         let refused = take(dir.path()).unwrap_err();
-        assert!(refused.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         drop(first);
         take(dir.path()).unwrap();
     }

@@ -24,14 +24,21 @@ struct State {
 impl Parents {
     /// Makes a parent if it is missing, for one pod more. Gives what Berth made of it so far, for the record,
     /// and its cpuset. Blocks for a few directories.
-    pub(super) fn hold(&self, facts: &CgroupFacts, parent: &str) -> Result<(Vec<PathBuf>, Option<Cpuset>), cgroup::Error> {
+    pub(super) fn hold(
+        &self,
+        facts: &CgroupFacts,
+        parent: &str,
+    ) -> Result<(Vec<PathBuf>, Option<Cpuset>), cgroup::Error> {
         let mut state = self.lock();
         let fresh = cgroup::make_parents(facts, parent)?;
         let cpuset = cgroup::cpuset(facts, parent);
         state.made.extend(fresh);
         *state.pods.entry(parent.to_owned()).or_default() += 1;
         let leaves = leaves(facts, parent);
-        let made = state.made.iter().filter(|dir| leaves.iter().any(|leaf| leaf.starts_with(dir)));
+        let made = state
+            .made
+            .iter()
+            .filter(|dir| leaves.iter().any(|leaf| leaf.starts_with(dir)));
         Ok((made.cloned().collect(), cpuset?))
     }
 
@@ -45,14 +52,23 @@ impl Parents {
     /// One pod less. Blocks for a few directories.
     pub(super) fn release(&self, facts: &CgroupFacts, parent: &str) {
         let mut state = self.lock();
-        let Some(count) = state.pods.get_mut(parent) else { return };
+        let Some(count) = state.pods.get_mut(parent) else {
+            return;
+        };
         *count -= 1;
         if *count > 0 {
             return;
         }
         state.pods.remove(parent);
-        let held: Vec<PathBuf> = state.pods.keys().flat_map(|parent| leaves(facts, parent)).collect();
-        let free = state.made.iter().filter(|dir| !held.iter().any(|leaf| leaf.starts_with(dir)));
+        let held: Vec<PathBuf> = state
+            .pods
+            .keys()
+            .flat_map(|parent| leaves(facts, parent))
+            .collect();
+        let free = state
+            .made
+            .iter()
+            .filter(|dir| !held.iter().any(|leaf| leaf.starts_with(dir)));
         let free: Vec<PathBuf> = free.cloned().collect();
         cgroup::remove_parents(&free);
         state.made.retain(|dir| !free.contains(dir) || dir.exists());
@@ -64,7 +80,10 @@ impl Parents {
 }
 
 fn leaves(facts: &CgroupFacts, parent: &str) -> Vec<PathBuf> {
-    spec::leaves(facts, parent).into_iter().map(PathBuf::from).collect()
+    spec::leaves(facts, parent)
+        .into_iter()
+        .map(PathBuf::from)
+        .collect()
 }
 
 #[cfg(test)]

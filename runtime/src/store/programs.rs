@@ -63,7 +63,11 @@ mod tests {
         let name = programs.keep(b"abc").unwrap();
         assert_eq!(programs.keep(b"abc").unwrap(), name);
         let mut bytes = Vec::new();
-        programs.get(&name).unwrap().read_to_end(&mut bytes).unwrap();
+        programs
+            .get(&name)
+            .unwrap()
+            .read_to_end(&mut bytes)
+            .unwrap();
         assert_eq!(bytes, b"abc");
         assert!(programs.get("../x").is_err());
     }
