@@ -107,17 +107,20 @@ impl Job {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => return Some(answer(frame)),
                 Ok(None) => {}
-                Err(e) => return Some(Err(nonsense(&e.to_string()))),
+                Err(e) => {
+                    self.kill();
+                    return Some(Err(nonsense(&e.to_string())));
+                }
             }
             let want = self.decoder.missing();
             match self.decoder.read_some(socket.as_fd(), want) {
-                Ok(0) => {
+                Ok(n) if n > 0 => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+                // It has closed its end: its death, which follows, says more.
+                _ => {
                     self.socket = None;
                     return None;
                 }
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(e) => return Some(Err(nonsense(&e.to_string()))),
             }
         }
     }

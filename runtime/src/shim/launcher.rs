@@ -107,7 +107,7 @@ impl Launcher {
 
     pub(super) async fn spawn_worker(&self, stdin: OwnedFd) -> io::Result<OwnedFd> {
         self.spawner
-            .spawn(&self.worker, "berth-worker", stdin)
+            .spawn(&self.worker, c"berth-worker", stdin)
             .await
     }
 
@@ -130,7 +130,7 @@ impl Launcher {
         let prepared = blocking::run("make a monitor's socket", move || prepare(&dir)).await;
         let (dir_fd, listener) = prepared.map_err(io("make the monitor's socket"))?;
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
-        let spawned = self.spawner.spawn(&self.shim, "berth-shim", theirs).await;
+        let spawned = self.spawner.spawn(&self.shim, c"berth-shim", theirs).await;
         let pidfd = spawned.map_err(io("start a monitor"))?;
         let mut guard = Guard {
             pidfd: pidfd.try_clone().ok(),

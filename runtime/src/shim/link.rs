@@ -33,14 +33,15 @@ pub(super) type Answer = (Outcome, Vec<(Fd, OwnedFd)>);
 pub(super) struct Ask {
     pub(super) call: Call,
     pub(super) fds: Vec<(Fd, OwnedFd)>,
-    pub(super) answer: oneshot::Sender<Answer>,
+    /// `None`: nobody waits for it, and yet it is to be asked.
+    pub(super) answer: Option<oneshot::Sender<Answer>>,
     /// For an exec: who waits for its end.
     pub(super) exit: Option<oneshot::Sender<ExecExit>>,
 }
 
 /// Who waits for an answer.
 pub(super) struct Pending {
-    answer: oneshot::Sender<Answer>,
+    answer: Option<oneshot::Sender<Answer>>,
     /// For an exec: its id.
     exec: Option<String>,
 }
@@ -87,14 +88,19 @@ impl Link {
                         self.on_frame(frame)?;
                     }
                 }
-                Some(ask) = self.asks.recv() => self.send(*ask).await?,
+                Some(ask) = self.asks.recv() => {
+                    // A monitor that has hung up may have said why: that is read before it counts.
+                    if self.send(*ask).await.is_err() {
+                        self.pending.remove(&self.next);
+                    }
+                }
             }
         }
     }
 
     async fn send(&mut self, ask: Ask) -> io::Result<()> {
         // Asked and given up before it was its turn.
-        if ask.answer.is_closed() {
+        if ask.answer.as_ref().is_some_and(oneshot::Sender::is_closed) {
             return Ok(());
         }
         self.next += 1;
@@ -127,7 +133,9 @@ impl Link {
                         self.execs.remove(&exec);
                     }
                     // When time was up nobody waits any more; the descriptors are closed then.
-                    let _ = waiting.answer.send((outcome, fds));
+                    if let Some(answer) = waiting.answer {
+                        let _ = answer.send((outcome, fds));
+                    }
                 }
             }
             Some(Body::Event(event)) => self.on_event(event.event),

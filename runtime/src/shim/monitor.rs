@@ -138,7 +138,7 @@ impl Monitor {
             .send(Box::new(Ask {
                 call,
                 fds,
-                answer,
+                answer: Some(answer),
                 exit,
             }))
             .map_err(|_| gone())?;
@@ -244,13 +244,13 @@ impl Monitor {
             let call = Call::KillExec(KillExec {
                 exec_id: exec_id.clone(),
             });
-            let (answer, _) = oneshot::channel();
-            let _ = self.asks.send(Box::new(Ask {
+            let kill = Ask {
                 call,
                 fds: Vec::new(),
-                answer,
+                answer: None,
                 exit: None,
-            }));
+            };
+            let _ = self.asks.send(Box::new(kill));
         }
         let (Outcome::ExecStarted(started), fds) = answer? else {
             return Err(Error::Nonsense {

@@ -1,16 +1,18 @@
 //! The thread that starts monitors and workers.
 //!
 //! On cgroup v1 it moves itself, alone, into the monitors' control groups, once: what it starts is born
-//! there. A `cgroup.procs` write for each start would wait for an RCU grace period on an idle node
-//! (8-15 ms). On v2, where a thread cannot leave its process, each new process is moved before it
-//! is given anything to do.
+//! there. On v2, where a thread cannot leave its process, each process is cloned into its group. A
+//! `cgroup.procs` write for each start would wait for an RCU grace period on an idle node (7-15 ms).
 
+use std::cell::RefCell;
+use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
@@ -22,7 +24,7 @@ use crate::sys::process;
 /// One process to start.
 struct Job {
     exe: Arc<OwnedFd>,
-    name: &'static str,
+    name: &'static CStr,
     stdin: OwnedFd,
     /// Gets its pidfd.
     done: oneshot::Sender<io::Result<OwnedFd>>,
@@ -67,7 +69,7 @@ impl Spawner {
     pub(super) async fn spawn(
         &self,
         exe: &Arc<OwnedFd>,
-        name: &'static str,
+        name: &'static CStr,
         stdin: OwnedFd,
     ) -> io::Result<OwnedFd> {
         let (done, pidfd) = oneshot::channel();
@@ -122,62 +124,99 @@ fn failed(what: &'static str, source: io::Error) -> Error {
 
 /// Where new processes belong.
 struct Place {
-    /// v2: directories into which each one is moved.
-    after: Vec<PathBuf>,
+    /// v2: into which each one is born.
+    born: Option<Cgroup>,
+    null: OwnedFd,
+}
+
+/// A cgroup of v2.
+struct Cgroup {
+    path: PathBuf,
+    fd: RefCell<OwnedFd>,
+}
+
+impl Cgroup {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let fd = RefCell::new(fs::File::open(&path)?.into());
+        Ok(Self { path, fd })
+    }
+
+    /// Makes it again after somebody has removed it.
+    fn renew(&self) -> io::Result<()> {
+        make(&self.path)?;
+        self.fd.replace(fs::File::open(&self.path)?.into());
+        Ok(())
+    }
 }
 
 impl Place {
     /// Moves this thread where that is possible.
     fn enter(cgroups: Vec<PathBuf>) -> Result<Self, Error> {
-        let mut after = Vec::new();
+        let null = fs::File::options().read(true).write(true).open("/dev/null");
+        let null = null
+            .map_err(|source| failed("open /dev/null", source))?
+            .into();
+        let mut place = Self { born: None, null };
         for path in cgroups {
             let entered = make(&path).and_then(|()| {
                 let tasks = path.join("tasks");
-                if !tasks.exists() {
-                    return Ok(false);
+                if tasks.exists() {
+                    // 0 is the writing thread.
+                    return write(&tasks, "0");
                 }
-                // 0 is the writing thread.
-                write(&tasks, "0").map(|()| true)
+                place.born = Some(Cgroup::open(path.clone())?);
+                Ok(())
             });
-            match entered {
-                Ok(true) => {}
-                Ok(false) => after.push(path),
-                Err(source) => return Err(Error::Cgroup { path, source }),
-            }
+            entered.map_err(|source| Error::Cgroup { path, source })?;
         }
-        Ok(Self { after })
+        Ok(place)
     }
 
     fn run(&self, job: Job) {
-        let started = self.start(&job.exe, job.name, job.stdin);
+        let started = match &self.born {
+            Some(cgroup) => self.bear(cgroup, &job.exe, job.name, &job.stdin),
+            None => start(&job.exe, job.name, job.stdin),
+        };
         if let Err(Ok(pidfd)) = job.done.send(started) {
             kill(&pidfd);
         }
     }
 
-    fn start(&self, exe: &OwnedFd, name: &str, stdin: OwnedFd) -> io::Result<OwnedFd> {
-        let child = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
-            .arg0(name)
-            .env_clear()
-            .stdin(Stdio::from(stdin))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let pid = pid(&child)?;
-        // The pid cannot be another's: the child is not reaped.
-        let pidfd = process::pidfd_open(pid)?;
-        match self.after.iter().try_for_each(|dir| join(dir, pid)) {
-            Ok(()) => Ok(pidfd),
-            Err(e) => {
-                kill(&pidfd);
-                Err(e)
+    fn bear(
+        &self,
+        cgroup: &Cgroup,
+        exe: &OwnedFd,
+        name: &CStr,
+        stdin: &OwnedFd,
+    ) -> io::Result<OwnedFd> {
+        let (exe, stdin, null) = (exe.as_fd(), stdin.as_fd(), self.null.as_fd());
+        let program = process::Program {
+            exe,
+            name,
+            stdin,
+            null,
+        };
+        let born = process::spawn_into(program, cgroup.fd.borrow().as_fd());
+        match born {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
+                cgroup.renew()?;
+                process::spawn_into(program, cgroup.fd.borrow().as_fd())
             }
+            other => other,
         }
     }
 }
 
-fn pid(child: &Child) -> io::Result<i32> {
-    i32::try_from(child.id()).map_err(io::Error::other)
+fn start(exe: &OwnedFd, name: &CStr, stdin: OwnedFd) -> io::Result<OwnedFd> {
+    let child = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
+        .arg0(OsStr::from_bytes(name.to_bytes()))
+        .env_clear()
+        .stdin(Stdio::from(stdin))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    // The pid cannot be another's: the child is not reaped.
+    process::pidfd_open(i32::try_from(child.id()).map_err(io::Error::other)?)
 }
 
 /// Ends a process that has not been given anything to do.
@@ -185,18 +224,6 @@ fn kill(pidfd: &OwnedFd) {
     let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
     let _ = process::has_ended(pidfd.as_fd(), std::time::Duration::from_secs(1));
     process::reap(pidfd.as_fd());
-}
-
-/// Moves a process; makes the control group again when somebody has removed it meanwhile.
-fn join(dir: &Path, pid: i32) -> io::Result<()> {
-    let procs = dir.join("cgroup.procs");
-    match write(&procs, &pid.to_string()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            make(dir)?;
-            write(&procs, &pid.to_string())
-        }
-        other => other,
-    }
 }
 
 /// Makes a control group that may exist; on v1 a new cpuset takes over what its parent may use.

@@ -1,8 +1,9 @@
 //! Processes by pidfd, and by pid together with start time, which a recycled pid does not have.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,6 +11,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Flag of clone3(2) (`linux/sched.h`).
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// How long a killed process may take to die before [`kill_and_wait`] gives up.
 const DEATH: Duration = Duration::from_secs(10);
@@ -174,6 +178,128 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Option<i32> {
     }
 }
 
+/// What [`spawn_into`] starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'fd> {
+    /// The file to execute.
+    pub exe: BorrowedFd<'fd>,
+    /// `argv[0]`; there are no other arguments, and no environment.
+    pub name: &'fd CStr,
+    /// Becomes descriptor 0.
+    pub stdin: BorrowedFd<'fd>,
+    /// Becomes descriptors 1 and 2.
+    pub null: BorrowedFd<'fd>,
+}
+
+/// `struct clone_args` of clone3(2), as of Linux 5.7.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Starts a program that is born in a cgroup of v2; gives its pidfd. Moving it there later would wait for
+/// an RCU grace period, 7 ms on an idle node. Signals are as after boot in it.
+///
+/// # Errors
+/// `ENODEV` or `ENOENT` when the cgroup has been removed, else what clone3(2) or execveat(2) say.
+pub fn spawn_into(program: Program<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut pidfd: libc::c_int = -1;
+    let number = |fd: i32| u64::try_from(fd).map_err(io::Error::other);
+    let signal = number(libc::SIGCHLD)?;
+    let flags = libc::CLONE_PIDFD | libc::CLONE_VFORK;
+    let args = CloneArgs {
+        flags: number(flags)? | CLONE_INTO_CGROUP,
+        pidfd: (&raw mut pidfd).expose_provenance() as u64,
+        exit_signal: signal,
+        cgroup: number(cgroup.as_raw_fd())?,
+        ..CloneArgs::default()
+    };
+    let size = size_of::<CloneArgs>();
+    // SAFETY: without CLONE_VM the child has memory of its own, a copy in which other threads do not
+    // run: until execve it only makes system calls, and takes no lock and no memory.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size) };
+    if pid == 0 {
+        let error = become_program(program);
+        // SAFETY: ends the child without any of the daemon's exit handlers.
+        unsafe { libc::_exit(error) };
+    }
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    // Thanks to CLONE_VFORK the child has executed the program by now, or ended with the error as status.
+    match reap(pidfd.as_fd()) {
+        Some(error) => Err(io::Error::from_raw_os_error(error)),
+        None => Ok(pidfd),
+    }
+}
+
+/// In the child of [`spawn_into`]: gives the error number when it comes back.
+fn become_program(program: Program<'_>) -> i32 {
+    let wiring = [(program.stdin, 0), (program.null, 1), (program.null, 2)];
+    for (fd, number) in wiring {
+        // SAFETY: takes numbers; the child's standard descriptors belong to nobody.
+        if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+            return errno();
+        }
+    }
+    let (size, default, none) = (size_of::<u64>(), [0_u64; 4], 0_u64);
+    for signal in 1..=64 {
+        let old = std::ptr::null_mut::<u64>();
+        // SAFETY: a kernel `sigaction` of zeros means the default. SIGKILL and SIGSTOP are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size) };
+    }
+    let old = std::ptr::null_mut::<u64>();
+    // SAFETY: the kernel reads `size` bytes of the mask.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            old,
+            size,
+        )
+    };
+    // Descriptors that the daemon itself was started with need not be close-on-exec.
+    let (first, last, how) = (3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: takes numbers; the child's table of descriptors is its own.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, how) };
+    let argv = [program.name.as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null::<libc::c_char>()];
+    let (exe, path, flags) = (program.exe.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
+    // SAFETY: the strings end in NUL and the arrays in a null pointer.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            exe,
+            path,
+            argv.as_ptr(),
+            envp.as_ptr(),
+            flags,
+        )
+    };
+    errno()
+}
+
+/// The calling thread's last error; an `io::Error` of the kernel's takes no memory.
+fn errno() -> i32 {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +342,63 @@ mod tests {
         let pidfd = pidfd_open(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(send_signal(pidfd.as_fd(), 1000).is_err());
         assert!(send_signal(pidfd.as_fd(), 0).unwrap());
+    }
+
+    #[test]
+    fn a_program_is_born_in_its_cgroup() {
+        let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].into_iter();
+        let root = root
+            .map(std::path::Path::new)
+            .find(|p| p.join("cgroup.controllers").exists());
+        let Some(root) = root else {
+            println!("skipped: no cgroup v2 hierarchy is mounted");
+            return;
+        };
+        let name = format!("berth-born-{}", std::process::id());
+        let dir = root.join(&name);
+        std::fs::create_dir(&dir).unwrap();
+        let cgroup = std::fs::File::open(&dir).unwrap();
+        let null = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
+        let (stdin, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+        let cat = std::fs::File::open("/bin/cat").unwrap();
+        let program = |exe| Program {
+            exe,
+            name: c"cat",
+            stdin: stdin.as_fd(),
+            null: null.as_fd(),
+        };
+        let pidfd = spawn_into(program(cat.as_fd()), cgroup.as_fd()).unwrap();
+        let procs = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", procs.trim())).unwrap();
+        assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
+        assert!(status.contains("SigIgn:\t0000000000000000"), "{status}");
+        // The parent goes on a moment before execve closes what is not to be inherited.
+        let open = || {
+            let fds = std::fs::read_dir(format!("/proc/{}/fd", procs.trim())).unwrap();
+            let fds = fds.filter_map(|e| std::fs::read_link(e.unwrap().path()).ok());
+            fds.filter(|to| !to.starts_with("/bin") && !to.starts_with("/usr"))
+                .count()
+        };
+        let until = Instant::now() + DEATH;
+        while open() != 3 {
+            assert!(Instant::now() < until, "{} descriptors", open());
+        }
+        ours.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(has_ended(pidfd.as_fd(), DEATH).unwrap());
+        assert_eq!(reap(pidfd.as_fd()), Some(0));
+        // A directory cannot be executed; nobody is left behind.
+        let error = spawn_into(program(cgroup.as_fd()), cgroup.as_fd()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        std::fs::remove_dir(&dir).unwrap();
+        let error = spawn_into(program(cat.as_fd()), cgroup.as_fd()).unwrap_err();
+        assert!(
+            matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)),
+            "{error}"
+        );
     }
 
     #[tokio::test]

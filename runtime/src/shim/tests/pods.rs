@@ -87,6 +87,39 @@ async fn workers_and_monitors_are_in_their_own_control_groups() {
 }
 
 #[tokio::test]
+async fn a_removed_control_group_of_v2_is_made_again() {
+    let bench = Bench::new();
+    let v2 = bench
+        .shims
+        .iter()
+        .find(|dir| dir.join("cgroup.events").exists());
+    let Some(v2) = v2 else {
+        println!("skipped: no cgroup v2 hierarchy is mounted");
+        return;
+    };
+    for _ in 0..2 {
+        fs::remove_dir(v2).unwrap();
+        let mut fixture = Fixture::script("exit 0");
+        let (monitor, _) = fixture.create(&bench).await.unwrap();
+        assert!(
+            !fs::read_to_string(v2.join("cgroup.procs"))
+                .unwrap()
+                .is_empty()
+        );
+        monitor.destroy().await.unwrap();
+        fixture.is_clean(false).await;
+        let give_up = Instant::now() + LIMIT;
+        while !fs::read_to_string(v2.join("cgroup.procs"))
+            .unwrap()
+            .is_empty()
+        {
+            assert!(Instant::now() < give_up, "a monitor is left");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn missing_programs_and_control_groups_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let (events, _) = mpsc::unbounded_channel();
