@@ -170,6 +170,9 @@ struct Container {
     now: Mutex<ContainerRecord>,
     /// Start, update and remove take turns; lists and statuses never wait for them.
     turn: tokio::sync::Mutex<()>,
+    /// Writes of the record take turns, so that the last one written is the newest. True once the record is
+    /// removed: then nothing is written any more.
+    saving: tokio::sync::Mutex<bool>,
     /// The monitor, while there is one.
     monitor: Mutex<Option<Monitor>>,
     /// The state, for those who wait for a change.
@@ -187,6 +190,7 @@ impl Container {
             state: watch::Sender::new(record.state),
             now: Mutex::new(record),
             turn: tokio::sync::Mutex::default(),
+            saving: tokio::sync::Mutex::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
         })
@@ -457,6 +461,10 @@ impl Inner {
 
     /// Writes a container's record as it is in memory.
     async fn save(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), crate::store::Error> {
+        let gone = container.saving.lock().await;
+        if *gone {
+            return Ok(());
+        }
         let (inner, container) = (self.clone(), container.clone());
         crate::blocking::run("write the record of a container", move || {
             let record = container.now().clone();

@@ -146,6 +146,9 @@ struct Pod {
     now: Mutex<PodRecord>,
     /// Stop and remove take turns; lists and statuses never wait for them.
     turn: tokio::sync::Mutex<()>,
+    /// Writes of the record take turns, so that the last one written is the newest. True once the record is
+    /// removed: then nothing is written any more.
+    saving: tokio::sync::Mutex<bool>,
     /// True once pause is gone or was told to go.
     over: watch::Sender<bool>,
 }
@@ -158,6 +161,7 @@ impl Pod {
             spec: record.spec.clone(),
             now: Mutex::new(record),
             turn: tokio::sync::Mutex::default(),
+            saving: tokio::sync::Mutex::default(),
             over,
         })
     }
@@ -325,10 +329,14 @@ impl Inner {
 
     /// Writes a pod's record as it is in memory.
     async fn save(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), crate::store::Error> {
-        let (inner, pod) = (self.clone(), pod.clone());
+        let gone = pod.saving.lock().await;
+        if *gone {
+            return Ok(());
+        }
+        let (inner, id) = (self.clone(), pod.id.clone());
         let record = pod.now().clone();
         crate::blocking::run("write the record of a pod", move || {
-            inner.records.write(pod.id.as_str(), &record)
+            inner.records.write(id.as_str(), &record)
         })
         .await
     }

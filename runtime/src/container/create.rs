@@ -384,13 +384,11 @@ impl Making {
         let Some(program) = program else {
             return Ok(None);
         };
-        let kept = deps.programs.keep(&program).and_then(|name| {
-            let file = deps.programs.get(&name)?;
-            container.now().seccomp = name;
-            Ok(file)
-        });
-        kept.map(Some)
-            .map_err(|e| self.failed("keep the system call filter", Kind::Unknown, chain(&e)))
+        let kept = deps.programs.hold(&program);
+        let (name, file) =
+            kept.map_err(|e| self.failed("keep the system call filter", Kind::Unknown, chain(&e)))?;
+        container.now().seccomp = name;
+        Ok(Some(file))
     }
 }
 

@@ -68,12 +68,18 @@ async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), F
     steps.push_blocking("writable layer", move || {
         storage.remove_snapshot(&id).map_err(|e| chain(&e))
     });
+    let (programs, filter) = (inner.deps.programs.clone(), container.now().seccomp.clone());
+    container.now().seccomp.clear();
+    steps.push_blocking("system call filter", move || {
+        programs.release(&filter).map_err(|e| chain(&e))
+    });
     let dir = inner.state_dir(&container.id);
     steps.push_blocking("bundle", move || match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     });
     steps.run().await?;
+    *container.saving.lock().await = true;
     let (inner, id) = (inner.clone(), container.id.clone());
     let mut steps = Steps::default();
     steps.push_blocking("record", move || {

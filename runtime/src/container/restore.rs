@@ -44,6 +44,7 @@ impl ContainerManager {
 }
 
 async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
+    inner.deps.programs.restore(&record.seccomp);
     let same_boot = record.boot_id == inner.deps.facts.boot_id;
     if record.creating {
         tracing::info!(container.id = %id, "undoing a container that was being made when the daemon ended");

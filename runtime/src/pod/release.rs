@@ -117,6 +117,7 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
     }
     // The record goes last: while it is there, a restarted daemon knows what to release.
     steps.run().await?;
+    *pod.saving.lock().await = true;
     let (inner, id) = (inner.clone(), pod.id.clone());
     let mut steps = Steps::default();
     steps.push_blocking("record", move || {

@@ -87,7 +87,7 @@ async fn run(
     spec: Arc<PodSpec>,
     reservation: NameReservation,
 ) -> Result<PodId, Arc<Error>> {
-    let pod = match prepare(inner, &spec).await {
+    let pod = match prepare(inner, &spec) {
         Ok(pod) => pod,
         Err(error) => {
             let error = Arc::new(error);
@@ -116,8 +116,8 @@ async fn run(
     }
 }
 
-/// The intent, on disk before anything is acquired.
-async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
+/// The pod as it will be, before anything of it exists.
+fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
     let failed = |step, problem: String| Error::Step {
         name: print(&spec.metadata),
         step,
@@ -154,12 +154,7 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
         cni_result: None,
         pause: None,
     };
-    let pod = Pod::new(id, record);
-    inner
-        .save(&pod)
-        .await
-        .map_err(|e| failed("write the record", e.to_string()))?;
-    Ok(pod)
+    Ok(Pod::new(id, record))
 }
 
 pub(super) fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
@@ -198,6 +193,11 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     })
     .map_err(|e| Error::Invalid(e.to_string()))?;
     pod.now().cgroup.clone_from(&plan.cgroup.leaves);
+    // The intent: whatever a killed daemon leaves half-made is found by what this says.
+    inner
+        .save(pod)
+        .await
+        .map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
 
     let (hostname, own_ipc) = (
         pod.now().hostname.clone(),
@@ -324,8 +324,9 @@ fn seccomp_program(
     else {
         return Ok(None);
     };
-    let name = deps.programs.keep(&program).map_err(|e| chain(&e))?;
-    let file = deps.programs.get(&name).map_err(|e| chain(&e))?;
+    let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
+    // Pause never runs anything else, so its filter need not be found again.
+    deps.programs.release(&name).map_err(|e| chain(&e))?;
     Ok(Some(file.into()))
 }
 
