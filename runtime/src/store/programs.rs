@@ -47,8 +47,11 @@ impl Programs {
         Ok((name, file))
     }
 
-    /// Takes up a holder that an earlier daemon had.
+    /// Takes up a holder that an earlier daemon had; an empty name is none.
     pub fn restore(&self, name: &str) {
+        if name.is_empty() {
+            return;
+        }
         *self.lock().entry(name.to_owned()).or_default() += 1;
     }
 
