@@ -3,8 +3,15 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+
+/// How often the lock is tried for.
+const ATTEMPTS: u32 = 15;
+
+/// Time between attempts.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Locks a directory for as long as the file lives. The kernel gives the lock back when the process ends,
 /// however it ends.
@@ -18,7 +25,7 @@ pub(super) fn take(dir: &Path) -> Result<File, String> {
         .truncate(false)
         .open(&path)
         .map_err(failed)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !locked(&file) {
         let mut owner = String::new();
         // Only for the message: without it the message is shorter.
         let _ = file.read_to_string(&mut owner);
@@ -31,6 +38,17 @@ pub(super) fn take(dir: &Path) -> Result<File, String> {
     file.set_len(0).map_err(failed)?;
     writeln!(file, "{}", std::process::id()).map_err(failed)?;
     Ok(file)
+}
+
+/// Tries for a moment: a daemon that was just killed holds the lock until the kernel has ended its threads, and
+/// so does a child of it that has not reached its `execve` yet.
+fn locked(file: &File) -> bool {
+    (0..ATTEMPTS).any(|attempt| {
+        if attempt > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    })
 }
 
 #[cfg(test)]

@@ -172,18 +172,18 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     let deps = &inner.deps;
     let dir = inner.state_dir(&pod.id);
     let sysctls = sysctl::split(spec).map_err(Error::Invalid)?;
-    let (facts, parent) = (deps.facts.clone(), pod.now().cgroup_parent.clone());
-    let parents = inner.parents.clone();
-    let (made, cpuset) = blocking::run("make the parent cgroup of a pod", move || {
-        parents.hold(&facts.cgroup, &parent)
+    // The intent: whatever a killed daemon leaves half-made is found by what this record says.
+    enter_parent(inner, pod);
+    inner
+        .save(pod)
+        .await
+        .map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
+    let (owner, parent) = (inner.clone(), pod.now().cgroup_parent.clone());
+    let cpuset = blocking::run("make the parent cgroup of a pod", move || {
+        owner.parents.make(&owner.deps.facts.cgroup, &parent)
     })
     .await
     .map_err(|e| failed("make the parent cgroup", Kind::Unknown, chain(&e)))?;
-    {
-        let mut record = pod.now();
-        record.made_parents = made;
-        record.holds_parent = true;
-    }
     let plan = spec::pause(&spec::PauseInput {
         id: &pod.id,
         spec,
@@ -192,13 +192,6 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         cpuset: cpuset.as_ref(),
     })
     .map_err(|e| Error::Invalid(e.to_string()))?;
-    pod.now().cgroup.clone_from(&plan.cgroup.leaves);
-    // The intent: whatever a killed daemon leaves half-made is found by what this says.
-    inner
-        .save(pod)
-        .await
-        .map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
-
     let (hostname, own_ipc) = (
         pod.now().hostname.clone(),
         spec.namespaces.ipc != NamespaceMode::Node,
@@ -285,6 +278,14 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         .map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
     watch(inner, pod, pause);
     Ok(())
+}
+
+fn enter_parent(inner: &Inner, pod: &Pod) {
+    let facts = &inner.deps.facts.cgroup;
+    let mut record = pod.now();
+    record.made_parents = inner.parents.enter(facts, &record.cgroup_parent);
+    record.holds_parent = true;
+    record.cgroup = spec::leaves(facts, &format!("{}/{}", record.cgroup_parent, pod.id));
 }
 
 async fn make_files(
