@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
 use crate::id::{ContainerId, Lookup, PodId};
+use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
     ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain,
@@ -143,6 +144,8 @@ pub struct Deps {
     pub programs: Arc<Programs>,
     /// Told of every change.
     pub events: Events,
+    /// Told how long steps take.
+    pub metrics: Arc<Metrics>,
 }
 
 /// All containers of this daemon.

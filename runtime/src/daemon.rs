@@ -2,6 +2,7 @@
 
 mod lock;
 mod node;
+mod observe;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -92,17 +93,27 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.listen.display(), "serving the CRI");
 
-    wait_for_stop().await?;
+    let mut cri_server = cri_server;
+    let failed = tokio::select! {
+        told = wait_for_stop() => told.err(),
+        ended = &mut cri_server => Some(format!("the CRI server ended by itself: {ended:?}")),
+    };
     tracing::info!("stopping; containers go on");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.send_replace(true);
-    let _ = tokio::time::timeout(DRAIN, async { tokio::join!(cri_server, admin_server) }).await;
+    let servers = async {
+        if failed.is_none() {
+            let _ = cri_server.await;
+        }
+        let _ = admin_server.await;
+    };
+    let _ = tokio::time::timeout(DRAIN, servers).await;
     parts.close(&config).await;
     for socket in [&config.listen, &config.admin] {
         // Another daemon cannot have made it: the locks are still ours.
         let _ = std::fs::remove_file(socket);
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Everything that the daemon is made of.
@@ -173,6 +184,7 @@ impl Parts {
             seccomp: seccomp.clone(),
             programs: programs.clone(),
             events: events.clone(),
+            metrics: metrics.clone(),
         });
         let pods = Arc::new(pods.map_err(|e| chain(&e))?);
         let containers = ContainerManager::open(
@@ -183,7 +195,8 @@ impl Parts {
                 storage: storage.clone(),
                 seccomp,
                 programs,
-                events,
+                events: events.clone(),
+                metrics: metrics.clone(),
             },
             receiver,
         );
@@ -195,6 +208,7 @@ impl Parts {
             parallel_layers: config.max_concurrent_layers,
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);
+        observe::register(&metrics, &pods, &containers, &images, events);
         Ok(Self {
             facts,
             metrics,

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
 use crate::id::PodId;
+use crate::metrics::Metrics;
 use crate::model::{
     Kind, Kinded, NamespaceMode, PodFilter, PodMetadata, PodSpec, PodState, PodStatus, ReadyPod,
 };
@@ -122,6 +123,8 @@ pub struct Deps {
     pub programs: Arc<Programs>,
     /// Told of every change.
     pub events: Events,
+    /// Told how long steps take.
+    pub metrics: Arc<Metrics>,
 }
 
 /// All pods of this daemon.

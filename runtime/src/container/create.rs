@@ -261,6 +261,7 @@ impl Making {
         let inner = self.inner.clone();
         let (pod, image, spec) = (self.pod.clone(), self.image.clone(), self.spec.clone());
         let (id, log_path) = (container.id.clone(), container.now().log_path.clone());
+        let _clock = self.inner.deps.metrics.step("create_container", "prepare");
         let prepared = blocking::run("prepare a container", move || {
             prepare_blocking(&inner, &id, &pod, &image, &spec, target, &log_path)
         })
@@ -342,11 +343,13 @@ impl Making {
             seccomp: program.map(OwnedFd::from),
             log_dir: prepared.log.map(|l| l.dir),
         };
+        let clock = deps.metrics.step("create_container", "monitor");
         let (handle, started) = deps
             .launcher
             .create(launch)
             .await
             .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
+        drop(clock);
         *container
             .monitor
             .lock()

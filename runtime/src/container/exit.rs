@@ -66,6 +66,7 @@ pub(super) async fn over(
     exit: ContainerExit,
     started_at: i64,
 ) {
+    let killed_for_memory;
     {
         let mut record = container.now();
         if record.exit.is_some() {
@@ -74,8 +75,12 @@ pub(super) async fn over(
         if started_at != 0 {
             record.started_at = started_at;
         }
+        killed_for_memory = exit.reason == ExitReason::OomKilled;
         record.exit = Some(exit);
         record.state = ContainerState::Exited;
+    }
+    if killed_for_memory {
+        inner.deps.metrics.container_oom.inc();
     }
     container.drop_monitor();
     container.state.send_replace(ContainerState::Exited);

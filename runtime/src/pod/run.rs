@@ -17,6 +17,9 @@ use crate::store::{Claim, Reservation};
 use crate::sys::mount::{TmpfsOptions, mount_tmpfs};
 use crate::{blocking, sys};
 
+/// The operation whose steps are measured.
+const OPERATION: &str = "run_pod";
+
 /// Size of a pod's `/dev/shm` in bytes (row X033).
 const SHM_SIZE: u64 = 64 << 20;
 
@@ -232,12 +235,14 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         .await
         .map_err(|e| failed("make the namespaces", Kind::Unknown, e.to_string()))?;
     }
+    let clock = deps.metrics.step(OPERATION, "namespaces");
     let worker = deps
         .launcher
         .pod(namespaces)
         .await
         .map_err(|e| failed("make the namespaces", e.kind(), chain(&e)))?;
 
+    drop(clock);
     let program = seccomp_program(inner, &plan)
         .map_err(|e| failed("prepare the system call filter", Kind::InvalidArgument, e))?;
     let pause = worker::Pause {
@@ -245,7 +250,10 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         cgroup: Some(plan.cgroup),
         process: Some(plan.process),
     };
-    let (network, pause) = tokio::join!(connect(inner, pod), worker.pause(pause, program));
+    let (network, pause) = tokio::join!(connect(inner, pod), async {
+        let _clock = deps.metrics.step(OPERATION, "pause");
+        worker.pause(pause, program).await
+    });
     // Both are looked at before either error is returned: what one of them made must be known to the undo.
     let pause = pause.map_err(|e| failed("start the pause process", e.kind(), chain(&e)));
     if let Ok(handle) = &pause {
@@ -353,6 +361,7 @@ async fn connect(
         cgroup_path,
         annotations: spec.annotations.clone(),
     };
+    let _clock = inner.deps.metrics.step(OPERATION, "network");
     inner.deps.network.setup(&attachment).await.map(Some)
 }
 
