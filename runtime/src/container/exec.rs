@@ -151,7 +151,10 @@ async fn collect(
         match pipe.try_read(&mut buffer) {
             Ok(0) => return Ok(kept),
             Ok(n) => kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && over => return Ok(kept),
+            // Tokio may say so without having asked the kernel, which knows better.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && over => {
+                return drain(&pipe, &mut buffer, kept);
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 tokio::select! {
                     ready = pipe.readable() => ready?,
@@ -159,6 +162,18 @@ async fn collect(
                 }
             }
             Err(e) => return Err(e),
+        }
+    }
+}
+
+/// What is left in the pipe right now.
+fn drain(pipe: &Receiver, buffer: &mut [u8], mut kept: Vec<u8>) -> io::Result<Vec<u8>> {
+    loop {
+        match rustix::io::read(pipe, &mut *buffer) {
+            Ok(0) | Err(rustix::io::Errno::AGAIN) => return Ok(kept),
+            Ok(n) => kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
         }
     }
 }
