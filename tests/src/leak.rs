@@ -139,7 +139,10 @@ impl Snapshot {
                 .map(|part| part.as_os_str().to_owned());
             let name = first.unwrap_or_default().to_string_lossy().into_owned();
             let whole = relative.to_string_lossy();
-            if skip.iter().any(|skipped| name.contains(skipped) || whole == *skipped) {
+            if skip
+                .iter()
+                .any(|skipped| name.contains(skipped) || whole == *skipped)
+            {
                 continue;
             }
             self.add("file", &path.display().to_string());
