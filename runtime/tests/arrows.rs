@@ -55,15 +55,16 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
 ];
 
-fn files(dir: &Path, out: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+fn files(dir: &Path, out: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
         if path.is_dir() {
-            files(&path, out);
+            files(&path, out)?;
         } else if path.extension().is_some_and(|e| e == "rs") {
             out.push(path);
         }
     }
+    Ok(())
 }
 
 /// Top modules that a source text names after `crate::`, also in groups (`use crate::{a, b::c}`).
@@ -106,7 +107,7 @@ fn arrows_only_go_down() {
         .flat_map(|(n, (_, modules))| modules.iter().map(move |m| (*m, n)))
         .collect();
     let mut sources = Vec::new();
-    files(&src, &mut sources);
+    files(&src, &mut sources).unwrap();
     let mut wrong = Vec::new();
     for file in sources {
         let relative = file.strip_prefix(&src).unwrap();
