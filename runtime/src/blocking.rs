@@ -9,7 +9,10 @@ const STUCK: Duration = Duration::from_secs(10);
 ///
 /// # Panics
 /// When the work panics: the panic goes on in the caller.
-pub async fn run<T: Send + 'static>(what: &'static str, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub async fn run<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let mut task = tokio::task::spawn_blocking(work);
     let mut waited = Duration::ZERO;
     loop {
@@ -18,7 +21,11 @@ pub async fn run<T: Send + 'static>(what: &'static str, work: impl FnOnce() -> T
             Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
             Err(_) => {
                 waited += STUCK;
-                tracing::warn!(what, seconds = waited.as_secs(), "a blocking call is stuck: is a disk or a mount hanging?");
+                tracing::warn!(
+                    what,
+                    seconds = waited.as_secs(),
+                    "a blocking call is stuck: is a disk or a mount hanging?"
+                );
             }
         }
     }

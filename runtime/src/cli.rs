@@ -75,10 +75,14 @@ impl ConfigArgs {
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Serve(args) => args.load().map_err(|e| chain(&e)).and_then(crate::daemon::main),
-        Command::Config(ConfigCommand::Show(args)) => {
-            args.load().map_err(|e| chain(&e)).and_then(|config| print(&config.show()))
-        }
+        Command::Serve(args) => args
+            .load()
+            .map_err(|e| chain(&e))
+            .and_then(crate::daemon::main),
+        Command::Config(ConfigCommand::Show(args)) => args
+            .load()
+            .map_err(|e| chain(&e))
+            .and_then(|config| print(&config.show())),
         Command::Images(args) => images::run(&args),
     };
     match outcome {

@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
 use crate::id::{ContainerId, Lookup, PodId};
+use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
     ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain,
@@ -50,7 +51,9 @@ pub enum Error {
     #[error("container id {0:?} is ambiguous: give more digits")]
     Ambiguous(String),
     /// The name is taken.
-    #[error("a container named {name} exists already in the pod: {id}; remove it first or raise the attempt")]
+    #[error(
+        "a container named {name} exists already in the pod: {id}; remove it first or raise the attempt"
+    )]
     Exists {
         /// The name.
         name: String,
@@ -141,6 +144,8 @@ pub struct Deps {
     pub programs: Arc<Programs>,
     /// Told of every change.
     pub events: Events,
+    /// Told how long steps take.
+    pub metrics: Arc<Metrics>,
 }
 
 /// All containers of this daemon.
@@ -168,6 +173,9 @@ struct Container {
     now: Mutex<ContainerRecord>,
     /// Start, update and remove take turns; lists and statuses never wait for them.
     turn: tokio::sync::Mutex<()>,
+    /// Writes of the record take turns, so that the last one written is the newest. True once the record is
+    /// removed: then nothing is written any more.
+    saving: tokio::sync::Mutex<bool>,
     /// The monitor, while there is one.
     monitor: Mutex<Option<Monitor>>,
     /// The state, for those who wait for a change.
@@ -185,6 +193,7 @@ impl Container {
             state: watch::Sender::new(record.state),
             now: Mutex::new(record),
             turn: tokio::sync::Mutex::default(),
+            saving: tokio::sync::Mutex::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
         })
@@ -196,7 +205,10 @@ impl Container {
     }
 
     fn monitor(&self) -> Option<Monitor> {
-        self.monitor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.monitor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn drop_monitor(&self) {
@@ -208,7 +220,11 @@ impl Container {
         let state = self.now().state;
         match self.monitor() {
             Some(monitor) if state == wanted => Ok(monitor),
-            _ => Err(Error::State { id: self.id.clone(), state: state_name(state), wanted: state_name(wanted) }),
+            _ => Err(Error::State {
+                id: self.id.clone(),
+                state: state_name(state),
+                wanted: state_name(wanted),
+            }),
         }
     }
 
@@ -217,7 +233,12 @@ impl Container {
     }
 
     fn step(&self, step: &'static str, kind: Kind, problem: impl Into<String>) -> Error {
-        Error::Step { name: self.id.to_string(), step, problem: problem.into(), kind }
+        Error::Step {
+            name: self.id.to_string(),
+            step,
+            problem: problem.into(),
+            kind,
+        }
     }
 }
 
@@ -236,7 +257,10 @@ impl ContainerManager {
     ///
     /// # Errors
     /// When the directory cannot be made.
-    pub fn open(deps: Deps, events: mpsc::UnboundedReceiver<MonitorEvent>) -> Result<Self, crate::store::Error> {
+    pub fn open(
+        deps: Deps,
+        events: mpsc::UnboundedReceiver<MonitorEvent>,
+    ) -> Result<Self, crate::store::Error> {
         let records = Records::open(deps.config.root.join("containers"), "container")?;
         let inner = Arc::new(Inner {
             deps,
@@ -350,7 +374,12 @@ impl ContainerManager {
             .iter()
             .filter(|c| only.as_ref().is_none_or(|id| *id == c.id))
             .filter(|c| filter.pod.is_empty() || c.pod.as_str().starts_with(&filter.pod))
-            .filter(|c| filter.labels.iter().all(|(k, v)| c.spec.labels.get(k) == Some(v)))
+            .filter(|c| {
+                filter
+                    .labels
+                    .iter()
+                    .all(|(k, v)| c.spec.labels.get(k) == Some(v))
+            })
             .map(|c| status_of(c))
             .filter(|c| filter.state.is_none_or(|s| s == c.state))
             .collect()
@@ -371,7 +400,10 @@ impl ContainerManager {
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
         let container = self.0.find(id)?;
         let monitor = container.live(ContainerState::Running)?;
-        monitor.reopen_log().await.map_err(|e| container.step("reopen the log", e.kind(), chain(&e)))
+        monitor
+            .reopen_log()
+            .await
+            .map_err(|e| container.step("reopen the log", e.kind(), chain(&e)))
     }
 
     /// Runs a command and collects its output.
@@ -385,16 +417,24 @@ impl ContainerManager {
 
 impl Inner {
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
-        self.containers.read().unwrap_or_else(PoisonError::into_inner)
+        self.containers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn insert(&self, container: &Arc<Container>) {
-        let mut containers = self.containers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut containers = self
+            .containers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         containers.insert(container.id.clone(), container.clone());
     }
 
     fn forget(&self, id: &ContainerId) {
-        self.containers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.containers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     fn get(&self, id: &ContainerId) -> Option<Arc<Container>> {
@@ -411,7 +451,11 @@ impl Inner {
     }
 
     fn of_pod(&self, pod: &PodId) -> Vec<Arc<Container>> {
-        self.read().values().filter(|c| c.pod == *pod).cloned().collect()
+        self.read()
+            .values()
+            .filter(|c| c.pod == *pod)
+            .cloned()
+            .collect()
     }
 
     fn state_dir(&self, id: &ContainerId) -> PathBuf {
@@ -420,6 +464,10 @@ impl Inner {
 
     /// Writes a container's record as it is in memory.
     async fn save(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), crate::store::Error> {
+        let gone = container.saving.lock().await;
+        if *gone {
+            return Ok(());
+        }
         let (inner, container) = (self.clone(), container.clone());
         crate::blocking::run("write the record of a container", move || {
             let record = container.now().clone();
@@ -430,11 +478,15 @@ impl Inner {
 }
 
 /// Runs the calls beside each other and returns the first error after all have ended.
-async fn all<F: Future<Output = Result<(), Error>> + Send + 'static>(calls: Vec<F>) -> Result<(), Error> {
+async fn all<F: Future<Output = Result<(), Error>> + Send + 'static>(
+    calls: Vec<F>,
+) -> Result<(), Error> {
     let tasks: Vec<_> = calls.into_iter().map(tokio::spawn).collect();
     let mut outcome = Ok(());
     for task in tasks {
-        let result = task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        let result = task
+            .await
+            .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         outcome = outcome.and(result);
     }
     outcome
@@ -457,6 +509,10 @@ fn status_of(container: &Container) -> ContainerStatus {
         user: record.user.clone(),
         resources: record.resources.clone(),
         stop_signal: record.stop_signal.clone(),
-        pid: record.init.as_ref().filter(|_| record.exit.is_none()).map(|p| p.pid),
+        pid: record
+            .init
+            .as_ref()
+            .filter(|_| record.exit.is_none())
+            .map(|p| p.pid),
     }
 }

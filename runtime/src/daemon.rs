@@ -2,6 +2,7 @@
 
 mod lock;
 mod node;
+mod observe;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -25,7 +26,9 @@ use crate::pod::PodManager;
 use crate::shim::Launcher;
 use crate::storage::Storage;
 use crate::store::Programs;
-use crate::{admin, cgroup, container, cri, image, network, pod, recover, shim, spec, sys, telemetry};
+use crate::{
+    admin, cgroup, container, cri, image, network, pod, recover, shim, spec, sys, telemetry,
+};
 
 /// How long RPCs under way may take to end after a request to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -90,17 +93,27 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.listen.display(), "serving the CRI");
 
-    wait_for_stop().await?;
+    let mut cri_server = cri_server;
+    let failed = tokio::select! {
+        told = wait_for_stop() => told.err(),
+        ended = &mut cri_server => Some(format!("the CRI server ended by itself: {ended:?}")),
+    };
     tracing::info!("stopping; containers go on");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.send_replace(true);
-    let _ = tokio::time::timeout(DRAIN, async { tokio::join!(cri_server, admin_server) }).await;
+    let servers = async {
+        if failed.is_none() {
+            let _ = cri_server.await;
+        }
+        let _ = admin_server.await;
+    };
+    let _ = tokio::time::timeout(DRAIN, servers).await;
     parts.close(&config).await;
     for socket in [&config.listen, &config.admin] {
         // Another daemon cannot have made it: the locks are still ours.
         let _ = std::fs::remove_file(socket);
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Everything that the daemon is made of.
@@ -119,7 +132,9 @@ impl Parts {
     async fn build(config: &Arc<Config>) -> Result<Self, String> {
         let facts = Arc::new(HostFacts::probe().map_err(|e| chain(&e))?);
         if config.cgroup_driver == CgroupDriver::Systemd {
-            return Err("cgroup.driver = \"systemd\": this Berth has the cgroupfs driver only".to_owned());
+            return Err(
+                "cgroup.driver = \"systemd\": this Berth has the cgroupfs driver only".to_owned(),
+            );
         }
         let metrics = Arc::new(Metrics::new());
         let events = Events::default();
@@ -127,7 +142,11 @@ impl Parts {
         let programs = Programs::open(config.state.join("seccomp")).map_err(|e| chain(&e))?;
         let programs = Arc::new(programs);
         let seccomp = Arc::new(spec::seccomp::Compiler::new(facts.kernel).map_err(|e| chain(&e))?);
-        let builtin = config.builtin_network.as_ref().map(|text| text.parse()).transpose();
+        let builtin = config
+            .builtin_network
+            .as_ref()
+            .map(|text| text.parse())
+            .transpose();
         let builtin = builtin.map_err(|e: network::NotASubnet| format!("network.builtin: {e}"))?;
         let network = Network::open(network::NetworkConfig {
             cni_conf_dir: config.cni_conf_dir.clone(),
@@ -142,9 +161,11 @@ impl Parts {
         let network = Arc::new(network.map_err(|e| chain(&e))?);
         let stage = config.state.join("stage");
         make_dir(&stage.join("rootfs"))?;
-        sys::mount::make_private_mount(&stage).map_err(|e| format!("cannot make {} a private mount: {e}", stage.display()))?;
+        sys::mount::make_private_mount(&stage)
+            .map_err(|e| format!("cannot make {} a private mount: {e}", stage.display()))?;
         make_dir(&stage.join("rootfs"))?;
-        let shims = cgroup::ensure_shims(&facts.cgroup, &config.shims_cgroup).map_err(|e| chain(&e))?;
+        let shims =
+            cgroup::ensure_shims(&facts.cgroup, &config.shims_cgroup).map_err(|e| chain(&e))?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let launcher = Launcher::open(shim::LauncherConfig {
             shim: helper("berth-shim")?,
@@ -163,6 +184,7 @@ impl Parts {
             seccomp: seccomp.clone(),
             programs: programs.clone(),
             events: events.clone(),
+            metrics: metrics.clone(),
         });
         let pods = Arc::new(pods.map_err(|e| chain(&e))?);
         let containers = ContainerManager::open(
@@ -173,7 +195,8 @@ impl Parts {
                 storage: storage.clone(),
                 seccomp,
                 programs,
-                events,
+                events: events.clone(),
+                metrics: metrics.clone(),
             },
             receiver,
         );
@@ -185,7 +208,17 @@ impl Parts {
             parallel_layers: config.max_concurrent_layers,
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);
-        Ok(Self { facts, metrics, network, pods, containers, images, launcher, shims })
+        observe::register(&metrics, &pods, &containers, &images, events);
+        Ok(Self {
+            facts,
+            metrics,
+            network,
+            pods,
+            containers,
+            images,
+            launcher,
+            shims,
+        })
     }
 
     /// Leaves nothing behind that nobody needs: with pods, everything they stand on stays.
@@ -222,12 +255,21 @@ fn make_dir(dir: &Path) -> Result<(), String> {
 
 /// A helper beside this executable, else in the system's place.
 fn helper(name: &str) -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|e| format!("cannot tell where this executable is: {e}"))?;
+    let own = std::env::current_exe()
+        .map_err(|e| format!("cannot tell where this executable is: {e}"))?;
     let beside = own.with_file_name(name);
     let installed = Path::new(LIBEXEC).join(name);
-    [&beside, &installed].into_iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
-        format!("{name} is neither {} nor {}: build or install it", beside.display(), installed.display())
-    })
+    [&beside, &installed]
+        .into_iter()
+        .find(|p| p.is_file())
+        .cloned()
+        .ok_or_else(|| {
+            format!(
+                "{name} is neither {} nor {}: build or install it",
+                beside.display(),
+                installed.display()
+            )
+        })
 }
 
 fn listen(path: &Path) -> Result<UnixListener, String> {
@@ -247,7 +289,10 @@ fn listen(path: &Path) -> Result<UnixListener, String> {
 
 async fn wait_for_stop() -> Result<(), String> {
     let listen = |kind| signal(kind).map_err(|e| format!("cannot listen for signals: {e}"));
-    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (mut term, mut int) = (
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+    );
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}

@@ -119,7 +119,9 @@ where
         return Lookup::None;
     }
     let from = (std::ops::Bound::Included(text), std::ops::Bound::Unbounded);
-    let mut hits = map.range::<str, _>(from).take_while(|(id, _)| (*id).borrow().starts_with(text));
+    let mut hits = map
+        .range::<str, _>(from)
+        .take_while(|(id, _)| (*id).borrow().starts_with(text));
     match (hits.next(), hits.next()) {
         (None, _) => Lookup::None,
         (Some((_, value)), None) => Lookup::One(value),

@@ -53,38 +53,6 @@ pub struct StepLabels {
     pub step: &'static str,
 }
 
-/// Labels of a run of a CNI plugin.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CniLabels {
-    /// Type of the plugin, or `builtin`.
-    pub plugin: String,
-    /// `ADD`, `DEL`, …
-    pub verb: &'static str,
-    /// `ok` or `error`.
-    pub result: &'static str,
-}
-
-/// The host that image bytes came from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct HostLabels {
-    /// Its name.
-    pub host: String,
-}
-
-/// A part of a pull.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct PhaseLabels {
-    /// Such as `resolve` or `layers`.
-    pub phase: &'static str,
-}
-
-/// Why something failed, in one word.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabels {
-    /// The word.
-    pub reason: &'static str,
-}
-
 /// Everything that is measured.
 pub struct Metrics {
     /// Seconds from the arrival of an RPC to its answer.
@@ -95,20 +63,6 @@ pub struct Metrics {
     pub rpc_panics: Counter,
     /// Seconds of each step of the longer operations.
     pub step_duration: Histograms<StepLabels>,
-    /// Seconds of each run of a CNI plugin.
-    pub cni_duration: Histograms<CniLabels>,
-    /// Bytes received from registries.
-    pub pull_bytes: Family<HostLabels, Counter>,
-    /// Seconds of each part of a pull.
-    pub pull_duration: Histograms<PhaseLabels>,
-    /// Pulls that failed.
-    pub pull_failures: Family<ReasonLabels, Counter>,
-    /// Pulls under way.
-    pub pulls_in_progress: Gauge,
-    /// Layers that a pull found on the node.
-    pub layer_reuse: Counter,
-    /// Seconds until a new monitor answers.
-    pub shim_start_duration: Histogram,
     /// Containers that the kernel killed for memory.
     pub container_oom: Counter,
     registry: Mutex<Registry>,
@@ -142,13 +96,6 @@ impl Metrics {
             rpc_in_flight: Gauge::default(),
             rpc_panics: Counter::default(),
             step_duration: Family::new_with_constructor(step_histogram),
-            cni_duration: Family::new_with_constructor(step_histogram),
-            pull_bytes: Family::default(),
-            pull_duration: Family::new_with_constructor(call_histogram),
-            pull_failures: Family::default(),
-            pulls_in_progress: Gauge::default(),
-            layer_reuse: Counter::default(),
-            shim_start_duration: step_histogram(),
             container_oom: Counter::default(),
             registry: Mutex::new(Registry::with_prefix("berth")),
         };
@@ -190,45 +137,6 @@ impl Metrics {
 
     fn register_work(&self) {
         let mut registry = self.registry();
-        registry.register_with_unit(
-            "cni_duration",
-            "Time of each run of a CNI plugin",
-            Unit::Seconds,
-            self.cni_duration.clone(),
-        );
-        registry.register_with_unit(
-            "pull",
-            "Bytes received from registries",
-            Unit::Bytes,
-            self.pull_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "pull_duration",
-            "Time of each part of a pull",
-            Unit::Seconds,
-            self.pull_duration.clone(),
-        );
-        registry.register(
-            "pull_failures",
-            "Pulls that failed",
-            self.pull_failures.clone(),
-        );
-        registry.register(
-            "pulls_in_progress",
-            "Pulls under way",
-            self.pulls_in_progress.clone(),
-        );
-        registry.register(
-            "layer_reuse",
-            "Layers that a pull found on the node",
-            self.layer_reuse.clone(),
-        );
-        registry.register_with_unit(
-            "shim_start_duration",
-            "Time until a new monitor answers",
-            Unit::Seconds,
-            self.shim_start_duration.clone(),
-        );
         registry.register(
             "container_oom",
             "Containers that the kernel killed for memory",
@@ -375,10 +283,6 @@ mod tests {
         metrics.rpc_in_flight.inc();
         metrics.container_oom.inc();
         drop(metrics.step("run_pod", "cni_add"));
-        let host = HostLabels {
-            host: "registry.example".into(),
-        };
-        metrics.pull_bytes.get_or_create(&host).inc_by(7);
         metrics.observe_gauge("containers", "Containers by state", "state", || {
             vec![("running", 3), ("exited", 0)]
         });
@@ -389,7 +293,6 @@ mod tests {
             "berth_rpc_in_flight 1",
             "berth_container_oom_total 1",
             "berth_operation_step_duration_seconds_count{operation=\"run_pod\",step=\"cni_add\"} 1",
-            "berth_pull_bytes_total{host=\"registry.example\"} 7",
             "berth_containers{state=\"running\"} 3",
             "berth_events_dropped_total 9",
             "# TYPE berth_build info",

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
 use crate::id::PodId;
+use crate::metrics::Metrics;
 use crate::model::{
     Kind, Kinded, NamespaceMode, PodFilter, PodMetadata, PodSpec, PodState, PodStatus, ReadyPod,
 };
@@ -47,7 +48,9 @@ pub enum Error {
     #[error("pod sandbox {0} is not ready: stop and remove it, and run another")]
     NotReady(PodId),
     /// The name is taken.
-    #[error("a pod sandbox named {name} exists already: {id}; remove it first or raise the attempt")]
+    #[error(
+        "a pod sandbox named {name} exists already: {id}; remove it first or raise the attempt"
+    )]
     Exists {
         /// The name.
         name: String,
@@ -120,6 +123,8 @@ pub struct Deps {
     pub programs: Arc<Programs>,
     /// Told of every change.
     pub events: Events,
+    /// Told how long steps take.
+    pub metrics: Arc<Metrics>,
 }
 
 /// All pods of this daemon.
@@ -144,6 +149,9 @@ struct Pod {
     now: Mutex<PodRecord>,
     /// Stop and remove take turns; lists and statuses never wait for them.
     turn: tokio::sync::Mutex<()>,
+    /// Writes of the record take turns, so that the last one written is the newest. True once the record is
+    /// removed: then nothing is written any more.
+    saving: tokio::sync::Mutex<bool>,
     /// True once pause is gone or was told to go.
     over: watch::Sender<bool>,
 }
@@ -156,6 +164,7 @@ impl Pod {
             spec: record.spec.clone(),
             now: Mutex::new(record),
             turn: tokio::sync::Mutex::default(),
+            saving: tokio::sync::Mutex::default(),
             over,
         })
     }
@@ -196,7 +205,9 @@ impl PodManager {
     /// # Errors
     /// When something could not be released; a repeated call goes on.
     pub async fn stop(&self, id: &PodId) -> Result<(), Error> {
-        let Some(pod) = self.0.get(id) else { return Ok(()) };
+        let Some(pod) = self.0.get(id) else {
+            return Ok(());
+        };
         let _turn = pod.turn.lock().await;
         release::stop(&self.0, &pod).await
     }
@@ -206,7 +217,9 @@ impl PodManager {
     /// # Errors
     /// When something could not be released; a repeated call goes on.
     pub async fn remove(&self, id: &PodId) -> Result<(), Error> {
-        let Some(pod) = self.0.get(id) else { return Ok(()) };
+        let Some(pod) = self.0.get(id) else {
+            return Ok(());
+        };
         let _turn = pod.turn.lock().await;
         release::remove(&self.0, &pod).await
     }
@@ -239,7 +252,12 @@ impl PodManager {
         let pods: Vec<Arc<Pod>> = self.0.read().values().cloned().collect();
         pods.iter()
             .filter(|p| only.as_ref().is_none_or(|id| *id == p.id))
-            .filter(|p| filter.labels.iter().all(|(k, v)| p.spec.labels.get(k) == Some(v)))
+            .filter(|p| {
+                filter
+                    .labels
+                    .iter()
+                    .all(|(k, v)| p.spec.labels.get(k) == Some(v))
+            })
             .map(|p| status_of(p))
             .filter(|p| filter.state.is_none_or(|s| s == p.state))
             .collect()
@@ -267,7 +285,11 @@ impl PodManager {
             utsns: own(modes.network).then(|| pin("uts")),
             pidns: own(modes.pid).then(|| pin("pid")),
             hostname: record.hostname.clone(),
-            shm: if own(modes.ipc) { dir.join("shm") } else { PathBuf::from("/dev/shm") },
+            shm: if own(modes.ipc) {
+                dir.join("shm")
+            } else {
+                PathBuf::from("/dev/shm")
+            },
             files: dir,
             cgroup_parent: record.cgroup_parent.clone(),
         })
@@ -285,7 +307,10 @@ impl Inner {
     }
 
     fn forget(&self, id: &PodId) {
-        self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.pods
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     fn get(&self, id: &PodId) -> Option<Arc<Pod>> {
@@ -307,9 +332,16 @@ impl Inner {
 
     /// Writes a pod's record as it is in memory.
     async fn save(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), crate::store::Error> {
-        let (inner, pod) = (self.clone(), pod.clone());
+        let gone = pod.saving.lock().await;
+        if *gone {
+            return Ok(());
+        }
+        let (inner, id) = (self.clone(), pod.id.clone());
         let record = pod.now().clone();
-        crate::blocking::run("write the record of a pod", move || inner.records.write(pod.id.as_str(), &record)).await
+        crate::blocking::run("write the record of a pod", move || {
+            inner.records.write(id.as_str(), &record)
+        })
+        .await
     }
 }
 
@@ -322,7 +354,11 @@ fn status_of(pod: &Pod) -> PodStatus {
         created_at: record.created_at,
         ips: record.ips.clone(),
         netns: record.netns.clone(),
-        pause_pid: record.pause.as_ref().filter(|_| record.state == PodState::Ready).map(|p| p.pid),
+        pause_pid: record
+            .pause
+            .as_ref()
+            .filter(|_| record.state == PodState::Ready)
+            .map(|p| p.pid),
         cni_result: record.cni_result.clone(),
     }
 }

@@ -15,7 +15,11 @@ use crate::pod::PodManager;
 ///
 /// # Errors
 /// When the records cannot be read at all; a single damaged one is logged and dropped.
-pub async fn all(containers: &ContainerManager, pods: &PodManager, images: &ImageManager) -> Result<(), String> {
+pub async fn all(
+    containers: &ContainerManager,
+    pods: &PodManager,
+    images: &ImageManager,
+) -> Result<(), String> {
     let begin = Instant::now();
     containers.restore().await.map_err(|e| chain(&e))?;
     pods.restore().await.map_err(|e| chain(&e))?;

@@ -177,7 +177,10 @@ fn sum(data: &str) -> String {
 }
 
 fn sum_bytes(data: &[u8]) -> String {
-    Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect()
+    Sha256::digest(data)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 fn make_dir(dir: &Path) -> Result<(), Error> {

@@ -103,7 +103,7 @@ fn build<W>(
     style: Style,
     filter: &str,
     writer: W,
-) -> Result<(impl Subscriber + Send + Sync, LogFilter), Error>
+) -> Result<(impl Subscriber + Send + Sync + use<W>, LogFilter), Error>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -186,11 +186,18 @@ pub(crate) mod tests {
         handle
     }
 
+    /// A log that writes text into memory, for one thread of a test.
+    pub(crate) fn captured(filter: &str) -> (impl Subscriber + Send + Sync + use<>, Captured) {
+        let out = Captured::default();
+        let (subscriber, _) = build(style(Format::Text), filter, out.clone()).unwrap();
+        (subscriber, out)
+    }
+
     #[derive(Clone, Default)]
-    struct Captured(Arc<Mutex<Vec<u8>>>);
+    pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
 
     impl Captured {
-        fn text(&self) -> String {
+        pub(crate) fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
     }

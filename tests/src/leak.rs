@@ -138,7 +138,11 @@ impl Snapshot {
                 .next()
                 .map(|part| part.as_os_str().to_owned());
             let name = first.unwrap_or_default().to_string_lossy().into_owned();
-            if skip.iter().any(|skipped| name.contains(skipped)) {
+            let whole = relative.to_string_lossy();
+            if skip
+                .iter()
+                .any(|skipped| name.contains(skipped) || whole == *skipped)
+            {
                 continue;
             }
             self.add("file", &path.display().to_string());

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::print;
-use crate::admin::client::Client;
 use crate::admin::api::ImageSummary;
+use crate::admin::client::Client;
 use crate::config::Config;
 use crate::model::chain;
 
@@ -46,7 +46,11 @@ enum ImagesCommand {
 pub(super) fn run(args: &ImagesArgs) -> Result<(), String> {
     let socket = match &args.admin {
         Some(socket) => socket.clone(),
-        None => Config::load(args.config.as_deref(), &[]).map_err(|e| chain(&e))?.admin,
+        None => {
+            Config::load(args.config.as_deref(), &[])
+                .map_err(|e| chain(&e))?
+                .admin
+        }
     };
     let client = Client::new(socket);
     tokio::runtime::Builder::new_current_thread()
@@ -62,11 +66,17 @@ async fn act(client: &Client, command: &ImagesCommand) -> Result<(), String> {
             let loaded = if file == Path::new("-") {
                 client.load_stream(std::io::stdin()).await
             } else {
-                let path = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
+                let path =
+                    std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
                 client.load_file(&path).await
             };
             let loaded = loaded.map_err(|e| chain(&e))?;
-            print(&loaded.iter().map(|image| format!("loaded {}\n", name(image))).collect::<String>())
+            print(
+                &loaded
+                    .iter()
+                    .map(|image| format!("loaded {}\n", name(image)))
+                    .collect::<String>(),
+            )
         }
         ImagesCommand::List { json } => {
             let images = client.images().await.map_err(|e| chain(&e))?;
@@ -87,15 +97,33 @@ async fn act(client: &Client, command: &ImagesCommand) -> Result<(), String> {
 }
 
 fn name(image: &ImageSummary) -> &str {
-    image.tags.first().or(image.digests.first()).unwrap_or(&image.id)
+    image
+        .tags
+        .first()
+        .or(image.digests.first())
+        .unwrap_or(&image.id)
 }
 
 fn table(images: &[ImageSummary]) -> String {
-    let width = images.iter().map(|i| name(i).len()).max().unwrap_or(0).max(5);
+    let width = images
+        .iter()
+        .map(|i| name(i).len())
+        .max()
+        .unwrap_or(0)
+        .max(5);
     let mut text = format!("{:width$}  {:12}  SIZE\n", "IMAGE", "ID");
     for image in images {
-        let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
-        text.push_str(&format!("{:width$}  {id:12}  {}\n", name(image), bytes(image.size)));
+        let id: String = image
+            .id
+            .trim_start_matches("sha256:")
+            .chars()
+            .take(12)
+            .collect();
+        text.push_str(&format!(
+            "{:width$}  {id:12}  {}\n",
+            name(image),
+            bytes(image.size)
+        ));
     }
     text
 }
@@ -133,6 +161,9 @@ mod tests {
             pinned: false,
         };
         let text = table(&[image]);
-        assert!(text.contains("docker.io/library/x:1  aaaaaaaaaaaa  5 B"), "{text}");
+        assert!(
+            text.contains("docker.io/library/x:1  aaaaaaaaaaaa  5 B"),
+            "{text}"
+        );
     }
 }

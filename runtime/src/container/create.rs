@@ -37,16 +37,28 @@ pub(super) async fn join_or_create(
     let inner = &manager.0;
     let spec = Arc::new(spec);
     let name: Name = (pod.id.clone(), spec.metadata.clone());
-    let mut outcome = match inner.names.claim(name.clone(), Arc::new(Request(spec.clone()))) {
+    let mut outcome = match inner
+        .names
+        .claim(name.clone(), Arc::new(Request(spec.clone())))
+    {
         Claim::Mine(reservation) => {
             let (sender, receiver) = tokio::sync::oneshot::channel();
             let owner = inner.clone();
             // The work belongs to the manager: a caller that goes away does not leave half a container behind.
             tokio::spawn(async move {
-                let making = Making { inner: owner, pod, request_pod, image, spec };
+                let making = Making {
+                    inner: owner,
+                    pod,
+                    request_pod,
+                    image,
+                    spec,
+                };
                 let _ = sender.send(making.run(reservation).await);
             });
-            let id = receiver.await.map_err(|_| panicked(&name))?.map_err(Error::Shared)?;
+            let id = receiver
+                .await
+                .map_err(|_| panicked(&name))?
+                .map_err(Error::Shared)?;
             inner.names.told(&name);
             return Ok(id);
         }
@@ -55,17 +67,33 @@ pub(super) async fn join_or_create(
             inner.names.told(&name);
             return Ok(id);
         }
-        Claim::Taken(id) => return Err(Error::Exists { name: print(&name), id }),
+        Claim::Taken(id) => {
+            return Err(Error::Exists {
+                name: print(&name),
+                id,
+            });
+        }
         Claim::Other => return Err(Error::Busy(print(&name))),
     };
-    let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| panicked(&name))?.clone();
-    let id = outcome.ok_or_else(|| panicked(&name))?.map_err(Error::Shared)?;
+    let outcome = outcome
+        .wait_for(Option::is_some)
+        .await
+        .map_err(|_| panicked(&name))?
+        .clone();
+    let id = outcome
+        .ok_or_else(|| panicked(&name))?
+        .map_err(Error::Shared)?;
     inner.names.told(&name);
     Ok(id)
 }
 
 fn print((pod, name): &Name) -> String {
-    format!("{} (attempt {}) of pod sandbox {}", name.name, name.attempt, pod.short())
+    format!(
+        "{} (attempt {}) of pod sandbox {}",
+        name.name,
+        name.attempt,
+        pod.short()
+    )
 }
 
 fn panicked(name: &Name) -> Error {
@@ -104,14 +132,22 @@ struct Log {
 
 impl Making {
     fn failed(&self, step: &'static str, kind: Kind, problem: impl Into<String>) -> Error {
-        Error::Step { name: self.spec.metadata.name.clone(), step, problem: problem.into(), kind }
+        Error::Step {
+            name: self.spec.metadata.name.clone(),
+            step,
+            problem: problem.into(),
+            kind,
+        }
     }
 
     async fn run(self, reservation: NameReservation) -> Result<ContainerId, Arc<Error>> {
         match self.make().await {
             Ok(container) => {
                 reservation.finish(Ok(container.id.clone()));
-                self.inner.deps.events.send(Event::ContainerCreated(container.pod.clone(), container.id.clone()));
+                self.inner.deps.events.send(Event::ContainerCreated(
+                    container.pod.clone(),
+                    container.id.clone(),
+                ));
                 Ok(container.id.clone())
             }
             Err(error) => {
@@ -124,7 +160,8 @@ impl Making {
 
     async fn make(&self) -> Result<Arc<Container>, Error> {
         self.check()?;
-        let id = ContainerId::generate().map_err(|e| self.failed("choose the id", Kind::Unknown, e.to_string()))?;
+        let id = ContainerId::generate()
+            .map_err(|e| self.failed("choose the id", Kind::Unknown, e.to_string()))?;
         let record = self.intent()?;
         let container = Container::new(id, record, None);
         let saved = self.inner.save(&container).await;
@@ -160,11 +197,17 @@ impl Making {
     /// The record before anything is acquired.
     fn intent(&self) -> Result<ContainerRecord, Error> {
         let (image, spec) = (&self.image, &self.spec);
-        let log_directory = self.request_pod.as_ref().map_or(&self.pod.spec.log_directory, |p| &p.log_directory);
+        let log_directory = self
+            .request_pod
+            .as_ref()
+            .map_or(&self.pod.spec.log_directory, |p| &p.log_directory);
         let log_path = if log_directory.is_empty() || spec.log_path.is_empty() {
             String::new()
         } else {
-            Path::new(log_directory).join(&spec.log_path).display().to_string()
+            Path::new(log_directory)
+                .join(&spec.log_path)
+                .display()
+                .to_string()
         };
         Ok(ContainerRecord {
             spec: spec.clone(),
@@ -196,14 +239,21 @@ impl Making {
         match (&self.spec.stop_signal, image) {
             (Some(signal), _) => Ok(signal.clone()),
             (None, "") => Ok(spec::signals::term()),
-            (None, text) => spec::signals::parse(text).map_err(|e| Error::Invalid(format!("the image's stop signal: {e}"))),
+            (None, text) => spec::signals::parse(text)
+                .map_err(|e| Error::Invalid(format!("the image's stop signal: {e}"))),
         }
     }
 
     async fn acquire(&self, container: &Arc<Container>) -> Result<(), (Error, Option<PathBuf>)> {
         let prepared = self.prepare(container).await.map_err(|e| (e, None))?;
-        let fresh_log = prepared.log.as_ref().filter(|l| l.fresh).map(|l| l.path.clone());
-        self.launch(container, prepared).await.map_err(|e| (e, fresh_log))
+        let fresh_log = prepared
+            .log
+            .as_ref()
+            .filter(|l| l.fresh)
+            .map(|l| l.path.clone());
+        self.launch(container, prepared)
+            .await
+            .map_err(|e| (e, fresh_log))
     }
 
     async fn prepare(&self, container: &Arc<Container>) -> Result<Prepared, Error> {
@@ -211,12 +261,15 @@ impl Making {
         let inner = self.inner.clone();
         let (pod, image, spec) = (self.pod.clone(), self.image.clone(), self.spec.clone());
         let (id, log_path) = (container.id.clone(), container.now().log_path.clone());
+        let _clock = self.inner.deps.metrics.step("create_container", "prepare");
         let prepared = blocking::run("prepare a container", move || {
             prepare_blocking(&inner, &id, &pod, &image, &spec, target, &log_path)
         })
         .await;
         let prepared = prepared.map_err(|(step, kind, problem)| match kind {
-            Kind::InvalidArgument => Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name)),
+            Kind::InvalidArgument => {
+                Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name))
+            }
             kind => self.failed(step, kind, problem),
         })?;
         let mut record = container.now();
@@ -239,7 +292,9 @@ impl Making {
         let running = target.now().state == ContainerState::Running;
         match pid {
             // Whatever namespace the target is in, its own or a shared one, is the one that is meant.
-            Some(pid) if running && target.pod == self.pod.id => Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))),
+            Some(pid) if running && target.pod == self.pod.id => {
+                Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))))
+            }
             _ => Err(Error::Invalid(format!(
                 "container {}: its target {} is not a running container of the same pod sandbox",
                 self.spec.metadata.name, modes.target
@@ -267,7 +322,11 @@ impl Making {
                 make_dirs: plan.make_dirs,
             }),
             boot_id: deps.facts.boot_id.clone(),
-            log_name: prepared.log.as_ref().map(|l| l.name.clone()).unwrap_or_default(),
+            log_name: prepared
+                .log
+                .as_ref()
+                .map(|l| l.name.clone())
+                .unwrap_or_default(),
             log_line: deps.config.log_line_max,
             stdin: self.spec.stdin,
             stdin_once: self.spec.stdin_once,
@@ -284,14 +343,25 @@ impl Making {
             seccomp: program.map(OwnedFd::from),
             log_dir: prepared.log.map(|l| l.dir),
         };
-        let (handle, started) =
-            deps.launcher.create(launch).await.map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
-        *container.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(handle);
+        let clock = deps.metrics.step("create_container", "monitor");
+        let (handle, started) = deps
+            .launcher
+            .create(launch)
+            .await
+            .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
+        drop(clock);
+        *container
+            .monitor
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(handle);
         {
             let mut record = container.now();
             record.creating = false;
             record.state = ContainerState::Created;
-            record.init = Some(Process { pid: started.pid, start_time: started.start_time });
+            record.init = Some(Process {
+                pid: started.pid,
+                start_time: started.start_time,
+            });
         }
         container.state.send_replace(ContainerState::Created);
         // Before the record is written: an exit in between must find its container.
@@ -300,18 +370,28 @@ impl Making {
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
     }
 
-    fn program(&self, container: &Container, plan: &spec::ContainerPlan) -> Result<Option<File>, Error> {
+    fn program(
+        &self,
+        container: &Container,
+        plan: &spec::ContainerPlan,
+    ) -> Result<Option<File>, Error> {
         let deps = &self.inner.deps;
         let bounding = plan.process.capabilities.as_ref().map_or(0, |c| c.bounding);
-        let invalid = |problem: String| Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name));
-        let program = deps.seccomp.program(&plan.seccomp, bounding, |path| std::fs::read(path)).map_err(|e| invalid(chain(&e)))?;
-        let Some(program) = program else { return Ok(None) };
-        let kept = deps.programs.keep(&program).and_then(|name| {
-            let file = deps.programs.get(&name)?;
-            container.now().seccomp = name;
-            Ok(file)
-        });
-        kept.map(Some).map_err(|e| self.failed("keep the system call filter", Kind::Unknown, chain(&e)))
+        let invalid = |problem: String| {
+            Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name))
+        };
+        let program = deps
+            .seccomp
+            .program(&plan.seccomp, bounding, |path| std::fs::read(path))
+            .map_err(|e| invalid(chain(&e)))?;
+        let Some(program) = program else {
+            return Ok(None);
+        };
+        let kept = deps.programs.hold(&program);
+        let (name, file) =
+            kept.map_err(|e| self.failed("keep the system call filter", Kind::Unknown, chain(&e)))?;
+        container.now().seccomp = name;
+        Ok(Some(file))
     }
 }
 
@@ -334,7 +414,8 @@ fn prepare_blocking(
     log_path: &str,
 ) -> Result<Prepared, Failed> {
     let deps = &inner.deps;
-    let storage = |e: crate::storage::Error| ("make the root file system", Kind::Unknown, chain(&e));
+    let storage =
+        |e: crate::storage::Error| ("make the root file system", Kind::Unknown, chain(&e));
     let invalid = |problem: String| ("read the request", Kind::InvalidArgument, problem);
     let disk = |step: &'static str| move |e: std::io::Error| (step, Kind::Unknown, e.to_string());
 
@@ -361,11 +442,27 @@ fn prepare_blocking(
     })
     .map_err(|e| invalid(chain(&e)))?;
 
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join("engine")).map_err(disk("make the bundle"))?;
-    let config = serde_json::to_vec(&plan.oci).map_err(|e| ("make the bundle", Kind::Unknown, e.to_string()))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir.join("engine"))
+        .map_err(disk("make the bundle"))?;
+    let config = serde_json::to_vec(&plan.oci)
+        .map_err(|e| ("make the bundle", Kind::Unknown, e.to_string()))?;
     std::fs::write(dir.join("config.json"), config).map_err(disk("make the bundle"))?;
-    let log = open_log(log_path).map_err(|(path, e)| ("open the log", Kind::Unknown, format!("{}: {e}", path.display())))?;
-    Ok(Prepared { rootfs, user, plan, log })
+    let log = open_log(log_path).map_err(|(path, e)| {
+        (
+            "open the log",
+            Kind::Unknown,
+            format!("{}: {e}", path.display()),
+        )
+    })?;
+    Ok(Prepared {
+        rootfs,
+        user,
+        plan,
+        log,
+    })
 }
 
 fn open_log(path: &str) -> Result<Option<Log>, (PathBuf, std::io::Error)> {
@@ -376,13 +473,25 @@ fn open_log(path: &str) -> Result<Option<Log>, (PathBuf, std::io::Error)> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
         return Err((path, std::io::ErrorKind::InvalidInput.into()));
     };
-    let opened = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).and_then(|()| {
-        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir)
-    });
+    let opened = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .and_then(|()| {
+            std::fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_DIRECTORY)
+                .open(dir)
+        });
     match opened {
         Ok(opened) => {
             let fresh = !path.exists();
-            Ok(Some(Log { dir: opened.into(), name: name.to_owned(), fresh, path }))
+            Ok(Some(Log {
+                dir: opened.into(),
+                name: name.to_owned(),
+                fresh,
+                path,
+            }))
         }
         Err(error) => Err((path.clone(), error)),
     }

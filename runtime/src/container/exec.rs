@@ -18,7 +18,11 @@ use crate::spec;
 /// Most bytes of each stream that are kept (row R036); the rest is read and thrown away.
 const CAP: usize = 16 << 20;
 
-pub(super) async fn exec_sync(inner: &Arc<Inner>, container: &Arc<Container>, request: ExecRequest) -> Result<ExecOutput, Error> {
+pub(super) async fn exec_sync(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+    request: ExecRequest,
+) -> Result<ExecOutput, Error> {
     let failed = |kind, problem: String| container.step("run a command", kind, problem);
     if request.command.is_empty() {
         return Err(Error::Invalid("the command is empty".to_owned()));
@@ -27,8 +31,15 @@ pub(super) async fn exec_sync(inner: &Arc<Inner>, container: &Arc<Container>, re
     let (exec, seccomp) = plan(inner, container, &request)?;
     let (stdout, out) = pipe().map_err(|e| failed(Kind::Unknown, e.to_string()))?;
     let (stderr, err) = pipe().map_err(|e| failed(Kind::Unknown, e.to_string()))?;
-    let stdio = ExecStdio { stdin: None, stdout: Some(out), stderr: Some(err) };
-    let handle = monitor.exec(exec, stdio, seccomp).await.map_err(|e| failed(e.kind(), chain(&e)))?;
+    let stdio = ExecStdio {
+        stdin: None,
+        stdout: Some(out),
+        stderr: Some(err),
+    };
+    let handle = monitor
+        .exec(exec, stdio, seccomp)
+        .await
+        .map_err(|e| failed(e.kind(), chain(&e)))?;
     let (ended, ending) = tokio::sync::watch::channel(false);
     let (exit, stdout, stderr) = tokio::join!(
         async {
@@ -42,13 +53,26 @@ pub(super) async fn exec_sync(inner: &Arc<Inner>, container: &Arc<Container>, re
     let exit = exit.map_err(|e| failed(e.kind(), chain(&e)))?;
     if exit.timed_out {
         let seconds = request.timeout.map_or(0, |t| t.as_secs());
-        return Err(Error::TimedOut { id: container.id.clone(), command: request.command, seconds });
+        return Err(Error::TimedOut {
+            id: container.id.clone(),
+            command: request.command,
+            seconds,
+        });
     }
-    let read = |stream: io::Result<Vec<u8>>| stream.map_err(|e| failed(Kind::Unknown, e.to_string()));
-    Ok(ExecOutput { stdout: read(stdout)?, stderr: read(stderr)?, exit_code: exit.code })
+    let read =
+        |stream: io::Result<Vec<u8>>| stream.map_err(|e| failed(Kind::Unknown, e.to_string()));
+    Ok(ExecOutput {
+        stdout: read(stdout)?,
+        stderr: read(stderr)?,
+        exit_code: exit.code,
+    })
 }
 
-fn plan(inner: &Inner, container: &Container, request: &ExecRequest) -> Result<(monitor::Exec, Option<OwnedFd>), Error> {
+fn plan(
+    inner: &Inner,
+    container: &Container,
+    request: &ExecRequest,
+) -> Result<(monitor::Exec, Option<OwnedFd>), Error> {
     let record = container.now();
     let exec_id = format!("e{}", inner.exec_ids.fetch_add(1, Ordering::Relaxed));
     // The daemon's pid makes the id unique for the monitor's life, which is longer than the daemon's.
@@ -58,7 +82,9 @@ fn plan(inner: &Inner, container: &Container, request: &ExecRequest) -> Result<(
         "" => None,
         name => {
             let file = inner.deps.programs.get(name);
-            Some(file.map_err(|e| container.step("load the system call filter", Kind::Unknown, chain(&e)))?)
+            Some(file.map_err(|e| {
+                container.step("load the system call filter", Kind::Unknown, chain(&e))
+            })?)
         }
     };
     let process = spec::exec(&record.process, request).map_err(|e| Error::Invalid(chain(&e)))?;
@@ -71,8 +97,17 @@ fn plan(inner: &Inner, container: &Container, request: &ExecRequest) -> Result<(
         user_namespace: false,
         rlimits: Vec::new(),
     };
-    let timeout_ms = request.timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
-    Ok((monitor::Exec { exec_id, exec: Some(exec), timeout_ms }, seccomp.map(OwnedFd::from)))
+    let timeout_ms = request
+        .timeout
+        .map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+    Ok((
+        monitor::Exec {
+            exec_id,
+            exec: Some(exec),
+            timeout_ms,
+        },
+        seccomp.map(OwnedFd::from),
+    ))
 }
 
 /// A cgroup of the exec's own, so that its time limit reaches every process it starts: on v2 below the
@@ -82,11 +117,18 @@ fn cgroups(facts: &CgroupFacts, leaves: &[String], exec_id: &str) -> (Vec<String
     let (holders, others): (Vec<&String>, Vec<&String>) = match facts {
         CgroupFacts::V2 { .. } => (leaves.iter().collect(), Vec::new()),
         CgroupFacts::V1 { .. } => {
-            let pids = facts.mount_of("pids").map(|mount| format!("{}/", mount.display()));
-            leaves.iter().partition(|leaf| pids.as_ref().is_some_and(|pids| leaf.starts_with(pids)))
+            let pids = facts
+                .mount_of("pids")
+                .map(|mount| format!("{}/", mount.display()));
+            leaves
+                .iter()
+                .partition(|leaf| pids.as_ref().is_some_and(|pids| leaf.starts_with(pids)))
         }
     };
-    (holders.into_iter().map(own).collect(), others.into_iter().cloned().collect())
+    (
+        holders.into_iter().map(own).collect(),
+        others.into_iter().cloned().collect(),
+    )
 }
 
 fn pipe() -> io::Result<(Receiver, OwnedFd)> {
@@ -98,7 +140,10 @@ fn pipe() -> io::Result<(Receiver, OwnedFd)> {
 
 /// Reads until end of file, or until the process has ended and the pipe is empty: what it wrote itself is
 /// in the pipe by then, and a child that holds the pipe open is not waited for.
-async fn collect(pipe: Receiver, mut ended: tokio::sync::watch::Receiver<bool>) -> io::Result<Vec<u8>> {
+async fn collect(
+    pipe: Receiver,
+    mut ended: tokio::sync::watch::Receiver<bool>,
+) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -106,7 +151,10 @@ async fn collect(pipe: Receiver, mut ended: tokio::sync::watch::Receiver<bool>) 
         match pipe.try_read(&mut buffer) {
             Ok(0) => return Ok(kept),
             Ok(n) => kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && over => return Ok(kept),
+            // Tokio may say so without having asked the kernel, which knows better.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && over => {
+                return drain(&pipe, &mut buffer, kept);
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 tokio::select! {
                     ready = pipe.readable() => ready?,
@@ -118,6 +166,17 @@ async fn collect(pipe: Receiver, mut ended: tokio::sync::watch::Receiver<bool>) 
     }
 }
 
+/// What is left in the pipe right now.
+fn drain(pipe: &Receiver, buffer: &mut [u8], mut kept: Vec<u8>) -> io::Result<Vec<u8>> {
+    loop {
+        match rustix::io::read(pipe, &mut *buffer) {
+            Ok(0) | Err(rustix::io::Errno::AGAIN) => return Ok(kept),
+            Ok(n) => kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -18,9 +18,13 @@ const LOST: i32 = 255;
 pub(super) async fn follow(inner: Weak<Inner>, mut events: mpsc::UnboundedReceiver<MonitorEvent>) {
     while let Some(event) = events.recv().await {
         let Some(inner) = inner.upgrade() else { return };
-        let Some(container) = inner.get(&event.id) else { continue };
+        let Some(container) = inner.get(&event.id) else {
+            continue;
+        };
         match event.kind {
-            MonitorEventKind::Exited(exit) => over(&inner, &container, outcome(&exit), exit.started_at).await,
+            MonitorEventKind::Exited(exit) => {
+                over(&inner, &container, outcome(&exit), exit.started_at).await
+            }
             MonitorEventKind::Lost => lost(&inner, &container).await,
             MonitorEventKind::Oom(kills) => {
                 tracing::info!(container.id = %container.id, kills, "the kernel killed a process of the container: out of memory");
@@ -37,16 +41,32 @@ pub(super) fn outcome(exit: &Exit) -> ContainerExit {
         0 => ExitReason::Completed,
         _ => ExitReason::Error,
     };
-    ContainerExit { code: exit.code, finished_at: exit.finished_at, reason, message: exit.start_error.clone() }
+    ContainerExit {
+        code: exit.code,
+        finished_at: exit.finished_at,
+        reason,
+        message: exit.start_error.clone(),
+    }
 }
 
 /// The end of a container whose monitor died or whose state nobody knows.
 pub(super) fn unknown(message: &str) -> ContainerExit {
-    ContainerExit { code: LOST, finished_at: now_nanos(), reason: ExitReason::Unknown, message: message.to_owned() }
+    ContainerExit {
+        code: LOST,
+        finished_at: now_nanos(),
+        reason: ExitReason::Unknown,
+        message: message.to_owned(),
+    }
 }
 
 /// Makes the end known: the monitor has written the log and the exit record before it said so (row R069).
-pub(super) async fn over(inner: &Arc<Inner>, container: &Arc<Container>, exit: ContainerExit, started_at: i64) {
+pub(super) async fn over(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+    exit: ContainerExit,
+    started_at: i64,
+) {
+    let killed_for_memory;
     {
         let mut record = container.now();
         if record.exit.is_some() {
@@ -55,12 +75,19 @@ pub(super) async fn over(inner: &Arc<Inner>, container: &Arc<Container>, exit: C
         if started_at != 0 {
             record.started_at = started_at;
         }
+        killed_for_memory = exit.reason == ExitReason::OomKilled;
         record.exit = Some(exit);
         record.state = ContainerState::Exited;
     }
+    if killed_for_memory {
+        inner.deps.metrics.container_oom.inc();
+    }
     container.drop_monitor();
     container.state.send_replace(ContainerState::Exited);
-    inner.deps.events.send(Event::ContainerStopped(container.pod.clone(), container.id.clone()));
+    inner.deps.events.send(Event::ContainerStopped(
+        container.pod.clone(),
+        container.id.clone(),
+    ));
     if let Err(error) = inner.save(container).await {
         // The exit record of the monitor says the same; a restarted daemon reads that.
         tracing::warn!(container.id = %container.id, error = %chain(&error), "cannot record the exit");
@@ -69,7 +96,10 @@ pub(super) async fn over(inner: &Arc<Inner>, container: &Arc<Container>, exit: C
 
 /// The monitor is gone without a word: whatever is left of the container is killed first.
 pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
-    let (dir, leaves) = (inner.state_dir(&container.id), container.now().leaves.clone());
+    let (dir, leaves) = (
+        inner.state_dir(&container.id),
+        container.now().leaves.clone(),
+    );
     let record = crate::blocking::run("clean up after a lost monitor", move || {
         if let Err(error) = crate::cgroup::kill(&leaves) {
             tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");
@@ -78,19 +108,40 @@ pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
     })
     .await;
     match record {
-        Ok(Some(record)) => over(inner, container, outcome(&record.exit), record.exit.started_at).await,
+        Ok(Some(record)) => {
+            over(
+                inner,
+                container,
+                outcome(&record.exit),
+                record.exit.started_at,
+            )
+            .await
+        }
         _ => {
             tracing::warn!(container.id = %container.id, "the container's monitor died, and the container with it");
-            over(inner, container, unknown("the container's monitor died; the container was killed"), 0).await;
+            over(
+                inner,
+                container,
+                unknown("the container's monitor died; the container was killed"),
+                0,
+            )
+            .await;
         }
     }
 }
 
 /// A start that failed ends the container; the monitor says so in a moment. If it cannot, we do.
-pub(super) async fn after_failed_start(inner: &Arc<Inner>, container: &Arc<Container>, message: &str) {
+pub(super) async fn after_failed_start(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+    message: &str,
+) {
     let mut state = container.state.subscribe();
     let exited = state.wait_for(|s| *s == ContainerState::Exited);
-    if tokio::time::timeout(Duration::from_secs(2), exited).await.is_ok() {
+    if tokio::time::timeout(Duration::from_secs(2), exited)
+        .await
+        .is_ok()
+    {
         return;
     }
     if let Some(monitor) = container.monitor() {
@@ -111,7 +162,14 @@ mod tests {
     use super::*;
 
     fn reason(code: i32, oom: bool, start_error: &str) -> &'static str {
-        outcome(&Exit { code, oom, start_error: start_error.into(), ..Default::default() }).reason.as_str()
+        outcome(&Exit {
+            code,
+            oom,
+            start_error: start_error.into(),
+            ..Default::default()
+        })
+        .reason
+        .as_str()
     }
 
     #[test]

@@ -18,9 +18,14 @@ pub(super) fn resolve(requests: &[MountRequest]) -> Result<Vec<ResolvedMount>, S
             // The mount table is long on a busy node: only those that need it read it.
             let propagation = match request.propagation {
                 MountPropagation::Private => SourcePropagation::Private,
-                _ => source_propagation(&source).map_err(|e| format!("cannot read the mount table: {e}"))?,
+                _ => source_propagation(&source)
+                    .map_err(|e| format!("cannot read the mount table: {e}"))?,
             };
-            Ok(ResolvedMount { request: request.clone(), source, propagation })
+            Ok(ResolvedMount {
+                request: request.clone(),
+                source,
+                propagation,
+            })
         })
         .collect()
 }
@@ -51,7 +56,10 @@ mod tests {
         std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
         std::fs::create_dir(dir.path().join("real")).unwrap();
         let real = fs::canonicalize(dir.path()).unwrap().join("real");
-        assert_eq!(source(dir.path().join("link").to_str().unwrap()).unwrap(), real);
+        assert_eq!(
+            source(dir.path().join("link").to_str().unwrap()).unwrap(),
+            real
+        );
         let fresh = dir.path().join("a/b");
         source(fresh.to_str().unwrap()).unwrap();
         assert!(fresh.is_dir());

@@ -7,7 +7,8 @@ use shim_protocol::worker;
 
 use crate::id::PodId;
 use crate::model::{
-    ChainId, ContainerExit, ContainerSpec, ContainerState, ContainerUser, ImageId, Resources, SignalName,
+    ChainId, ContainerExit, ContainerSpec, ContainerState, ContainerUser, ImageId, Resources,
+    SignalName,
 };
 
 /// A process of ours that outlives the daemon.
@@ -97,11 +98,17 @@ mod tests {
     use super::*;
 
     #[derive(Serialize, Deserialize)]
-    struct Wrapper(#[serde(serialize_with = "to_hex", deserialize_with = "from_hex")] worker::Process);
+    struct Wrapper(
+        #[serde(serialize_with = "to_hex", deserialize_with = "from_hex")] worker::Process,
+    );
 
     #[test]
     fn a_process_with_bytes_that_are_no_text_comes_back() {
-        let process = worker::Process { env: vec![b"A=\xff\x00".to_vec()], uid: 7, ..Default::default() };
+        let process = worker::Process {
+            env: vec![b"A=\xff\x00".to_vec()],
+            uid: 7,
+            ..Default::default()
+        };
         let text = serde_json::to_string(&Wrapper(process.clone())).unwrap();
         assert_eq!(serde_json::from_str::<Wrapper>(&text).unwrap().0, process);
     }

@@ -18,15 +18,25 @@ pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Re
     }
     release(inner, container)
         .await
-        .map_err(|failures| Error::Release { id: container.id.clone(), failures })?;
+        .map_err(|failures| Error::Release {
+            id: container.id.clone(),
+            failures,
+        })?;
     inner.forget(&container.id);
     inner.names.free(&container.name(), &container.id);
-    inner.deps.events.send(Event::ContainerRemoved(container.pod.clone(), container.id.clone()));
+    inner.deps.events.send(Event::ContainerRemoved(
+        container.pod.clone(),
+        container.id.clone(),
+    ));
     Ok(())
 }
 
 /// Undoes a create. What cannot be undone is named in the log; the record stays for the next start.
-pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh_log: Option<PathBuf>) {
+pub(super) async fn undo(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+    fresh_log: Option<PathBuf>,
+) {
     inner.forget(&container.id);
     if let Some(monitor) = container.monitor() {
         // Gone already when the create failed in it; what it leaves is killed by cgroup below.
@@ -35,7 +45,8 @@ pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh_l
     container.drop_monitor();
     if let Some(log) = fresh_log {
         // Only the empty file that the monitor may have made.
-        let _ = std::fs::metadata(&log).is_ok_and(|m| m.len() == 0) && std::fs::remove_file(&log).is_ok();
+        let _ = std::fs::metadata(&log).is_ok_and(|m| m.len() == 0)
+            && std::fs::remove_file(&log).is_ok();
     }
     if let Err(failures) = release(inner, container).await {
         tracing::error!(container.id = %container.id, %failures, "a failed container could not be undone: its record stays");
@@ -48,19 +59,31 @@ async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), F
     if container.now().boot_id == inner.deps.facts.boot_id {
         let leaves = container.now().leaves.clone();
         steps.push_blocking("cgroup", move || {
-            crate::cgroup::kill(&leaves).and_then(|()| crate::cgroup::remove(&leaves)).map_err(|e| chain(&e))
+            crate::cgroup::kill(&leaves)
+                .and_then(|()| crate::cgroup::remove(&leaves))
+                .map_err(|e| chain(&e))
         });
     }
     let (storage, id) = (inner.deps.storage.clone(), container.id.clone());
-    steps.push_blocking("writable layer", move || storage.remove_snapshot(&id).map_err(|e| chain(&e)));
+    steps.push_blocking("writable layer", move || {
+        storage.remove_snapshot(&id).map_err(|e| chain(&e))
+    });
+    let (programs, filter) = (inner.deps.programs.clone(), container.now().seccomp.clone());
+    container.now().seccomp.clear();
+    steps.push_blocking("system call filter", move || {
+        programs.release(&filter).map_err(|e| chain(&e))
+    });
     let dir = inner.state_dir(&container.id);
     steps.push_blocking("bundle", move || match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     });
     steps.run().await?;
+    *container.saving.lock().await = true;
     let (inner, id) = (inner.clone(), container.id.clone());
     let mut steps = Steps::default();
-    steps.push_blocking("record", move || inner.records.remove(id.as_str()).map_err(|e| chain(&e)));
+    steps.push_blocking("record", move || {
+        inner.records.remove(id.as_str()).map_err(|e| chain(&e))
+    });
     steps.run().await
 }

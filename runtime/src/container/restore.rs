@@ -44,32 +44,60 @@ impl ContainerManager {
 }
 
 async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
+    inner.deps.programs.restore(&record.seccomp);
     let same_boot = record.boot_id == inner.deps.facts.boot_id;
     if record.creating {
         tracing::info!(container.id = %id, "undoing a container that was being made when the daemon ended");
         let container = Container::new(id, record, None);
-        if same_boot && let Ok((monitor, _)) = inner.deps.launcher.connect(&container.id, &inner.state_dir(&container.id)).await {
-            *container.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
+        if same_boot
+            && let Ok((monitor, _)) = inner
+                .deps
+                .launcher
+                .connect(&container.id, &inner.state_dir(&container.id))
+                .await
+        {
+            *container
+                .monitor
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
         }
         remove::undo(inner, &container, None).await;
         return;
     }
     let over_already = record.state == ContainerState::Exited;
     let container = Container::new(id, record, None);
-    inner.names.restore(container.name(), Arc::new(create::request(&container.spec)), container.id.clone());
+    inner.names.restore(
+        container.name(),
+        Arc::new(create::request(&container.spec)),
+        container.id.clone(),
+    );
     inner.insert(&container);
     if over_already {
         return;
     }
     if !same_boot {
-        return over(inner, &container, unknown("the machine was restarted while the container ran"), 0).await;
+        return over(
+            inner,
+            &container,
+            unknown("the machine was restarted while the container ran"),
+            0,
+        )
+        .await;
     }
-    match inner.deps.launcher.connect(&container.id, &inner.state_dir(&container.id)).await {
+    match inner
+        .deps
+        .launcher
+        .connect(&container.id, &inner.state_dir(&container.id))
+        .await
+    {
         Ok((monitor, state)) => {
             if let Some(exit) = &state.exit {
                 return over(inner, &container, outcome(exit), exit.started_at).await;
             }
-            *container.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
+            *container
+                .monitor
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
             if state.started_at != 0 {
                 let mut record = container.now();
                 record.started_at = state.started_at;
@@ -100,8 +128,24 @@ async fn ended_meanwhile(inner: &Arc<Inner>, container: &Arc<Container>) {
     })
     .await;
     match record {
-        Ok(Some(record)) => over(inner, container, outcome(&record.exit), record.exit.started_at).await,
-        Ok(None) => over(inner, container, unknown("the container's monitor died while the daemon was away"), 0).await,
+        Ok(Some(record)) => {
+            over(
+                inner,
+                container,
+                outcome(&record.exit),
+                record.exit.started_at,
+            )
+            .await
+        }
+        Ok(None) => {
+            over(
+                inner,
+                container,
+                unknown("the container's monitor died while the daemon was away"),
+                0,
+            )
+            .await
+        }
         Err(error) => over(inner, container, unknown(&chain(&error)), 0).await,
     }
 }

@@ -33,6 +33,12 @@ pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Res
         }
         first
     });
-    inner.deps.events.send(Event::ContainerStarted(container.pod.clone(), container.id.clone()));
-    inner.save(container).await.map_err(|e| container.step("record the start", crate::model::Kind::Unknown, chain(&e)))
+    inner.deps.events.send(Event::ContainerStarted(
+        container.pod.clone(),
+        container.id.clone(),
+    ));
+    inner
+        .save(container)
+        .await
+        .map_err(|e| container.step("record the start", crate::model::Kind::Unknown, chain(&e)))
 }

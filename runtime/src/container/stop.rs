@@ -12,8 +12,15 @@ use crate::sys;
 const DEATH: Duration = Duration::from_secs(20);
 
 /// Stops by signal. Calls may overlap: the signal is sent once, each waits its own time.
-pub(super) async fn stop(inner: &Arc<Inner>, container: &Arc<Container>, grace: Duration) -> Result<(), Error> {
-    if matches!(container.now().state, ContainerState::Created | ContainerState::Exited) {
+pub(super) async fn stop(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+    grace: Duration,
+) -> Result<(), Error> {
+    if matches!(
+        container.now().state,
+        ContainerState::Created | ContainerState::Exited
+    ) {
         return Ok(());
     }
     if !grace.is_zero() {
@@ -51,7 +58,10 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
     }
     // Processes that outlive init keep the pipes open: the cgroup holds them all.
     let leaves = container.now().leaves.clone();
-    let killed = crate::blocking::run("kill a container's cgroup", move || crate::cgroup::kill(&leaves)).await;
+    let killed = crate::blocking::run("kill a container's cgroup", move || {
+        crate::cgroup::kill(&leaves)
+    })
+    .await;
     let mut changes = container.state.subscribe();
     let exited = changes.wait_for(|s| *s == ContainerState::Exited);
     if tokio::time::timeout(DEATH, exited).await.is_ok() {
@@ -59,7 +69,10 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
     }
     let problem = match killed {
         Err(error) => chain(&error),
-        Ok(()) => format!("it is not reported dead {} s after SIGKILL: its disk or monitor may hang", DEATH.as_secs()),
+        Ok(()) => format!(
+            "it is not reported dead {} s after SIGKILL: its disk or monitor may hang",
+            DEATH.as_secs()
+        ),
     };
     Err(container.step("end the processes", Kind::Unknown, problem))
 }
@@ -83,6 +96,10 @@ fn signal_init(container: &Container, signal: i32) -> Result<(), Error> {
     let Some(init) = init else { return Ok(()) };
     match sys::process::signal_same(init.pid, init.start_time, signal) {
         Ok(_) => Ok(()),
-        Err(error) => Err(container.step("signal the process", Kind::Unknown, format!("pid {}: {error}", init.pid))),
+        Err(error) => Err(container.step(
+            "signal the process",
+            Kind::Unknown,
+            format!("pid {}: {error}", init.pid),
+        )),
     }
 }

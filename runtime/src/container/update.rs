@@ -6,12 +6,20 @@ use super::{Container, Error, Inner};
 use crate::model::{ContainerState, Kind, Resources, chain};
 use crate::spec;
 
-pub(super) async fn update(inner: &Arc<Inner>, container: &Arc<Container>, wanted: Resources) -> Result<(), Error> {
+pub(super) async fn update(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+    wanted: Resources,
+) -> Result<(), Error> {
     let _turn = container.turn.lock().await;
     let state = container.now().state;
     if !matches!(state, ContainerState::Created | ContainerState::Running) {
         let wanted = "created or running";
-        return Err(Error::State { id: container.id.clone(), state: super::state_name(state), wanted });
+        return Err(Error::State {
+            id: container.id.clone(),
+            state: super::state_name(state),
+            wanted,
+        });
     }
     let (old, path) = {
         let record = container.now();
@@ -19,13 +27,28 @@ pub(super) async fn update(inner: &Arc<Inner>, container: &Arc<Container>, wante
     };
     let facts = inner.deps.facts.clone();
     let applied = crate::blocking::run("update a container's limits", move || {
-        let usage = crate::cgroup::memory_in_use(&facts.cgroup, &path).map_err(|e| (Kind::Unknown, chain(&e)))?;
-        let update = spec::update(spec::Place { facts: &facts.cgroup, path: &path }, &old, &wanted, usage).map_err(|e| (Kind::InvalidArgument, chain(&e)))?;
+        let usage = crate::cgroup::memory_in_use(&facts.cgroup, &path)
+            .map_err(|e| (Kind::Unknown, chain(&e)))?;
+        let update = spec::update(
+            spec::Place {
+                facts: &facts.cgroup,
+                path: &path,
+            },
+            &old,
+            &wanted,
+            usage,
+        )
+        .map_err(|e| (Kind::InvalidArgument, chain(&e)))?;
         crate::cgroup::apply_writes(&update.writes).map_err(|e| (Kind::Unknown, chain(&e)))?;
         Ok(update.resources)
     })
     .await;
-    let resources = applied.map_err(|(kind, problem): (Kind, String)| container.step("update the limits", kind, problem))?;
+    let resources = applied.map_err(|(kind, problem): (Kind, String)| {
+        container.step("update the limits", kind, problem)
+    })?;
     container.now().resources = resources;
-    inner.save(container).await.map_err(|e| container.step("record the new limits", Kind::Unknown, chain(&e)))
+    inner
+        .save(container)
+        .await
+        .map_err(|e| container.step("record the new limits", Kind::Unknown, chain(&e)))
 }

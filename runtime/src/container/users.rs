@@ -11,10 +11,15 @@ use crate::spec::users;
 use crate::sys;
 
 /// Resolves who a container runs as.
-pub(super) fn resolve(rootfs: BorrowedFd<'_>, request: &UserRequest, image_user: &str) -> Result<ContainerUser, String> {
+pub(super) fn resolve(
+    rootfs: BorrowedFd<'_>,
+    request: &UserRequest,
+    image_user: &str,
+) -> Result<ContainerUser, String> {
     let passwd = read(rootfs, "etc/passwd")?;
     let group = read(rootfs, "etc/group")?;
-    users::resolve(passwd.as_deref(), group.as_deref(), request, image_user).map_err(|e| crate::model::chain(&e))
+    users::resolve(passwd.as_deref(), group.as_deref(), request, image_user)
+        .map_err(|e| crate::model::chain(&e))
 }
 
 /// A regular file of bounded size, resolved under the root; a fifo or a device of that name is refused
@@ -24,7 +29,14 @@ fn read(rootfs: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, String> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let fd = match sys::fs::open_in_root(rootfs, Path::new(name), flags, Mode::empty()) {
         Ok(fd) => fd,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
         Err(e) => return Err(told(e)),
     };
     let stat = fstat(fd.as_fd()).map_err(|e| told(e.into()))?;
@@ -33,7 +45,10 @@ fn read(rootfs: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>, String> {
     }
     let limit = users::MAX_FILE;
     let mut bytes = Vec::new();
-    std::fs::File::from(fd).take(limit + 1).read_to_end(&mut bytes).map_err(told)?;
+    std::fs::File::from(fd)
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(told)?;
     if bytes.len() as u64 > limit {
         return Err(format!("/{name} of the image is larger than {limit} bytes"));
     }

@@ -1,10 +1,10 @@
 //! The border on a real socket, with an image service of the test's making behind it.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use berth_cri_api::v1;
 use berth_cri_api::v1::image_service_client::ImageServiceClient;
+use tokio::sync::Semaphore;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
@@ -12,10 +12,20 @@ use super::batch::{Messages, batches, messages};
 use super::detach::detached;
 use super::*;
 
-/// Answers with as many bytes as the name of the image says, and pulls for 100 ms.
-#[derive(Clone, Default)]
+/// Answers with as many bytes as the name of the image says, and pulls until it may end.
+#[derive(Clone)]
 struct Fake {
-    pulled: Arc<AtomicBool>,
+    may_end: Arc<Semaphore>,
+    pulled: Arc<Semaphore>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            may_end: Arc::new(Semaphore::new(0)),
+            pulled: Arc::new(Semaphore::new(0)),
+        }
+    }
 }
 
 fn named(text: String) -> v1::Image {
@@ -61,10 +71,10 @@ impl ImageService for Fake {
         &self,
         _: Request<v1::PullImageRequest>,
     ) -> Result<Response<v1::PullImageResponse>, Status> {
-        let pulled = self.pulled.clone();
+        let (may_end, pulled) = (self.may_end.clone(), self.pulled.clone());
         detached(async move {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            pulled.store(true, Ordering::SeqCst);
+            may_end.acquire().await.unwrap().forget();
+            pulled.add_permits(1);
             Ok(Response::new(v1::PullImageResponse::default()))
         })
         .await
@@ -182,13 +192,17 @@ async fn pull_code(socket: &Path, timeout: &str) -> String {
 #[tokio::test]
 async fn a_pull_goes_on_after_its_deadline() {
     let rig = Rig::start().await;
-    for timeout in ["1m", "2m", "3m", "5m", "7m", "900u", "1n"] {
+    let timeouts = ["1m", "2m", "3m", "5m", "7m", "900u", "1n"];
+    for timeout in timeouts {
         let code = pull_code(&rig.path, timeout).await;
         assert_eq!(code, "4", "{timeout}: DEADLINE_EXCEEDED is wanted");
     }
-    assert!(!rig.fake.pulled.load(Ordering::SeqCst));
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(rig.fake.pulled.load(Ordering::SeqCst));
+    assert_eq!(rig.fake.pulled.available_permits(), 0);
+    rig.fake.may_end.add_permits(timeouts.len());
+    // A pull whose handler was dropped before it was polled was never started, so not all need to end.
+    let ended = rig.fake.pulled.acquire();
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+    assert!(ended.is_ok(), "all pulls were dropped with their callers");
 }
 
 #[tokio::test]

@@ -3,17 +3,29 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+
+/// How often the lock is tried for.
+const ATTEMPTS: u32 = 15;
+
+/// Time between attempts.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Locks a directory for as long as the file lives. The kernel gives the lock back when the process ends,
 /// however it ends.
 pub(super) fn take(dir: &Path) -> Result<File, String> {
     let path = dir.join("lock");
     let failed = |e: std::io::Error| format!("cannot lock {}: {e}", path.display());
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed)?;
+    if !locked(&file) {
         let mut owner = String::new();
         // Only for the message: without it the message is shorter.
         let _ = file.read_to_string(&mut owner);
@@ -28,6 +40,17 @@ pub(super) fn take(dir: &Path) -> Result<File, String> {
     Ok(file)
 }
 
+/// Tries for a moment: a daemon that was just killed holds the lock until the kernel has ended its threads, and
+/// so does a child of it that has not reached its `execve` yet.
+fn locked(file: &File) -> bool {
+    (0..ATTEMPTS).any(|attempt| {
+        if attempt > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,7 +60,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = take(dir.path()).unwrap();
         let refused = take(dir.path()).unwrap_err();
-        assert!(refused.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         drop(first);
         take(dir.path()).unwrap();
     }

@@ -8,7 +8,11 @@ use crate::host::HostFacts;
 use crate::model::chain;
 use crate::network::Network;
 
-pub(super) fn describe(config: &Arc<Config>, facts: &Arc<HostFacts>, network: &Arc<Network>) -> Node {
+pub(super) fn describe(
+    config: &Arc<Config>,
+    facts: &Arc<HostFacts>,
+    network: &Arc<Network>,
+) -> Node {
     let clamped = (facts.min_oom_score_adj > -1000).then(|| {
         format!(
             "oom_score_adj below {} cannot be given on this machine (no CAP_SYS_RESOURCE): lower values are raised to it",
@@ -19,7 +23,11 @@ pub(super) fn describe(config: &Arc<Config>, facts: &Arc<HostFacts>, network: &A
     Node {
         config: config.clone(),
         cgroup_driver: CgroupDriver::Cgroupfs,
-        abilities: Abilities { apparmor: facts.apparmor, selinux: facts.selinux, mount_options: true },
+        abilities: Abilities {
+            apparmor: facts.apparmor,
+            selinux: facts.selinux,
+            mount_options: true,
+        },
         handlers: Vec::new(),
         runtime: Box::new(Condition::ready),
         network: Box::new(move || report(&reported)),
@@ -37,9 +45,17 @@ pub(super) fn describe(config: &Arc<Config>, facts: &Arc<HostFacts>, network: &A
 
 fn report(network: &Network) -> NetworkReport {
     let status = network.status();
-    let last_load = if status.ready { "OK".to_owned() } else { status.message.clone() };
+    let last_load = if status.ready {
+        "OK".to_owned()
+    } else {
+        status.message.clone()
+    };
     NetworkReport {
-        condition: Condition { ready: status.ready, reason: status.reason, message: status.message },
+        condition: Condition {
+            ready: status.ready,
+            reason: status.reason,
+            message: status.message,
+        },
         config: serde_json::Value::Null,
         last_load,
     }

@@ -42,6 +42,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 /// The time, in nanoseconds since the Unix epoch.
 pub fn now_nanos() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -138,6 +138,8 @@ pub struct NamespaceModes {
     pub ipc: NamespaceMode,
     /// Container whose PID namespace is shared; with `pid: Target` only.
     pub target: String,
+    /// The request names the host's user namespace; the answer then does too (both mean the same).
+    pub names_host_users: bool,
 }
 
 /// State of a sandbox.

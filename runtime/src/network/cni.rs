@@ -354,6 +354,11 @@ impl Plugins {
     async fn del(&self, attachment: &Attachment) -> Result<(), Error> {
         let mut errors = Vec::new();
         for plugin in attachment.network.plugins.iter().rev() {
+            // ADD never came to its end, and this one cannot have run: there is nothing of it to release.
+            let known = exec::find(NetworkList::kind(plugin), &self.dirs).is_ok();
+            if attachment.result.is_none() && !known {
+                continue;
+            }
             let call = self.about(Verb::Del, attachment);
             errors.extend(self.run(plugin, call).await.err());
         }

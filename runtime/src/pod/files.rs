@@ -8,7 +8,10 @@ use crate::model::DnsConfig;
 
 /// Makes the pod's directory with its files. What exists is written anew.
 pub(super) fn write(dir: &Path, hostname: &str, dns: Option<&DnsConfig>) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir.join("ns"))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(dir.join("ns"))?;
     write_file(&dir.join("hosts"), &host_file("/etc/hosts")?)?;
     write_file(&dir.join("hostname"), format!("{hostname}\n").as_bytes())?;
     let resolver = match dns {
@@ -27,7 +30,12 @@ fn host_file(path: &str) -> io::Result<Vec<u8>> {
 
 fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(path)?;
     file.write_all(bytes)
 }
 
@@ -57,13 +65,25 @@ mod tests {
 
     fn dns(servers: &[&str], searches: &[&str], options: &[&str]) -> DnsConfig {
         let own = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect();
-        DnsConfig { servers: own(servers), searches: own(searches), options: own(options) }
+        DnsConfig {
+            servers: own(servers),
+            searches: own(searches),
+            options: own(options),
+        }
     }
 
     #[test]
     fn the_resolver_file_holds_exactly_what_was_asked_for() {
-        let text = resolver(&dns(&["10.96.0.10", "8.8.8.8"], &["svc.local", "x"], &["ndots:5"])).unwrap();
-        assert_eq!(text, "search svc.local x\nnameserver 10.96.0.10\nnameserver 8.8.8.8\noptions ndots:5\n");
+        let text = resolver(&dns(
+            &["10.96.0.10", "8.8.8.8"],
+            &["svc.local", "x"],
+            &["ndots:5"],
+        ))
+        .unwrap();
+        assert_eq!(
+            text,
+            "search svc.local x\nnameserver 10.96.0.10\nnameserver 8.8.8.8\noptions ndots:5\n"
+        );
         assert_eq!(resolver(&DnsConfig::default()).unwrap(), "");
         assert!(resolver(&dns(&["1.1.1.1\nsearch evil"], &[], &[])).is_err());
     }
@@ -72,7 +92,10 @@ mod tests {
     fn files_are_made_in_a_fresh_directory() {
         let dir = tempfile::tempdir().unwrap();
         write(&dir.path().join("p"), "web-0", None).unwrap();
-        assert_eq!(std::fs::read_to_string(dir.path().join("p/hostname")).unwrap(), "web-0\n");
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("p/hostname")).unwrap(),
+            "web-0\n"
+        );
         assert!(dir.path().join("p/ns").is_dir());
     }
 }

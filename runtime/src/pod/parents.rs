@@ -22,17 +22,35 @@ struct State {
 }
 
 impl Parents {
-    /// Makes a parent if it is missing, for one pod more. Gives what Berth made of it so far, for the record,
-    /// and its cpuset. Blocks for a few directories.
-    pub(super) fn hold(&self, facts: &CgroupFacts, parent: &str) -> Result<(Vec<PathBuf>, Option<Cpuset>), cgroup::Error> {
+    /// One pod more, before its parent is made. Gives the directories on the way that are not there yet, and
+    /// those that Berth made before: for the record, so that a daemon killed while it makes them leaves nothing.
+    pub(super) fn enter(&self, facts: &CgroupFacts, parent: &str) -> Vec<PathBuf> {
+        let ends = parent.match_indices('/').skip(1).map(|(at, _)| at);
+        let paths = ends.chain([parent.len()]).map(|end| &parent[..end]);
+        let missing = paths
+            .flat_map(|path| leaves(facts, path))
+            .filter(|dir| !dir.exists());
         let mut state = self.lock();
-        let fresh = cgroup::make_parents(facts, parent)?;
-        let cpuset = cgroup::cpuset(facts, parent);
-        state.made.extend(fresh);
+        state.made.extend(missing);
         *state.pods.entry(parent.to_owned()).or_default() += 1;
         let leaves = leaves(facts, parent);
-        let made = state.made.iter().filter(|dir| leaves.iter().any(|leaf| leaf.starts_with(dir)));
-        Ok((made.cloned().collect(), cpuset?))
+        let made = state
+            .made
+            .iter()
+            .filter(|dir| leaves.iter().any(|leaf| leaf.starts_with(dir)));
+        made.cloned().collect()
+    }
+
+    /// Makes the parent where it is missing and gives its cpuset. Blocks for a few directories.
+    pub(super) fn make(
+        &self,
+        facts: &CgroupFacts,
+        parent: &str,
+    ) -> Result<Option<Cpuset>, cgroup::Error> {
+        // Held, so that no pod that leaves takes away what this one is being given.
+        let _state = self.lock();
+        cgroup::make_parents(facts, parent)?;
+        cgroup::cpuset(facts, parent)
     }
 
     /// Takes up a pod of an earlier daemon.
@@ -45,14 +63,23 @@ impl Parents {
     /// One pod less. Blocks for a few directories.
     pub(super) fn release(&self, facts: &CgroupFacts, parent: &str) {
         let mut state = self.lock();
-        let Some(count) = state.pods.get_mut(parent) else { return };
+        let Some(count) = state.pods.get_mut(parent) else {
+            return;
+        };
         *count -= 1;
         if *count > 0 {
             return;
         }
         state.pods.remove(parent);
-        let held: Vec<PathBuf> = state.pods.keys().flat_map(|parent| leaves(facts, parent)).collect();
-        let free = state.made.iter().filter(|dir| !held.iter().any(|leaf| leaf.starts_with(dir)));
+        let held: Vec<PathBuf> = state
+            .pods
+            .keys()
+            .flat_map(|parent| leaves(facts, parent))
+            .collect();
+        let free = state
+            .made
+            .iter()
+            .filter(|dir| !held.iter().any(|leaf| leaf.starts_with(dir)));
         let free: Vec<PathBuf> = free.cloned().collect();
         cgroup::remove_parents(&free);
         state.made.retain(|dir| !free.contains(dir) || dir.exists());
@@ -64,7 +91,10 @@ impl Parents {
 }
 
 fn leaves(facts: &CgroupFacts, parent: &str) -> Vec<PathBuf> {
-    spec::leaves(facts, parent).into_iter().map(PathBuf::from).collect()
+    spec::leaves(facts, parent)
+        .into_iter()
+        .map(PathBuf::from)
+        .collect()
 }
 
 #[cfg(test)]
@@ -79,10 +109,12 @@ mod tests {
         let (a, b) = (format!("{top}/a"), format!("{top}/b"));
         let there = |path: &str| leaves(&facts, path).iter().all(|dir| dir.exists());
         let parents = Parents::default();
-        let (made, _) = parents.hold(&facts, &a).unwrap();
+        let made = parents.enter(&facts, &a);
         assert_eq!(made.len(), 2 * leaves(&facts, &a).len());
-        parents.hold(&facts, &a).unwrap();
-        parents.hold(&facts, &b).unwrap();
+        parents.enter(&facts, &a);
+        parents.enter(&facts, &b);
+        parents.make(&facts, &a).unwrap();
+        parents.make(&facts, &b).unwrap();
         parents.release(&facts, &a);
         assert!(there(&a), "one pod is left");
         parents.release(&facts, &a);

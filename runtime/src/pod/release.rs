@@ -27,7 +27,10 @@ pub(super) async fn stop(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error
     if was_ready {
         inner.deps.events.send(Event::PodNotReady(pod.id.clone()));
     }
-    let failed = |failures| Error::Release { id: pod.id.clone(), failures };
+    let failed = |failures| Error::Release {
+        id: pod.id.clone(),
+        failures,
+    };
     released.map_err(failed)?;
     saved.map_err(|e| failed(Failures(vec![("record", chain(&e))])))
 }
@@ -35,7 +38,12 @@ pub(super) async fn stop(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error
 /// Removes what a stop leaves: files, record, name.
 pub(super) async fn remove(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     stop(inner, pod).await?;
-    forget(inner, pod).await.map_err(|failures| Error::Release { id: pod.id.clone(), failures })?;
+    forget(inner, pod)
+        .await
+        .map_err(|failures| Error::Release {
+            id: pod.id.clone(),
+            failures,
+        })?;
     inner.forget(&pod.id);
     inner.names.free(&pod.spec.metadata, &pod.id);
     inner.deps.events.send(Event::PodRemoved(pod.id.clone()));
@@ -69,12 +77,16 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         }
         let leaves = record.cgroup.clone();
         steps.push_blocking("cgroup", move || {
-            crate::cgroup::kill(&leaves).and_then(|()| crate::cgroup::remove(&leaves)).map_err(|e| chain(&e))
+            crate::cgroup::kill(&leaves)
+                .and_then(|()| crate::cgroup::remove(&leaves))
+                .map_err(|e| chain(&e))
         });
     }
     if let Some(netns) = record.netns {
         let (inner, id) = (inner.clone(), pod.id.clone());
-        steps.push("network", async move { inner.deps.network.forget(&id).await.map_err(|e| chain(&e)) });
+        steps.push("network", async move {
+            inner.deps.network.forget(&id).await.map_err(|e| chain(&e))
+        });
         steps.push_blocking("network namespace", move || sys::netns::unpin(&netns));
     }
     let dir = inner.state_dir(&pod.id);
@@ -105,12 +117,16 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
     }
     // The record goes last: while it is there, a restarted daemon knows what to release.
     steps.run().await?;
+    *pod.saving.lock().await = true;
     let (inner, id) = (inner.clone(), pod.id.clone());
     let mut steps = Steps::default();
-    steps.push_blocking("record", move || inner.records.remove(id.as_str()).map_err(|e| chain(&e)));
+    steps.push_blocking("record", move || {
+        inner.records.remove(id.as_str()).map_err(|e| chain(&e))
+    });
     steps.run().await
 }
 
 fn kill(pause: &Process) -> Result<(), String> {
-    sys::process::kill_and_wait(pause.pid, pause.start_time).map_err(|e| format!("pid {}: {e}", pause.pid))
+    sys::process::kill_and_wait(pause.pid, pause.start_time)
+        .map_err(|e| format!("pid {}: {e}", pause.pid))
 }

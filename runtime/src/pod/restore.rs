@@ -34,7 +34,9 @@ impl PodManager {
                 (id, record) => {
                     let problem = record.err().map(|e| chain(&e)).unwrap_or_default();
                     tracing::error!(pod.id = %found.id, problem, "the pod's record cannot be used: the pod is dropped");
-                    if id.is_ok() && let Err(error) = inner.records.remove(&found.id) {
+                    if id.is_ok()
+                        && let Err(error) = inner.records.remove(&found.id)
+                    {
                         tracing::error!(pod.id = %found.id, error = %chain(&error), "cannot remove it");
                     }
                 }
@@ -43,7 +45,9 @@ impl PodManager {
         for pod in half_made {
             tracing::info!(pod.id = %pod.id, "undoing a pod that was being made when the daemon ended");
             if !release::undo(inner, &pod).await {
-                inner.names.restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
+                inner
+                    .names
+                    .restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
                 inner.insert(&pod);
             }
         }
@@ -54,7 +58,9 @@ impl PodManager {
     fn hold_parent(&self, pod: &Pod) {
         let record = pod.now();
         if record.holds_parent {
-            self.0.parents.restore(&record.cgroup_parent, &record.made_parents);
+            self.0
+                .parents
+                .restore(&record.cgroup_parent, &record.made_parents);
         }
     }
 
@@ -77,7 +83,9 @@ impl PodManager {
         crate::blocking::run("sweep what earlier pods left", move || {
             let dir = inner.deps.config.state.join("pods");
             for name in names_in(&dir) {
-                let Ok(id) = name.parse::<PodId>() else { continue };
+                let Ok(id) = name.parse::<PodId>() else {
+                    continue;
+                };
                 if known.contains(&id) {
                     continue;
                 }
@@ -95,8 +103,13 @@ impl PodManager {
 }
 
 fn names_in(dir: &std::path::Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect()
 }
 
 fn report(id: &PodId, outcome: std::io::Result<()>) {
@@ -116,7 +129,9 @@ fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
             }
         }
     }
-    inner.names.restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
+    inner
+        .names
+        .restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
     inner.insert(pod);
 }
 
@@ -126,5 +141,9 @@ fn alive(record: &PodRecord, boot_id: &str) -> Option<PauseHandle> {
     }
     let pause = record.pause.as_ref()?;
     let pidfd = sys::process::open_same(pause.pid, pause.start_time).ok()??;
-    Some(PauseHandle { pid: pause.pid, start_time: pause.start_time, pidfd })
+    Some(PauseHandle {
+        pid: pause.pid,
+        start_time: pause.start_time,
+        pidfd,
+    })
 }

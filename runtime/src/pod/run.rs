@@ -7,7 +7,6 @@ use shim_protocol::worker;
 
 use super::record::{Phase, PodRecord, Process};
 use super::{Error, Inner, Pod, PodManager, files, release, sysctl};
-use crate::{blocking, sys};
 use crate::events::Event;
 use crate::id::PodId;
 use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, chain, now_nanos};
@@ -16,6 +15,10 @@ use crate::shim::PauseHandle;
 use crate::spec;
 use crate::store::{Claim, Reservation};
 use crate::sys::mount::{TmpfsOptions, mount_tmpfs};
+use crate::{blocking, sys};
+
+/// The operation whose steps are measured.
+const OPERATION: &str = "run_pod";
 
 /// Size of a pod's `/dev/shm` in bytes (row X033).
 const SHM_SIZE: u64 = 64 << 20;
@@ -33,7 +36,10 @@ pub(super) async fn join_or_run(manager: &PodManager, spec: Arc<PodSpec>) -> Res
             tokio::spawn(async move {
                 let _ = sender.send(run(&inner, spec, reservation).await);
             });
-            let id = receiver.await.map_err(|_| panicked(&name))?.map_err(Error::Shared)?;
+            let id = receiver
+                .await
+                .map_err(|_| panicked(&name))?
+                .map_err(Error::Shared)?;
             manager.0.names.told(&name);
             return Ok(id);
         }
@@ -42,11 +48,22 @@ pub(super) async fn join_or_run(manager: &PodManager, spec: Arc<PodSpec>) -> Res
             inner.names.told(&name);
             return Ok(id);
         }
-        Claim::Taken(id) => return Err(Error::Exists { name: print(&name), id }),
+        Claim::Taken(id) => {
+            return Err(Error::Exists {
+                name: print(&name),
+                id,
+            });
+        }
         Claim::Other => return Err(Error::Busy(print(&name))),
     };
-    let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| panicked(&name))?.clone();
-    let id = outcome.ok_or_else(|| panicked(&name))?.map_err(Error::Shared)?;
+    let outcome = outcome
+        .wait_for(Option::is_some)
+        .await
+        .map_err(|_| panicked(&name))?
+        .clone();
+    let id = outcome
+        .ok_or_else(|| panicked(&name))?
+        .map_err(Error::Shared)?;
     inner.names.told(&name);
     Ok(id)
 }
@@ -62,11 +79,18 @@ fn panicked(name: &crate::model::PodMetadata) -> Error {
 
 /// A pod's name as people know it.
 pub(super) fn print(name: &crate::model::PodMetadata) -> String {
-    format!("{}/{} (attempt {})", name.namespace, name.name, name.attempt)
+    format!(
+        "{}/{} (attempt {})",
+        name.namespace, name.name, name.attempt
+    )
 }
 
-async fn run(inner: &Arc<Inner>, spec: Arc<PodSpec>, reservation: NameReservation) -> Result<PodId, Arc<Error>> {
-    let pod = match prepare(inner, &spec).await {
+async fn run(
+    inner: &Arc<Inner>,
+    spec: Arc<PodSpec>,
+    reservation: NameReservation,
+) -> Result<PodId, Arc<Error>> {
+    let pod = match prepare(inner, &spec) {
         Ok(pod) => pod,
         Err(error) => {
             let error = Arc::new(error);
@@ -95,8 +119,8 @@ async fn run(inner: &Arc<Inner>, spec: Arc<PodSpec>, reservation: NameReservatio
     }
 }
 
-/// The intent, on disk before anything is acquired.
-async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
+/// The pod as it will be, before anything of it exists.
+fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
     let failed = |step, problem: String| Error::Step {
         name: print(&spec.metadata),
         step,
@@ -113,7 +137,9 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
         name => name.to_owned(),
     };
     if hostname.len() > 64 || hostname.chars().any(char::is_control) {
-        return Err(Error::Invalid(format!("{hostname:?} is no host name: at most 64 printable characters")));
+        return Err(Error::Invalid(format!(
+            "{hostname:?} is no host name: at most 64 printable characters"
+        )));
     }
     let record = PodRecord {
         spec: spec.clone(),
@@ -131,9 +157,7 @@ async fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Er
         cni_result: None,
         pause: None,
     };
-    let pod = Pod::new(id, record);
-    inner.save(&pod).await.map_err(|e| failed("write the record", e.to_string()))?;
-    Ok(pod)
+    Ok(Pod::new(id, record))
 }
 
 pub(super) fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
@@ -151,18 +175,18 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
     let deps = &inner.deps;
     let dir = inner.state_dir(&pod.id);
     let sysctls = sysctl::split(spec).map_err(Error::Invalid)?;
-    let (facts, parent) = (deps.facts.clone(), pod.now().cgroup_parent.clone());
-    let parents = inner.parents.clone();
-    let (made, cpuset) = blocking::run("make the parent cgroup of a pod", move || {
-        parents.hold(&facts.cgroup, &parent)
+    // The intent: whatever a killed daemon leaves half-made is found by what this record says.
+    enter_parent(inner, pod);
+    inner
+        .save(pod)
+        .await
+        .map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
+    let (owner, parent) = (inner.clone(), pod.now().cgroup_parent.clone());
+    let cpuset = blocking::run("make the parent cgroup of a pod", move || {
+        owner.parents.make(&owner.deps.facts.cgroup, &parent)
     })
     .await
     .map_err(|e| failed("make the parent cgroup", Kind::Unknown, chain(&e)))?;
-    {
-        let mut record = pod.now();
-        record.made_parents = made;
-        record.holds_parent = true;
-    }
     let plan = spec::pause(&spec::PauseInput {
         id: &pod.id,
         spec,
@@ -171,53 +195,81 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         cpuset: cpuset.as_ref(),
     })
     .map_err(|e| Error::Invalid(e.to_string()))?;
-    pod.now().cgroup.clone_from(&plan.cgroup.leaves);
-
-    let (hostname, own_ipc) = (pod.now().hostname.clone(), spec.namespaces.ipc != NamespaceMode::Node);
+    let (hostname, own_ipc) = (
+        pod.now().hostname.clone(),
+        spec.namespaces.ipc != NamespaceMode::Node,
+    );
     make_files(&dir, hostname.clone(), spec.clone(), own_ipc)
         .await
         .map_err(|e| failed("make the files", Kind::Unknown, e))?;
 
-    let pin = |wanted: bool, name: &str| if wanted { dir.join("ns").join(name).display().to_string() } else { String::new() };
+    let pin = |wanted: bool, name: &str| {
+        if wanted {
+            dir.join("ns").join(name).display().to_string()
+        } else {
+            String::new()
+        }
+    };
     let netns = pod.now().netns.clone();
     let namespaces = worker::Pod {
         id: pod.id.to_string(),
-        net: netns.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+        net: netns
+            .as_ref()
+            .map(|p| p.display().to_string())
+            .unwrap_or_default(),
         ipc: pin(own_ipc, "ipc"),
         uts: pin(netns.is_some(), "uts"),
-        hostname,
+        // Without a UTS namespace of its own the pod has the host's name.
+        hostname: if netns.is_some() {
+            hostname
+        } else {
+            String::new()
+        },
         ipc_sysctls: sysctls.ipc,
     };
     if netns.is_some() {
         let dir = deps.config.netns_dir.clone();
-        blocking::run("make the directory of network namespaces", move || std::fs::create_dir_all(dir))
-            .await
-            .map_err(|e| failed("make the namespaces", Kind::Unknown, e.to_string()))?;
+        blocking::run("make the directory of network namespaces", move || {
+            std::fs::create_dir_all(dir)
+        })
+        .await
+        .map_err(|e| failed("make the namespaces", Kind::Unknown, e.to_string()))?;
     }
+    let clock = deps.metrics.step(OPERATION, "namespaces");
     let worker = deps
         .launcher
         .pod(namespaces)
         .await
         .map_err(|e| failed("make the namespaces", e.kind(), chain(&e)))?;
 
-    let program = seccomp_program(inner, &plan).map_err(|e| failed("prepare the system call filter", Kind::InvalidArgument, e))?;
+    drop(clock);
+    let program = seccomp_program(inner, &plan)
+        .map_err(|e| failed("prepare the system call filter", Kind::InvalidArgument, e))?;
     let pause = worker::Pause {
         pid: pin(spec.namespaces.pid != NamespaceMode::Node, "pid"),
         cgroup: Some(plan.cgroup),
         process: Some(plan.process),
     };
-    let (network, pause) = tokio::join!(connect(inner, pod), worker.pause(pause, program));
+    let (network, pause) = tokio::join!(connect(inner, pod), async {
+        let _clock = deps.metrics.step(OPERATION, "pause");
+        worker.pause(pause, program).await
+    });
     // Both are looked at before either error is returned: what one of them made must be known to the undo.
     let pause = pause.map_err(|e| failed("start the pause process", e.kind(), chain(&e)));
     if let Ok(handle) = &pause {
-        pod.now().pause = Some(Process { pid: handle.pid, start_time: handle.start_time });
+        pod.now().pause = Some(Process {
+            pid: handle.pid,
+            start_time: handle.start_time,
+        });
     }
     let network = network.map_err(|e| failed("set up the network", e.kind(), chain(&e)))?;
     let pause = pause?;
     if let (Some(network), Some(netns)) = (network, netns) {
-        blocking::run("set the network sysctls of a pod", move || set_sysctls(&netns, &sysctls.net))
-            .await
-            .map_err(|e| failed("set the network sysctls", e.kind(), chain(&e)))?;
+        blocking::run("set the network sysctls of a pod", move || {
+            set_sysctls(&netns, &sysctls.net)
+        })
+        .await
+        .map_err(|e| failed("set the network sysctls", e.kind(), chain(&e)))?;
         let mut record = pod.now();
         record.ips = network.ips;
         record.cni_result = Some(network.raw);
@@ -228,12 +280,28 @@ async fn acquire(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
         record.state = PodState::Ready;
     }
     pod.over.send_replace(false);
-    inner.save(pod).await.map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
+    inner
+        .save(pod)
+        .await
+        .map_err(|e| failed("write the record", Kind::Unknown, chain(&e)))?;
     watch(inner, pod, pause);
     Ok(())
 }
 
-async fn make_files(dir: &std::path::Path, hostname: String, spec: Arc<PodSpec>, own_ipc: bool) -> Result<(), String> {
+fn enter_parent(inner: &Inner, pod: &Pod) {
+    let facts = &inner.deps.facts.cgroup;
+    let mut record = pod.now();
+    record.made_parents = inner.parents.enter(facts, &record.cgroup_parent);
+    record.holds_parent = true;
+    record.cgroup = spec::leaves(facts, &format!("{}/{}", record.cgroup_parent, pod.id));
+}
+
+async fn make_files(
+    dir: &std::path::Path,
+    hostname: String,
+    spec: Arc<PodSpec>,
+    own_ipc: bool,
+) -> Result<(), String> {
     let dir = dir.to_owned();
     blocking::run("make the files of a pod", move || {
         files::write(&dir, &hostname, spec.dns.as_ref()).map_err(|e| e.to_string())?;
@@ -244,25 +312,37 @@ async fn make_files(dir: &std::path::Path, hostname: String, spec: Arc<PodSpec>,
                 .map_err(|e| format!("cannot mount {}: {e}", shm.display()))?;
         }
         if !spec.log_directory.is_empty() {
-            std::fs::create_dir_all(&spec.log_directory)
-                .map_err(|e| format!("cannot make the log directory {}: {e}", spec.log_directory))?;
+            std::fs::create_dir_all(&spec.log_directory).map_err(|e| {
+                format!("cannot make the log directory {}: {e}", spec.log_directory)
+            })?;
         }
         Ok(())
     })
     .await
 }
 
-fn seccomp_program(inner: &Inner, plan: &spec::PausePlan) -> Result<Option<std::os::fd::OwnedFd>, String> {
+fn seccomp_program(
+    inner: &Inner,
+    plan: &spec::PausePlan,
+) -> Result<Option<std::os::fd::OwnedFd>, String> {
     let deps = &inner.deps;
-    let Some(program) = deps.seccomp.program(&plan.seccomp, 0, |path| std::fs::read(path)).map_err(|e| chain(&e))? else {
+    let Some(program) = deps
+        .seccomp
+        .program(&plan.seccomp, 0, |path| std::fs::read(path))
+        .map_err(|e| chain(&e))?
+    else {
         return Ok(None);
     };
-    let name = deps.programs.keep(&program).map_err(|e| chain(&e))?;
-    let file = deps.programs.get(&name).map_err(|e| chain(&e))?;
+    let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
+    // Pause never runs anything else, so its filter need not be found again.
+    deps.programs.release(&name).map_err(|e| chain(&e))?;
     Ok(Some(file.into()))
 }
 
-async fn connect(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<Option<NetworkResult>, network::Error> {
+async fn connect(
+    inner: &Arc<Inner>,
+    pod: &Arc<Pod>,
+) -> Result<Option<NetworkResult>, network::Error> {
     let (netns, cgroup_path) = {
         let record = pod.now();
         (record.netns.clone(), record.cgroup_parent.clone())
@@ -281,6 +361,7 @@ async fn connect(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<Option<NetworkRes
         cgroup_path,
         annotations: spec.annotations.clone(),
     };
+    let _clock = inner.deps.metrics.step(OPERATION, "network");
     inner.deps.network.setup(&attachment).await.map(Some)
 }
 

@@ -8,8 +8,10 @@ use crate::model::{NamespaceMode, PodSpec};
 
 /// What every pod with a network namespace of its own gets unless it says otherwise: ports below 1024
 /// and ICMP echo without privileges, as containerd 2 gives them (row F013).
-const NET_DEFAULTS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+const NET_DEFAULTS: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
 
 /// The two sets.
 #[derive(Debug, Default, PartialEq)]
@@ -26,20 +28,43 @@ pub(super) fn split(spec: &PodSpec) -> Result<Sysctls, String> {
     let own_net = spec.namespaces.network != NamespaceMode::Node;
     let own_ipc = spec.namespaces.ipc != NamespaceMode::Node;
     if own_net {
-        sorted.net.extend(NET_DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        sorted
+            .net
+            .extend(NET_DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
     for (key, value) in &spec.sysctls {
         let name = dotted(key);
         let spaced = |text: &str| text.trim() != text || text.chars().any(char::is_control);
-        if name.is_empty() || name.contains(char::is_whitespace) || name.split('.').any(str::is_empty) || spaced(value) {
-            return Err(format!("sysctl {key:?} = {value:?} is not well-formed: no spaces around it, no empty parts"));
+        if name.is_empty()
+            || name.contains(char::is_whitespace)
+            || name.split('.').any(str::is_empty)
+            || spaced(value)
+        {
+            return Err(format!(
+                "sysctl {key:?} = {value:?} is not well-formed: no spaces around it, no empty parts"
+            ));
         }
         match (is_net(&name), is_ipc(&name)) {
             (true, _) if own_net => drop(sorted.net.insert(name, value.clone())),
-            (_, true) if own_ipc => sorted.ipc.push(Sysctl { name, value: value.clone() }),
-            (true, _) => return Err(format!("sysctl {key:?} is the host's: the pod uses the host's network")),
-            (_, true) => return Err(format!("sysctl {key:?} is the host's: the pod uses the host's IPC namespace")),
-            _ => return Err(format!("sysctl {key:?} belongs to no namespace of a pod: set it on the host")),
+            (_, true) if own_ipc => sorted.ipc.push(Sysctl {
+                name,
+                value: value.clone(),
+            }),
+            (true, _) => {
+                return Err(format!(
+                    "sysctl {key:?} is the host's: the pod uses the host's network"
+                ));
+            }
+            (_, true) => {
+                return Err(format!(
+                    "sysctl {key:?} is the host's: the pod uses the host's IPC namespace"
+                ));
+            }
+            _ => {
+                return Err(format!(
+                    "sysctl {key:?} belongs to no namespace of a pod: set it on the host"
+                ));
+            }
         }
     }
     Ok(sorted)
@@ -48,9 +73,14 @@ pub(super) fn split(spec: &PodSpec) -> Result<Sysctls, String> {
 /// `a/b.c/d` is the form in which a name may hold a dot (an interface `eth0.1`): there it stays.
 fn dotted(key: &str) -> String {
     match (key.find('/'), key.find('.')) {
-        (Some(slash), dot) if dot.is_none_or(|dot| slash < dot) => {
-            key.chars().map(|c| match c { '/' => '.', '.' => '/', c => c }).collect()
-        }
+        (Some(slash), dot) if dot.is_none_or(|dot| slash < dot) => key
+            .chars()
+            .map(|c| match c {
+                '/' => '.',
+                '.' => '/',
+                c => c,
+            })
+            .collect(),
         _ => key.to_owned(),
     }
 }
@@ -60,7 +90,10 @@ fn is_net(name: &str) -> bool {
 }
 
 fn is_ipc(name: &str) -> bool {
-    ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix)) || name == "kernel.sem"
+    ["kernel.shm", "kernel.msg", "fs.mqueue."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || name == "kernel.sem"
 }
 
 #[cfg(test)]
@@ -69,7 +102,10 @@ mod tests {
 
     fn asked(pairs: &[(&str, &str)], host: bool) -> Result<Sysctls, String> {
         let mut spec = super::super::tests::spec();
-        spec.sysctls = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        spec.sysctls = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         if host {
             spec.namespaces.network = NamespaceMode::Node;
             spec.namespaces.ipc = NamespaceMode::Node;
@@ -79,7 +115,14 @@ mod tests {
 
     #[test]
     fn parameters_go_to_their_namespace_and_defaults_do_not_override() {
-        let sorted = asked(&[("net.ipv4.ip_unprivileged_port_start", "80"), ("kernel/shm_rmid_forced", "1")], false).unwrap();
+        let sorted = asked(
+            &[
+                ("net.ipv4.ip_unprivileged_port_start", "80"),
+                ("kernel/shm_rmid_forced", "1"),
+            ],
+            false,
+        )
+        .unwrap();
         assert_eq!(sorted.net["net.ipv4.ip_unprivileged_port_start"], "80");
         assert_eq!(sorted.net["net.ipv4.ping_group_range"], "0 2147483647");
         assert_eq!(sorted.ipc[0].name, "kernel.shm_rmid_forced");

@@ -138,9 +138,14 @@ impl Compiler {
     ) -> Result<Option<Program>, Error> {
         match profile {
             SeccompProfile::Unconfined => Ok(None),
-            SeccompProfile::RuntimeDefault => self.compile(Source::RuntimeDefault, capabilities).map(Some),
+            SeccompProfile::RuntimeDefault => {
+                self.compile(Source::RuntimeDefault, capabilities).map(Some)
+            }
             SeccompProfile::Localhost(file) => {
-                let bytes = read(file).map_err(|source| Error::File { file: file.clone(), source })?;
+                let bytes = read(file).map_err(|source| Error::File {
+                    file: file.clone(),
+                    source,
+                })?;
                 self.compile(Source::Json(&bytes), capabilities).map(Some)
             }
         }

@@ -13,6 +13,9 @@ use tokio::sync::watch;
 /// What a create's outcome is shared as.
 type Outcome<I, E> = Option<Result<I, Arc<E>>>;
 
+/// The names that are in use, shared with the reservations.
+type Slots<K, I, R, E> = Arc<Mutex<HashMap<K, Slot<I, R, E>>>>;
+
 #[derive(Debug)]
 enum Slot<I, R, E> {
     /// Somebody is making it.
@@ -31,7 +34,7 @@ enum Slot<I, R, E> {
 /// The names of one kind of object. `K` is the name, `I` the id, `R` the request, `E` the create's error.
 #[derive(Debug)]
 pub struct Names<K, I, R, E> {
-    slots: Arc<Mutex<HashMap<K, Slot<I, R, E>>>>,
+    slots: Slots<K, I, R, E>,
 }
 
 /// What became of a claim to a name.
@@ -52,7 +55,7 @@ pub enum Claim<K: Eq + Hash, I, R, E> {
 /// A name that is being made into an object. Dropping it frees the name.
 #[derive(Debug)]
 pub struct Reservation<K: Eq + Hash, I, R, E> {
-    slots: Arc<Mutex<HashMap<K, Slot<I, R, E>>>>,
+    slots: Slots<K, I, R, E>,
     name: Option<K>,
     request: Arc<R>,
     outcome: watch::Sender<Outcome<I, E>>,

@@ -254,14 +254,17 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     }
     let up = libc::IFF_UP | libc::IFF_RUNNING;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).map_err(io::Error::other)?;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq (netdevice(7)).
-    let result = unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            std::ptr::from_ref(&request),
+    #[cfg_attr(
+        target_env = "musl",
+        expect(
+            clippy::cast_possible_truncation,
+            reason = "0x8914; musl's ioctl takes the number as an int"
         )
-    };
+    )]
+    let operation = libc::SIOCSIFFLAGS as libc::Ioctl;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq (netdevice(7)).
+    let result =
+        unsafe { libc::ioctl(socket.as_raw_fd(), operation, std::ptr::from_ref(&request)) };
     check(libc::c_long::from(result)).map(drop)
 }
 

@@ -10,7 +10,9 @@ use super::{Instance, Kind, Net};
 use crate::paths;
 
 /// Names below root and state that hold images: they stay when pods go, and caches may grow.
-pub(super) const IMAGE_NAMES: [&str; 10] = [
+pub(super) const IMAGE_NAMES: [&str; 11] = [
+    // The pod CIDR that UpdateRuntimeConfig gave, kept over restarts.
+    "cni/pod_cidrs",
     "blobs",
     "layers",
     "images",

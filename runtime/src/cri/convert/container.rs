@@ -126,11 +126,7 @@ impl Security {
             );
         }
         let user = user(at, &given)?;
-        security::selinux(
-            &at.field("selinux_options"),
-            given.selinux_options,
-            abilities,
-        )?;
+        security::selinux(&at.field("selinux_options"), given.selinux_options)?;
         security::apparmor(
             at,
             given.apparmor,

@@ -11,6 +11,7 @@ pub(super) fn of_pod(
     options: Option<v1::NamespaceOption>,
 ) -> Result<NamespaceModes, Error> {
     let options = options.unwrap_or_default();
+    let names_host_users = options.userns_options.is_some();
     user_namespace(&at.field("userns_options"), options.userns_options)?;
     let pid_at = at.field("pid");
     let pid = mode(&pid_at, options.pid)?;
@@ -25,6 +26,7 @@ pub(super) fn of_pod(
         pid,
         ipc: pod_or_node(&at.field("ipc"), options.ipc)?,
         target: String::new(),
+        names_host_users,
     })
 }
 
@@ -38,6 +40,7 @@ pub(super) fn of_container(
     let Some(options) = options else {
         return Ok(pod.clone());
     };
+    let names_host_users = options.userns_options.is_some();
     user_namespace(&at.field("userns_options"), options.userns_options)?;
     follows_pod(&at.field("network"), options.network, pod.network)?;
     follows_pod(&at.field("ipc"), options.ipc, pod.ipc)?;
@@ -55,18 +58,18 @@ pub(super) fn of_container(
         pid,
         ipc: pod.ipc,
         target,
+        names_host_users,
     })
 }
 
-/// As they were asked for. No user namespace and that of the node are the same thing, and the kubelet
-/// sends the latter.
+/// As they were asked for.
 pub(super) fn to_proto(modes: &NamespaceModes) -> v1::NamespaceOption {
     v1::NamespaceOption {
         network: number(modes.network),
         pid: number(modes.pid),
         ipc: number(modes.ipc),
         target_id: modes.target.clone(),
-        userns_options: Some(v1::UserNamespace {
+        userns_options: modes.names_host_users.then(|| v1::UserNamespace {
             mode: v1::NamespaceMode::Node.into(),
             ..v1::UserNamespace::default()
         }),

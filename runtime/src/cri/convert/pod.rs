@@ -70,11 +70,7 @@ fn pause(
     given: v1::LinuxSandboxSecurityContext,
     abilities: Abilities,
 ) -> Result<Pause, Error> {
-    security::selinux(
-        &at.field("selinux_options"),
-        given.selinux_options,
-        abilities,
-    )?;
+    security::selinux(&at.field("selinux_options"), given.selinux_options)?;
     security::apparmor(at, given.apparmor, "", given.privileged, abilities)?;
     let user = security::id(&at.field("run_as_user"), given.run_as_user)?;
     let group_at = at.field("run_as_group");

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use super::*;
+use crate::telemetry::tests::captured;
 
 type Answer = Result<Response<Body>, Infallible>;
 
@@ -133,6 +134,28 @@ async fn an_error_of_the_handler_is_counted_by_its_code() {
     let mut rig = Rig::new(true, || async { Ok(Status::not_found("x").into_http()) });
     assert_eq!(rig.code(None).await, (Code::NotFound, "x".to_owned()));
     rig.counted("NotFound");
+}
+
+#[tokio::test]
+async fn the_record_of_a_failure_has_the_id_whatever_the_filter() {
+    let (subscriber, out) = captured("warn");
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut rig = Rig::new(true, || async {
+        about_pod("abc");
+        Ok(Status::unknown("x").into_http())
+    });
+    rig.code(None).await;
+    let text = out.text();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    for part in [
+        "rpc.id=1",
+        "Version",
+        "abc",
+        "Unknown",
+        "the call failed: x",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
 }
 
 #[test]
