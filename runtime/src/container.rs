@@ -2,7 +2,7 @@
 //!
 //! A container is its record under `root/containers/<id>`, its bundle, socket and exit record under
 //! `state/containers/<id>`, its writable layer, its cgroup and its monitor. What happens to it comes from
-//! the monitor as messages ([`exit`]); the calls here only ask.
+//! the monitor as messages (`exit`); the calls here only ask.
 
 mod create;
 mod devices;

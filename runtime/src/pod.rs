@@ -1,7 +1,7 @@
 //! Pod sandboxes: run, stop, remove, status.
 //!
 //! A pod is its record under `root/pods/<id>`, its files and pinned namespaces under `state/pods/<id>`,
-//! its pause process, its cgroup and its network. [`release`] gives all of it back, step by step, and is
+//! its pause process, its cgroup and its network. `release` gives all of it back, step by step, and is
 //! the same for a stop, for a run that failed and for what a dead daemon left half-made.
 
 mod files;

@@ -1,7 +1,7 @@
 //! What a disposable worker is asked to do.
 //!
 //! A worker is started with a socket as fd 0, reads one [`Request`], answers with one [`Reply`]
-//! (two for a pod: [`Reply::namespaces`] and then [`Reply::started`]) and ends.
+//! (two for a pod: [`Outcome::Namespaces`] and then [`Outcome::Started`]) and ends.
 
 /// One request; exactly one of the fields is set.
 #[derive(Clone, PartialEq, prost::Message)]
