@@ -20,6 +20,7 @@ use crate::model::{
 use crate::shim::ContainerLaunch;
 use crate::spec;
 use crate::store::{Claim, Reservation};
+use crate::sys;
 
 /// What makes two creates the same.
 #[derive(Debug, PartialEq, Eq)]
@@ -366,6 +367,12 @@ impl Making {
         container.state.send_replace(ContainerState::Created);
         // Before the record is written: an exit in between must find its container.
         self.inner.insert(container);
+        // One that ended before it was inserted was reported to nobody.
+        let gone =
+            sys::process::is_alive(started.pid, started.start_time).is_ok_and(|alive| !alive);
+        if gone {
+            super::exit::lost(&self.inner, container).await;
+        }
         let saved = self.inner.save(container).await;
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
     }
