@@ -4,6 +4,7 @@
 //! its pause process, its cgroup and its network. `release` gives all of it back, step by step, and is
 //! the same for a stop, for a run that failed and for what a dead daemon left half-made.
 
+mod acquire;
 mod files;
 mod parents;
 mod record;

@@ -1,0 +1,252 @@
+//! What a pod holds, acquired step by step. Whatever fails here, [`super::release`] gives back.
+
+use std::fmt::Display;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use shim_protocol::worker;
+
+use super::record::{Phase, Process};
+use super::run::{print, watch};
+use super::sysctl::{self, Sysctls};
+use super::{Error, Inner, Pod, files};
+use crate::blocking;
+use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, chain};
+use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
+use crate::shim::{PauseHandle, PodWorker};
+use crate::spec;
+use crate::sys::mount::{TmpfsOptions, mount_tmpfs};
+
+/// The operation whose steps are measured.
+const OPERATION: &str = "run_pod";
+
+/// Size of a pod's `/dev/shm` in bytes (row X033).
+const SHM_SIZE: u64 = 64 << 20;
+
+/// One pod being made.
+pub(super) struct Acquiring<'a> {
+    inner: &'a Arc<Inner>,
+    pod: &'a Arc<Pod>,
+    dir: PathBuf,
+}
+
+impl<'a> Acquiring<'a> {
+    pub(super) fn new(inner: &'a Arc<Inner>, pod: &'a Arc<Pod>) -> Self {
+        let dir = inner.state_dir(&pod.id);
+        Self { inner, pod, dir }
+    }
+
+    /// Acquires everything; the pod is Ready then.
+    pub(super) async fn run(&self) -> Result<(), Error> {
+        let sysctls = sysctl::split(&self.pod.spec).map_err(Error::Invalid)?;
+        let plan = self.plan().await?;
+        self.files().await?;
+        let worker = self.namespaces(&sysctls).await?;
+        let (network, pause) = self.network_and_pause(worker, plan).await?;
+        self.settle(network, sysctls).await?;
+        self.ready(pause).await
+    }
+
+    fn failed(&self, step: &'static str, kind: Kind, problem: impl Display) -> Error {
+        Error::Step {
+            name: print(&self.pod.spec.metadata),
+            step,
+            problem: problem.to_string(),
+            kind,
+        }
+    }
+
+    async fn save(&self) -> Result<(), Error> {
+        let saved = self.inner.save(self.pod).await;
+        saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
+    }
+
+    /// The intent, on disk before anything is made: whatever a killed daemon leaves half-made is found by
+    /// what this record says. Then the parent cgroup, and what pause will be.
+    async fn plan(&self) -> Result<spec::PausePlan, Error> {
+        let facts = &self.inner.deps.facts;
+        let parent = {
+            let mut record = self.pod.now();
+            record.made_parents = self
+                .inner
+                .parents
+                .enter(&facts.cgroup, &record.cgroup_parent);
+            record.holds_parent = true;
+            let own = format!("{}/{}", record.cgroup_parent, self.pod.id);
+            record.cgroup = spec::leaves(&facts.cgroup, &own);
+            record.cgroup_parent.clone()
+        };
+        self.save().await?;
+        let (inner, path) = (self.inner.clone(), parent.clone());
+        let cpuset = blocking::run("make the parent cgroup of a pod", move || {
+            inner.parents.make(&inner.deps.facts.cgroup, &path)
+        });
+        let cpuset = cpuset
+            .await
+            .map_err(|e| self.failed("make the parent cgroup", Kind::Unknown, chain(&e)))?;
+        let input = spec::PauseInput {
+            id: &self.pod.id,
+            spec: &self.pod.spec,
+            cgroup_parent: &parent,
+            facts,
+            cpuset: cpuset.as_ref(),
+        };
+        spec::pause(&input).map_err(|e| Error::Invalid(chain(&e)))
+    }
+
+    async fn files(&self) -> Result<(), Error> {
+        let (dir, spec) = (self.dir.clone(), self.pod.spec.clone());
+        let hostname = self.pod.now().hostname.clone();
+        let netns_dir = self.inner.deps.config.netns_dir.clone();
+        let made = blocking::run("make the files of a pod", move || {
+            make_files(&dir, &hostname, &spec)?;
+            std::fs::create_dir_all(&netns_dir).map_err(|e| format!("{}: {e}", netns_dir.display()))
+        });
+        made.await
+            .map_err(|e| self.failed("make the files", Kind::Unknown, e))
+    }
+
+    /// Where a namespace is pinned; empty when the pod has the host's.
+    fn pin(&self, own: bool, name: &str) -> String {
+        match own {
+            true => self.dir.join("ns").join(name).display().to_string(),
+            false => String::new(),
+        }
+    }
+
+    async fn namespaces(&self, sysctls: &Sysctls) -> Result<PodWorker, Error> {
+        let _clock = self.inner.deps.metrics.step(OPERATION, "namespaces");
+        let (netns, hostname) = {
+            let record = self.pod.now();
+            (record.netns.clone(), record.hostname.clone())
+        };
+        let own_ipc = self.pod.spec.namespaces.ipc != NamespaceMode::Node;
+        let request = worker::Pod {
+            id: self.pod.id.to_string(),
+            net: netns
+                .as_ref()
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
+            ipc: self.pin(own_ipc, "ipc"),
+            uts: self.pin(netns.is_some(), "uts"),
+            // Without a UTS namespace of its own the pod has the host's name.
+            hostname: netns.map(|_| hostname).unwrap_or_default(),
+            ipc_sysctls: sysctls.ipc.clone(),
+        };
+        let worker = self.inner.deps.launcher.pod(request).await;
+        worker.map_err(|e| self.failed("make the namespaces", e.kind(), chain(&e)))
+    }
+
+    async fn network_and_pause(
+        &self,
+        worker: PodWorker,
+        plan: spec::PausePlan,
+    ) -> Result<(Option<NetworkResult>, PauseHandle), Error> {
+        let program = self.seccomp_program(&plan);
+        let program = program
+            .map_err(|e| self.failed("prepare the system call filter", Kind::InvalidArgument, e))?;
+        let request = worker::Pause {
+            pid: self.pin(self.pod.spec.namespaces.pid != NamespaceMode::Node, "pid"),
+            cgroup: Some(plan.cgroup),
+            process: Some(plan.process),
+        };
+        let (network, pause) = tokio::join!(self.connect(), async {
+            let _clock = self.inner.deps.metrics.step(OPERATION, "pause");
+            worker.pause(request, program).await
+        });
+        // Both are looked at before either error is returned: what one of them made must be known to the undo.
+        if let Ok(handle) = &pause {
+            self.pod.now().pause = Some(Process {
+                pid: handle.pid,
+                start_time: handle.start_time,
+            });
+        }
+        let network =
+            network.map_err(|e| self.failed("set up the network", e.kind(), chain(&e)))?;
+        let pause =
+            pause.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))?;
+        Ok((network, pause))
+    }
+
+    fn seccomp_program(&self, plan: &spec::PausePlan) -> Result<Option<OwnedFd>, String> {
+        let deps = &self.inner.deps;
+        let program = deps
+            .seccomp
+            .program(&plan.seccomp, 0, |path| std::fs::read(path));
+        let Some(program) = program.map_err(|e| chain(&e))? else {
+            return Ok(None);
+        };
+        let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
+        // Pause never runs anything else, so its filter need not be found again.
+        deps.programs.release(&name).map_err(|e| chain(&e))?;
+        Ok(Some(file.into()))
+    }
+
+    async fn connect(&self) -> Result<Option<NetworkResult>, network::Error> {
+        let (netns, cgroup_path) = {
+            let record = self.pod.now();
+            (record.netns.clone(), record.cgroup_parent.clone())
+        };
+        let Some(netns) = netns else { return Ok(None) };
+        let spec = &self.pod.spec;
+        let attachment = PodNetwork {
+            id: self.pod.id.clone(),
+            name: spec.metadata.name.clone(),
+            namespace: spec.metadata.namespace.clone(),
+            uid: spec.metadata.uid.clone(),
+            netns,
+            port_mappings: spec.port_mappings.clone(),
+            dns: spec.dns.clone(),
+            bandwidth: Bandwidth::from_annotations(&spec.annotations)?,
+            cgroup_path,
+            annotations: spec.annotations.clone(),
+        };
+        let _clock = self.inner.deps.metrics.step(OPERATION, "network");
+        self.inner.deps.network.setup(&attachment).await.map(Some)
+    }
+
+    /// What can be set only once the network is there.
+    async fn settle(&self, network: Option<NetworkResult>, sysctls: Sysctls) -> Result<(), Error> {
+        let netns = self.pod.now().netns.clone();
+        let (Some(network), Some(netns)) = (network, netns) else {
+            return Ok(());
+        };
+        let set = blocking::run("set the network sysctls of a pod", move || {
+            set_sysctls(&netns, &sysctls.net)
+        });
+        set.await
+            .map_err(|e| self.failed("set the network sysctls", e.kind(), chain(&e)))?;
+        let mut record = self.pod.now();
+        record.ips = network.ips;
+        record.cni_result = Some(network.raw);
+        Ok(())
+    }
+
+    async fn ready(&self, pause: PauseHandle) -> Result<(), Error> {
+        {
+            let mut record = self.pod.now();
+            record.phase = Phase::Made;
+            record.state = PodState::Ready;
+        }
+        self.pod.over.send_replace(false);
+        self.save().await?;
+        watch(self.inner, self.pod, pause);
+        Ok(())
+    }
+}
+
+fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {
+    files::write(dir, hostname, spec.dns.as_ref()).map_err(|e| e.to_string())?;
+    if spec.namespaces.ipc != NamespaceMode::Node {
+        let shm = dir.join("shm");
+        std::fs::create_dir_all(&shm)
+            .and_then(|()| mount_tmpfs(&shm, TmpfsOptions::shm(SHM_SIZE)))
+            .map_err(|e| format!("cannot mount {}: {e}", shm.display()))?;
+    }
+    if !spec.log_directory.is_empty() {
+        std::fs::create_dir_all(&spec.log_directory)
+            .map_err(|e| format!("log directory {}: {e}", spec.log_directory))?;
+    }
+    Ok(())
+}
