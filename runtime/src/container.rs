@@ -274,7 +274,8 @@ impl ContainerManager {
     }
 
     /// Makes a container in a ready pod; a repeated request is given the result of the first. Dropping the
-    /// future does not stop the work. `request_pod` is the sandbox configuration that came with the request.
+    /// future does not stop the work. `request_pod` is the sandbox configuration that came with the request;
+    /// `layers` keeps the image's layers and is dropped once the container does.
     ///
     /// # Errors
     /// See [`Error`].
@@ -283,9 +284,10 @@ impl ContainerManager {
         pod: ReadyPod,
         request_pod: Option<PodSpec>,
         image: ResolvedImage,
+        layers: impl Send + 'static,
         spec: ContainerSpec,
     ) -> Result<ContainerId, Error> {
-        create::join_or_create(self, pod, request_pod, image, spec).await
+        create::join_or_create(self, pod, request_pod, image, layers, spec).await
     }
 
     /// Starts a created container.

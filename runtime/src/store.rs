@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-pub use names::{Claim, Names, Reservation};
+pub use names::{Names, Refused, Reservation};
 pub use programs::Programs;
 
 /// The envelope's version.

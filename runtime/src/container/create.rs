@@ -19,7 +19,7 @@ use crate::model::{
 };
 use crate::shim::ContainerLaunch;
 use crate::spec;
-use crate::store::{Claim, Reservation};
+use crate::store::{Refused, Reservation};
 use crate::sys;
 
 /// What makes two creates the same.
@@ -33,59 +33,44 @@ pub(super) async fn join_or_create(
     pod: ReadyPod,
     request_pod: Option<PodSpec>,
     image: ResolvedImage,
+    layers: impl Send + 'static,
     spec: ContainerSpec,
 ) -> Result<ContainerId, Error> {
-    let inner = &manager.0;
+    let inner = manager.0.clone();
     let spec = Arc::new(spec);
     let name: Name = (pod.id.clone(), spec.metadata.clone());
-    let mut outcome = match inner
-        .names
-        .claim(name.clone(), Arc::new(Request(spec.clone())))
-    {
-        Claim::Mine(reservation) => {
-            let (sender, receiver) = tokio::sync::oneshot::channel();
-            let owner = inner.clone();
-            // The work belongs to the manager: a caller that goes away does not leave half a container behind.
-            tokio::spawn(async move {
-                let making = Making {
-                    inner: owner,
-                    pod,
-                    request_pod,
-                    image,
-                    spec,
-                };
-                let _ = sender.send(making.run(reservation).await);
-            });
-            let id = receiver
-                .await
-                .map_err(|_| panicked(&name))?
-                .map_err(Error::Shared)?;
-            inner.names.told(&name);
-            return Ok(id);
-        }
-        Claim::Join(outcome) => outcome,
-        Claim::Made(id) => {
-            inner.names.told(&name);
-            return Ok(id);
-        }
-        Claim::Taken(id) => {
-            return Err(Error::Exists {
-                name: print(&name),
-                id,
-            });
-        }
-        Claim::Other => return Err(Error::Busy(print(&name))),
+    let request = Arc::new(Request(spec.clone()));
+    let making = Making {
+        inner,
+        pod,
+        request_pod,
+        image,
+        spec,
     };
-    let outcome = outcome
-        .wait_for(Option::is_some)
-        .await
-        .map_err(|_| panicked(&name))?
-        .clone();
-    let id = outcome
-        .ok_or_else(|| panicked(&name))?
-        .map_err(Error::Shared)?;
-    inner.names.told(&name);
-    Ok(id)
+    let make = |reservation| async move {
+        making.run(reservation).await;
+        // The container's own writable layer keeps them from now on.
+        drop(layers);
+    };
+    let made = manager
+        .0
+        .names
+        .join_or_make(name.clone(), request, make)
+        .await;
+    made.map_err(|refused| match refused {
+        Refused::Failed(error) => Error::Shared(error),
+        Refused::Busy => Error::Busy(print(&name)),
+        Refused::Taken(id) => Error::Exists {
+            name: print(&name),
+            id,
+        },
+        Refused::Lost => Error::Step {
+            name: print(&name),
+            step: "finish the making",
+            problem: "the task ended without a result (a bug in Berth, see its log)".to_owned(),
+            kind: Kind::Unknown,
+        },
+    })
 }
 
 fn print((pod, name): &Name) -> String {
@@ -95,15 +80,6 @@ fn print((pod, name): &Name) -> String {
         name.attempt,
         pod.short()
     )
-}
-
-fn panicked(name: &Name) -> Error {
-    Error::Step {
-        name: print(name),
-        step: "finish the making",
-        problem: "the task ended without a result (a bug in Berth, see its log)".to_owned(),
-        kind: Kind::Unknown,
-    }
 }
 
 /// One create under way.
@@ -141,21 +117,17 @@ impl Making {
         }
     }
 
-    async fn run(self, reservation: NameReservation) -> Result<ContainerId, Arc<Error>> {
+    async fn run(self, reservation: NameReservation) {
         match self.make().await {
             Ok(container) => {
                 reservation.finish(Ok(container.id.clone()));
-                self.inner.deps.events.send(Event::ContainerCreated(
-                    container.pod.clone(),
-                    container.id.clone(),
-                ));
-                Ok(container.id.clone())
+                let (pod, id) = (container.pod.clone(), container.id.clone());
+                self.inner
+                    .deps
+                    .events
+                    .send(Event::ContainerCreated(pod, id));
             }
-            Err(error) => {
-                let error = Arc::new(error);
-                reservation.finish(Err(error.clone()));
-                Err(error)
-            }
+            Err(error) => reservation.finish(Err(Arc::new(error))),
         }
     }
 

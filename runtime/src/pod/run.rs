@@ -10,61 +10,30 @@ use crate::events::Event;
 use crate::id::PodId;
 use crate::model::{Kind, NamespaceMode, PodSpec, PodState, chain, now_nanos};
 use crate::shim::PauseHandle;
-use crate::store::{Claim, Reservation};
+use crate::store::{Refused, Reservation};
 use crate::{spec, sys};
 
 pub(super) type NameReservation = Reservation<crate::model::PodMetadata, PodId, PodSpec, Error>;
 
 pub(super) async fn join_or_run(manager: &PodManager, spec: Arc<PodSpec>) -> Result<PodId, Error> {
-    let inner = &manager.0;
-    let name = spec.metadata.clone();
-    let mut outcome = match inner.names.claim(name.clone(), spec.clone()) {
-        Claim::Mine(reservation) => {
-            let (sender, receiver) = tokio::sync::oneshot::channel();
-            let inner = inner.clone();
-            // The work belongs to the manager: a caller that goes away does not leave half a pod behind.
-            tokio::spawn(async move {
-                let _ = sender.send(run(&inner, spec, reservation).await);
-            });
-            let id = receiver
-                .await
-                .map_err(|_| panicked(&name))?
-                .map_err(Error::Shared)?;
-            manager.0.names.told(&name);
-            return Ok(id);
-        }
-        Claim::Join(outcome) => outcome,
-        Claim::Made(id) => {
-            inner.names.told(&name);
-            return Ok(id);
-        }
-        Claim::Taken(id) => {
-            return Err(Error::Exists {
-                name: print(&name),
-                id,
-            });
-        }
-        Claim::Other => return Err(Error::Busy(print(&name))),
-    };
-    let outcome = outcome
-        .wait_for(Option::is_some)
-        .await
-        .map_err(|_| panicked(&name))?
-        .clone();
-    let id = outcome
-        .ok_or_else(|| panicked(&name))?
-        .map_err(Error::Shared)?;
-    inner.names.told(&name);
-    Ok(id)
-}
-
-fn panicked(name: &crate::model::PodMetadata) -> Error {
-    Error::Step {
-        name: print(name),
-        step: "finish the making",
-        problem: "the task ended without a result (a bug in Berth, see its log)".to_owned(),
-        kind: Kind::Unknown,
-    }
+    let (inner, name) = (manager.0.clone(), spec.metadata.clone());
+    let making = spec.clone();
+    let make = |reservation| async move { run(&inner, making, reservation).await };
+    let made = manager.0.names.join_or_make(name.clone(), spec, make).await;
+    made.map_err(|refused| match refused {
+        Refused::Failed(error) => Error::Shared(error),
+        Refused::Busy => Error::Busy(print(&name)),
+        Refused::Taken(id) => Error::Exists {
+            name: print(&name),
+            id,
+        },
+        Refused::Lost => Error::Step {
+            name: print(&name),
+            step: "finish the making",
+            problem: "the task ended without a result (a bug in Berth, see its log)".to_owned(),
+            kind: Kind::Unknown,
+        },
+    })
 }
 
 /// A pod's name as people know it.
@@ -75,37 +44,24 @@ pub(super) fn print(name: &crate::model::PodMetadata) -> String {
     )
 }
 
-async fn run(
-    inner: &Arc<Inner>,
-    spec: Arc<PodSpec>,
-    reservation: NameReservation,
-) -> Result<PodId, Arc<Error>> {
+async fn run(inner: &Arc<Inner>, spec: Arc<PodSpec>, reservation: NameReservation) {
     let pod = match prepare(inner, &spec) {
         Ok(pod) => pod,
-        Err(error) => {
-            let error = Arc::new(error);
-            reservation.finish(Err(error.clone()));
-            return Err(error);
-        }
+        Err(error) => return reservation.finish(Err(Arc::new(error))),
     };
-    match Acquiring::new(inner, &pod).run().await {
-        Ok(()) => {
-            inner.insert(&pod);
-            reservation.finish(Ok(pod.id.clone()));
-            inner.deps.events.send(Event::PodReady(pod.id.clone()));
-            Ok(pod.id.clone())
-        }
-        Err(error) => {
-            let error = Arc::new(error);
-            if release::undo(inner, &pod).await {
-                reservation.finish(Err(error.clone()));
-            } else {
-                // Not all of it could be given back: it stays visible, so that it is stopped again.
-                inner.insert(&pod);
-                reservation.finish_failed_but_kept(pod.id.clone(), error.clone());
-            }
-            Err(error)
-        }
+    let outcome = Acquiring::new(inner, &pod).run().await;
+    let Err(error) = outcome else {
+        inner.insert(&pod);
+        reservation.finish(Ok(pod.id.clone()));
+        inner.deps.events.send(Event::PodReady(pod.id.clone()));
+        return;
+    };
+    if release::undo(inner, &pod).await {
+        reservation.finish(Err(Arc::new(error)));
+    } else {
+        // Not all of it could be given back: it stays visible, so that it is stopped again.
+        inner.insert(&pod);
+        reservation.finish_failed_but_kept(pod.id.clone(), Arc::new(error));
     }
 }
 

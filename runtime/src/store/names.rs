@@ -9,6 +9,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 /// What a create's outcome is shared as.
 type Outcome<I, E> = Option<Result<I, Arc<E>>>;
@@ -37,9 +38,22 @@ pub struct Names<K, I, R, E> {
     slots: Slots<K, I, R, E>,
 }
 
+/// Why there is no object of that name for this caller.
+#[derive(Debug)]
+pub enum Refused<I, E> {
+    /// The making failed.
+    Failed(Arc<E>),
+    /// The name belongs to this object.
+    Taken(I),
+    /// The name is being made into something else.
+    Busy,
+    /// The making ended without a result: it panicked.
+    Lost,
+}
+
 /// What became of a claim to a name.
 #[derive(Debug)]
-pub enum Claim<K: Eq + Hash, I, R, E> {
+enum Claim<K: Eq + Hash, I, R, E> {
     /// The name was free: make the object, then call [`Reservation::finish`].
     Mine(Reservation<K, I, R, E>),
     /// An equal request is under way: wait for its outcome.
@@ -70,8 +84,46 @@ impl<K, I, R, E> Default for Names<K, I, R, E> {
 }
 
 impl<K: Eq + Hash + Clone, I: Clone + PartialEq, R: PartialEq, E> Names<K, I, R, E> {
+    /// Makes the object of this name, or joins whoever is making it. The making is a task of its own: a
+    /// caller that goes away does not leave half an object behind, and its result is kept for the next one
+    /// who asks for the same.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn join_or_make<F>(
+        &self,
+        name: K,
+        request: Arc<R>,
+        make: impl FnOnce(Reservation<K, I, R, E>) -> F,
+    ) -> Result<I, Refused<I, E>>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut outcome = match self.claim(name.clone(), request) {
+            Claim::Mine(reservation) => {
+                let outcome = reservation.outcome.subscribe();
+                tokio::spawn(make(reservation).in_current_span());
+                outcome
+            }
+            Claim::Join(outcome) => outcome,
+            Claim::Made(id) => {
+                self.told(&name);
+                return Ok(id);
+            }
+            Claim::Taken(id) => return Err(Refused::Taken(id)),
+            Claim::Other => return Err(Refused::Busy),
+        };
+        let made = match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone(),
+            Err(_) => None,
+        };
+        let id = made.ok_or(Refused::Lost)?.map_err(Refused::Failed)?;
+        self.told(&name);
+        Ok(id)
+    }
+
     /// Asks for a name.
-    pub fn claim(&self, name: K, request: Arc<R>) -> Claim<K, I, R, E> {
+    fn claim(&self, name: K, request: Arc<R>) -> Claim<K, I, R, E> {
         let mut slots = lock(&self.slots);
         match slots.get_mut(&name) {
             None => {
@@ -105,7 +157,7 @@ impl<K: Eq + Hash + Clone, I: Clone + PartialEq, R: PartialEq, E> Names<K, I, R,
     }
 
     /// A caller has been told that the object exists; from now on the name is taken.
-    pub fn told(&self, name: &K) {
+    fn told(&self, name: &K) {
         if let Some(Slot::Exists { claimed, .. }) = lock(&self.slots).get_mut(name) {
             *claimed = true;
         }
@@ -133,8 +185,12 @@ impl<K: Eq + Hash + Clone, I: Clone + PartialEq, R: PartialEq, E> Names<K, I, R,
 }
 
 impl<K: Eq + Hash, I: Clone, R, E> Reservation<K, I, R, E> {
-    /// Publishes the outcome to everybody who joined. After a failure the name is free.
-    pub fn finish(mut self, outcome: Result<I, Arc<E>>) {
+    /// Publishes the outcome to everybody who joined. After a failure the name is free; one that nobody waits
+    /// for any more is logged here, for nobody else will.
+    pub fn finish(mut self, outcome: Result<I, Arc<E>>)
+    where
+        E: std::error::Error + 'static,
+    {
         if let Some(name) = self.name.take() {
             let mut slots = lock(&self.slots);
             match &outcome {
@@ -150,6 +206,11 @@ impl<K: Eq + Hash, I: Clone, R, E> Reservation<K, I, R, E> {
                     slots.remove(&name);
                 }
             }
+        }
+        if let Err(error) = &outcome
+            && self.outcome.receiver_count() == 0
+        {
+            tracing::warn!(error = %crate::model::chain(error.as_ref()), "a create failed after its caller had left");
         }
         self.outcome.send_replace(Some(outcome));
     }
@@ -185,7 +246,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    type Fixture = Names<&'static str, u32, &'static str, String>;
+    type Fixture = Names<&'static str, u32, &'static str, std::io::Error>;
 
     #[tokio::test]
     async fn a_repeated_create_is_given_the_first_ones_result() {
@@ -208,12 +269,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_caller_that_leaves_leaves_the_result_to_the_next() {
+        let names = Fixture::default();
+        let (go, wait) = tokio::sync::oneshot::channel::<()>();
+        let make = |reservation: Reservation<_, _, _, _>| async move {
+            let _ = wait.await;
+            reservation.finish(Ok(7));
+        };
+        let call = names.join_or_make("n", Arc::new("r"), make);
+        let limit = std::time::Duration::from_millis(10);
+        assert!(tokio::time::timeout(limit, call).await.is_err());
+        go.send(()).unwrap();
+        let never = |_| async { panic!("it is being made") };
+        assert_eq!(
+            names.join_or_make("n", Arc::new("r"), never).await.unwrap(),
+            7
+        );
+        let never = |_| async { panic!("it exists") };
+        let again = names.join_or_make("n", Arc::new("r"), never).await;
+        assert!(matches!(again, Err(Refused::Taken(7))));
+    }
+
+    #[tokio::test]
     async fn a_failed_or_dropped_create_frees_the_name() {
         let names = Fixture::default();
         let Claim::Mine(reservation) = names.claim("n", Arc::new("r")) else {
             panic!("free")
         };
-        reservation.finish(Err(Arc::new("no".to_owned())));
+        reservation.finish(Err(Arc::new(std::io::Error::other("no"))));
         let Claim::Mine(reservation) = names.claim("n", Arc::new("r")) else {
             panic!("free")
         };

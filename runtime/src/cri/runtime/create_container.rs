@@ -6,7 +6,6 @@ use berth_cri_api::v1::{CreateContainerRequest, CreateContainerResponse};
 use tonic::Status;
 
 use crate::cri::convert::{self, At};
-use crate::cri::detach::detached;
 use crate::cri::layer::{about_container, about_pod};
 use crate::cri::{Deps, status};
 
@@ -28,17 +27,12 @@ pub(super) async fn handle(
         .map(|config| convert::pod::spec(&at, config, handler, abilities))
         .transpose()
         .map_err(status::of)?;
-    // The lease keeps the layers until the container's own writable layer does.
     let (image, lease) = deps.images.acquire(&spec.image).map_err(status::of)?;
-    let containers = deps.containers.clone();
-    detached(async move {
-        let created = containers.create(pod, request_pod, image, spec).await;
-        drop(lease);
-        let id = created.map_err(status::of)?;
-        about_container(id.as_str());
-        Ok(CreateContainerResponse {
-            container_id: id.to_string(),
-        })
+    let create = deps.containers.create(pod, request_pod, image, lease, spec);
+    // Not detached here: the manager goes on by itself, and has to know whether anybody was told of the result.
+    let id = create.await.map_err(status::of)?;
+    about_container(id.as_str());
+    Ok(CreateContainerResponse {
+        container_id: id.to_string(),
     })
-    .await
 }

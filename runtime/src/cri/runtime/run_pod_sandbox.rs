@@ -6,7 +6,6 @@ use berth_cri_api::v1::{RunPodSandboxRequest, RunPodSandboxResponse};
 use tonic::Status;
 
 use crate::cri::convert::{self, At};
-use crate::cri::detach::detached;
 use crate::cri::layer::about_pod;
 use crate::cri::node::Node;
 use crate::cri::{Deps, status};
@@ -19,15 +18,12 @@ pub(super) async fn handle(
     let config = at.required(request.config).map_err(status::of)?;
     let handler = known_handler(&deps.node, request.runtime_handler)?;
     let spec = convert::pod::spec(&at, config, handler, deps.node.abilities).map_err(status::of)?;
-    let pods = deps.pods.clone();
-    detached(async move {
-        let id = pods.run(spec).await.map_err(status::of)?;
-        about_pod(id.as_str());
-        Ok(RunPodSandboxResponse {
-            pod_sandbox_id: id.to_string(),
-        })
+    // Not detached here: the manager goes on by itself, and has to know whether anybody was told of the result.
+    let id = deps.pods.run(spec).await.map_err(status::of)?;
+    about_pod(id.as_str());
+    Ok(RunPodSandboxResponse {
+        pod_sandbox_id: id.to_string(),
     })
-    .await
 }
 
 fn known_handler(node: &Node, name: String) -> Result<String, Status> {
