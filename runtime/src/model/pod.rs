@@ -139,6 +139,7 @@ pub struct NamespaceModes {
     /// Container whose PID namespace is shared; with `pid: Target` only.
     pub target: String,
     /// The request names the host's user namespace; the answer then does too (both mean the same).
+    #[serde(default)]
     pub names_host_users: bool,
 }
 
