@@ -148,8 +148,8 @@ fn the_working_directory_is_made_and_stays_in_the_container() {
         remove_cgroup(&fixture.leaves());
         (process, fixture_config)
     };
-    let (process, _) = in_dir(b"/work/deep", false);
-    assert_eq!(fixture.run(process).finish(), ("/work/deep\n".into(), 0));
+    let (process, _) = in_dir(b"/srv/deep", false);
+    assert_eq!(fixture.run(process).finish(), ("/srv/deep\n".into(), 0));
     assert_eq!(
         fs::metadata(fixture.tree("work/deep"))
             .unwrap()
