@@ -233,7 +233,7 @@ impl Parts {
         let launcher = self.launcher;
         crate::blocking::run("remove empty cgroups", move || {
             launcher.close();
-            cgroup::remove_parents(&made);
+            cgroup::remove_shims(&made);
         })
         .await;
     }

@@ -290,8 +290,7 @@ impl ImageManager {
         self.collect().await
     }
 
-    /// Deletes layers and documents that no image, pull or container needs. To be called when a container
-    /// whose image is gone is removed.
+    /// Deletes layers and documents that no image, pull or container needs.
     ///
     /// # Errors
     /// The first thing that could not be deleted; the rest is.

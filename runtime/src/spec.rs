@@ -122,10 +122,14 @@ pub struct ContainerInput<'a> {
     pub cpuset: Option<&'a Cpuset>,
 }
 
+/// Path of a container's cgroup below each hierarchy's root.
+pub fn container_cgroup(pod: &ReadyPod, id: &ContainerId) -> String {
+    format!("{}/{id}", pod.cgroup_parent)
+}
+
 impl ContainerInput<'_> {
-    /// Path of the container's cgroup below each hierarchy's root.
     pub(crate) fn cgroup_path(&self) -> String {
-        format!("{}/{}", self.pod.cgroup_parent, self.id)
+        container_cgroup(self.pod, self.id)
     }
 
     /// Row X049: private on v2, the host's for a privileged container and on v1.

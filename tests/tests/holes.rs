@@ -9,6 +9,7 @@ use berth_tests::{ensure_eq, paths, process, test};
 pub(crate) const TESTS: &[Test] = &[
     test!(exec_keeps_seccomp),
     test!(cgroup_mount_is_read_only),
+    test!(cgroup_files_show_the_container),
     test!(own_program_cannot_be_overwritten).berth_only("it looks at Berth's programs"),
     test!(signals_and_groups_are_reset)
         .berth_only("containerd hands on the ignored signals that it inherited"),
@@ -53,6 +54,23 @@ async fn cgroup_mount_is_read_only(case: &mut Case) -> Result<()> {
     ensure!(
         !text.contains("200000000"),
         "a container raised its own limit: {text}"
+    );
+    Ok(())
+}
+
+/// What keeps libcontainer from moving init must not be seen by the container.
+async fn cgroup_files_show_the_container(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod.start(&script("exec sleep 4321")).await?;
+    let files = "ls /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs 2>/dev/null";
+    let text = running
+        .sh(&format!(
+            "for f in $({files}); do grep -qx 1 $f && echo yes || echo no $f; done"
+        ))
+        .await?;
+    ensure!(
+        text.contains("yes") && !text.contains("no"),
+        "init is not in its cgroup as the container sees it: {text}"
     );
     Ok(())
 }

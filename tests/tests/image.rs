@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use berth_cri_api::v1::*;
-use berth_tests::cri::image_spec;
+use berth_tests::cri::{Cri, image_spec};
 use berth_tests::pods::{Pod, container, pod_config};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, images, oci, paths, test};
@@ -184,7 +184,37 @@ async fn image_in_use_keeps_running(case: &mut Case) -> Result<()> {
         running.status().await?.state(),
         ContainerState::ContainerRunning
     );
-    Ok(())
+    // Its layers go with the last container that needs them.
+    let used = || async {
+        let info = image_filesystem(&pod.cri).await?;
+        anyhow::Ok(info.used_bytes.map_or(0, |used| used.value))
+    };
+    let before = used().await?;
+    pod.cri.stop(&running.id, 0).await?;
+    pod.cri.remove(&running.id).await?;
+    for _ in 0..TRIES {
+        if used().await? < before {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    bail!("the removed image still takes {before} bytes")
+}
+
+/// containerd counts every ten seconds.
+const TRIES: usize = 24;
+
+async fn image_filesystem(cri: &Cri) -> Result<FilesystemUsage> {
+    let info = cri
+        .image
+        .clone()
+        .image_fs_info(ImageFsInfoRequest {})
+        .await?
+        .into_inner();
+    info.image_filesystems
+        .into_iter()
+        .next()
+        .context("no image file system")
 }
 
 async fn status_of_the_unknown(case: &mut Case) -> Result<()> {
@@ -197,19 +227,8 @@ async fn status_of_the_unknown(case: &mut Case) -> Result<()> {
 async fn file_system_info(case: &mut Case) -> Result<()> {
     let cri = case.start().await?.cri()?.clone();
     let mut last = None;
-    // containerd counts every ten seconds.
-    for _ in 0..24 {
-        let info = cri
-            .image
-            .clone()
-            .image_fs_info(ImageFsInfoRequest {})
-            .await?
-            .into_inner();
-        let first = info
-            .image_filesystems
-            .first()
-            .context("no image file system")?
-            .clone();
+    for _ in 0..TRIES {
+        let first = image_filesystem(&cri).await?;
         let path = &first.fs_id.as_ref().context("no fs_id")?.mountpoint;
         ensure!(std::path::Path::new(path).exists(), "{path} is not there");
         ensure!(first.timestamp > 0, "no time");

@@ -230,6 +230,22 @@ fn remove_tree(leaf: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes the cgroups of the monitors if none is left. The kernel keeps a cgroup busy for a moment after its
+/// last thread has ended; one with a monitor stays.
+pub fn remove_shims(dirs: &[PathBuf]) {
+    let deadline = Instant::now() + REMOVE_TIME;
+    for dir in dirs {
+        let empty = || pids_of(dir).is_ok_and(|pids| pids.is_empty());
+        while let Err(error) = std::fs::remove_dir(dir) {
+            let passing = error.raw_os_error() == Some(libc::EBUSY) && empty();
+            if !passing || Instant::now() > deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Removes cgroups that Berth itself made above its containers ([`super::make_parents`]), innermost first, as
 /// far as they are empty. Somebody else may have moved in: then they stay.
 pub fn remove_parents(made: &[PathBuf]) {

@@ -135,7 +135,7 @@ impl Making {
         self.check()?;
         let id = ContainerId::generate()
             .map_err(|e| self.failed("choose the id", Kind::Unknown, e.to_string()))?;
-        let record = self.intent()?;
+        let record = self.intent(&id)?;
         let container = Container::new(id, record, None);
         let saved = self.inner.save(&container).await;
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
@@ -167,9 +167,11 @@ impl Making {
         Ok(())
     }
 
-    /// The record before anything is acquired.
-    fn intent(&self) -> Result<ContainerRecord, Error> {
+    /// The record before anything is acquired: what a killed daemon leaves half-made is found by what it says.
+    fn intent(&self, id: &ContainerId) -> Result<ContainerRecord, Error> {
         let (image, spec) = (&self.image, &self.spec);
+        let cgroup_path = spec::container_cgroup(&self.pod, id);
+        let leaves = spec::leaves(&self.inner.deps.facts.cgroup, &cgroup_path);
         let log_directory = self
             .request_pod
             .as_ref()
@@ -202,8 +204,8 @@ impl Making {
             init: None,
             process: worker::Process::default(),
             seccomp: String::new(),
-            cgroup_path: String::new(),
-            leaves: Vec::new(),
+            cgroup_path,
+            leaves,
         })
     }
 
@@ -248,8 +250,6 @@ impl Making {
         let mut record = container.now();
         record.user = prepared.user.clone();
         record.process = prepared.plan.process.clone();
-        record.cgroup_path.clone_from(&prepared.plan.cgroup.path);
-        record.leaves.clone_from(&prepared.plan.cgroup.leaves);
         drop(record);
         Ok(prepared)
     }

@@ -94,12 +94,11 @@ pub(super) async fn over(
     }
 }
 
-/// The monitor is gone without a word: whatever is left of the container is killed first.
+/// The monitor is gone. Whatever is left of the container is killed; the monitor's exit record says what
+/// happened, and without one the container was lost.
 pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
-    let (dir, leaves) = (
-        inner.state_dir(&container.id),
-        container.now().leaves.clone(),
-    );
+    let dir = inner.state_dir(&container.id);
+    let leaves = container.now().leaves.clone();
     let record = crate::blocking::run("clean up after a lost monitor", move || {
         if let Err(error) = crate::cgroup::kill(&leaves) {
             tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");
@@ -107,27 +106,19 @@ pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
         crate::shim::read_exit(&dir)
     })
     .await;
-    match record {
-        Ok(Some(record)) => {
-            over(
-                inner,
-                container,
-                outcome(&record.exit),
-                record.exit.started_at,
-            )
-            .await
-        }
-        _ => {
+    let (exit, started_at) = match record {
+        Ok(Some(record)) => (outcome(&record.exit), record.exit.started_at),
+        Ok(None) => {
             tracing::warn!(container.id = %container.id, "the container's monitor died, and the container with it");
-            over(
-                inner,
-                container,
-                unknown("the container's monitor died; the container was killed"),
-                0,
-            )
-            .await;
+            let message = "the container's monitor died; the container was killed";
+            (unknown(message), 0)
         }
-    }
+        Err(error) => {
+            tracing::error!(container.id = %container.id, error = %chain(&error), "the container's exit record cannot be read");
+            (unknown(&chain(&error)), 0)
+        }
+    };
+    over(inner, container, exit, started_at).await;
 }
 
 /// A start that failed ends the container; the monitor says so in a moment. If it cannot, we do.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::exit::{outcome, over, unknown};
+use super::exit::{lost, outcome, over, unknown};
 use super::record::ContainerRecord;
 use super::{Container, ContainerManager, Inner, create, remove};
 use crate::id::ContainerId;
@@ -106,47 +106,13 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
                 container.state.send_replace(ContainerState::Running);
             }
         }
-        Err(ConnectError::Gone) => ended_meanwhile(inner, &container).await,
+        Err(ConnectError::Gone) => lost(inner, &container).await,
         Err(error) => {
             // It may only be slow: the container stays what it was, stop and remove go by pidfd and cgroup.
             tracing::error!(container.id = %container.id, error = %chain(&error), "the container's monitor does not answer");
             container.now().state = ContainerState::Unknown;
             container.state.send_replace(ContainerState::Unknown);
         }
-    }
-}
-
-/// No monitor: its exit record says what happened; without one the container was lost.
-async fn ended_meanwhile(inner: &Arc<Inner>, container: &Arc<Container>) {
-    let dir = inner.state_dir(&container.id);
-    let leaves = container.now().leaves.clone();
-    let record = crate::blocking::run("read an exit record", move || {
-        if let Err(error) = crate::cgroup::kill(&leaves) {
-            tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");
-        }
-        crate::shim::read_exit(&dir)
-    })
-    .await;
-    match record {
-        Ok(Some(record)) => {
-            over(
-                inner,
-                container,
-                outcome(&record.exit),
-                record.exit.started_at,
-            )
-            .await
-        }
-        Ok(None) => {
-            over(
-                inner,
-                container,
-                unknown("the container's monitor died while the daemon was away"),
-                0,
-            )
-            .await
-        }
-        Err(error) => over(inner, container, unknown(&chain(&error)), 0).await,
     }
 }
 

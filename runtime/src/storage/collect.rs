@@ -105,7 +105,11 @@ impl Storage {
         outcome.map(|()| collected)
     }
 
-    fn collect_layer(&self, chain: ChainId, collected: &mut Collected) -> Result<bool, Error> {
+    pub(super) fn collect_layer(
+        &self,
+        chain: ChainId,
+        collected: &mut Collected,
+    ) -> Result<bool, Error> {
         if self.is_from_before_loss(self.shared.dirs.layers.as_fd(), &chain) {
             collected.kept_for_rebuild += 1;
             return Ok(false);

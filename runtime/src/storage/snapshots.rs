@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
-use super::{Error, Storage, Usage, failed, open};
+use super::{Collected, Error, Storage, Usage, failed, open};
 use crate::id::ContainerId;
 use crate::model::ChainId;
 use crate::sys::fs::{names, read_limited, remove_tree, tree_usage, write_atomic};
@@ -98,14 +98,20 @@ impl Storage {
             .map_err(failed("mount", path))
     }
 
-    /// Removes the writable layer of a container; an absent one is fine. Its root must not be mounted anymore.
+    /// Removes the writable layer of a container, and the layers that only it still needed; an absent one is
+    /// fine. Its root must not be mounted anymore.
     ///
     /// # Errors
     /// What the file system says; what could not be removed is listed by [`Storage::snapshots`] still.
     pub fn remove_snapshot(&self, id: &ContainerId) -> Result<(), Error> {
         remove_tree(self.shared.dirs.snapshots.as_fd(), id.as_str())
             .map_err(failed("remove", self.path("snapshots").join(id.as_str())))?;
-        self.shared.state().snapshots.remove(id);
+        let chain = self.shared.state().snapshots.remove(id);
+        for layer in chain.unwrap_or_default() {
+            if let Err(error) = self.collect_layer(layer, &mut Collected::default()) {
+                tracing::warn!(container.id = id.as_str(), %layer, %error, "a layer that nobody needs stays until the next collection");
+            }
+        }
         Ok(())
     }
 

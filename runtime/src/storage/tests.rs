@@ -441,8 +441,10 @@ fn what_nobody_names_is_collected() {
     assert_eq!(storage.collect().unwrap().layers, 1);
     storage.index().remove(&digest("image")).unwrap();
     storage.remove_snapshot(&id).unwrap();
+    assert!(!storage.has_layer(&b), "the container's layers go with it");
+    assert!(storage.has_layer(&a), "others wait for a collection");
     let collected = storage.collect().unwrap();
-    assert_eq!((collected.layers, collected.blobs), (2, 1));
+    assert_eq!((collected.layers, collected.blobs), (1, 1));
     assert!(storage.layers().is_empty() && storage.blobs().is_empty());
     assert_eq!(
         fs::read_dir(storage.root().join("layers")).unwrap().count(),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountPropagationFlags;
 use rustix::process::{Pid, Signal};
 use shim_protocol::worker;
 
@@ -22,6 +23,8 @@ const EMPTYING: Duration = Duration::from_secs(2);
 pub(crate) struct Made {
     dirs: Vec<PathBuf>,
     leaves: Vec<PathBuf>,
+    /// Roots of the v1 hierarchies in whose leaves this worker stands.
+    entered: Vec<PathBuf>,
 }
 
 /// Makes a cgroup with all its limits. Whatever fails, what was made is removed again.
@@ -29,6 +32,7 @@ pub(crate) fn make(cgroup: &worker::Cgroup) -> Result<Made> {
     let mut made = Made {
         dirs: Vec::new(),
         leaves: cgroup.leaves.iter().map(PathBuf::from).collect(),
+        entered: Vec::new(),
     };
     for dir in &cgroup.dirs {
         made.directory(Path::new(dir))?;
@@ -75,12 +79,40 @@ impl Made {
     pub(crate) fn joins(&self) -> Result<Joins> {
         joins(&self.leaves)
     }
+
+    /// Moves this worker into the v1 leaves, so that an init is born there, and keeps the engine from moving
+    /// init once more: it would write to `cgroup.procs` (see [`Joins::enter_v1`]). `path` is that of the
+    /// leaves below the roots of their hierarchies. Needs a mount namespace of our own.
+    pub(crate) fn enter_v1(&mut self, path: &str) -> Result<()> {
+        let joins = self.joins()?;
+        for (leaf, _) in &joins.v1 {
+            let root = leaf.to_str().and_then(|leaf| leaf.strip_suffix(path));
+            let root = root.ok_or_else(|| {
+                Error::invalid(format!("cgroup {} is not {path}", leaf.display()))
+            })?;
+            self.entered.push(PathBuf::from(root));
+            cover(Path::new(root), &leaf.join("cgroup.procs"))?;
+        }
+        joins.enter_v1()
+    }
+}
+
+/// Has writes to a file of a hierarchy go nowhere, as far as this mount namespace is concerned.
+fn cover(root: &Path, file: &Path) -> Result<()> {
+    // Else the host would have it too.
+    rustix::mount::mount_change(root, MountPropagationFlags::PRIVATE)
+        .context(|| format!("make {} private", root.display()))?;
+    rustix::mount::mount_bind("/dev/null", file).context(|| format!("cover {}", file.display()))
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
         if self.dirs.is_empty() {
             return;
+        }
+        for root in &self.entered {
+            // If it fails the leaf stays busy, and is removed with the container's record.
+            let _out = fs::write(root.join("tasks"), "0");
         }
         // Only a leaf of our own making can hold nothing but what this worker started.
         let ours: Vec<&PathBuf> = self
@@ -203,9 +235,9 @@ pub(crate) fn joins(dirs: &[PathBuf]) -> Result<Joins> {
             .context(|| format!("open cgroup {}", dir.display()))?;
             joins.v2 = Some((dir.clone(), fd));
         } else {
-            let procs = dir.join("cgroup.procs");
-            let fd = rustix::fs::open(&procs, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                .context(|| format!("open {}", procs.display()))?;
+            let tasks = dir.join("tasks");
+            let fd = rustix::fs::open(&tasks, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .context(|| format!("open {}", tasks.display()))?;
             joins.v1.push((dir.clone(), fd));
         }
     }
@@ -213,10 +245,12 @@ pub(crate) fn joins(dirs: &[PathBuf]) -> Result<Joins> {
 }
 
 impl Joins {
-    /// Moves the calling process into the v1 cgroups.
+    /// Moves the calling process, which has one thread, into the v1 cgroups. A write to `cgroup.procs` would
+    /// wait for an RCU grace period on an idle machine (7-15 ms); a thread that moves itself by `tasks` does
+    /// not (`cgroup_procs_write_start` in the kernel's cgroup.c).
     pub(crate) fn enter_v1(&self) -> Result<()> {
-        for (dir, procs) in &self.v1 {
-            rustix::io::write(procs, b"0").context(|| format!("join cgroup {}", dir.display()))?;
+        for (dir, tasks) in &self.v1 {
+            rustix::io::write(tasks, b"0").context(|| format!("join cgroup {}", dir.display()))?;
         }
         Ok(())
     }
@@ -266,15 +300,18 @@ fn v2_root(dir: &Path) -> PathBuf {
     root.to_owned()
 }
 
-/// Moves an init into those leaves that libcontainer does not know (`name=systemd`, the unified
-/// hierarchy of a hybrid machine).
+/// Moves an init into the v2 leaf if libcontainer does not know it (the unified hierarchy of a hybrid
+/// machine).
 pub(crate) fn join_rest(leaves: &[String], pid: i32) -> Result<()> {
     let own = pid.to_string();
-    for leaf in leaves {
-        let procs = Path::new(leaf).join("cgroup.procs");
+    for leaf in leaves.iter().map(Path::new) {
+        if !leaf.join("cgroup.controllers").exists() {
+            continue;
+        }
+        let procs = leaf.join("cgroup.procs");
         let inside = fs::read_to_string(&procs).context(|| format!("read {}", procs.display()))?;
         if !inside.lines().any(|p| p == own) {
-            fs::write(&procs, &own).context(|| format!("join cgroup {leaf}"))?;
+            fs::write(&procs, &own).context(|| format!("join cgroup {}", leaf.display()))?;
         }
     }
     Ok(())

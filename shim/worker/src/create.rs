@@ -40,7 +40,7 @@ pub(crate) fn create(
         process::set_oom_score(proc.as_fd(), score)?;
     }
     let scratch = Scratch::new(request)?;
-    let made = cgroup::make(cgroup)?;
+    let mut made = cgroup::make(cgroup)?;
     attach(
         request,
         fds.require(Fd::Rootfs)?,
@@ -49,6 +49,7 @@ pub(crate) fn create(
         &plan,
     )?;
     config.write(&scratch.bundle)?;
+    made.enter_v1(&cgroup.path)?;
 
     let init_proc = proc
         .try_clone()

@@ -151,7 +151,7 @@ fn the_working_directory_is_made_and_stays_in_the_container() {
     let (process, _) = in_dir(b"/srv/deep", false);
     assert_eq!(fixture.run(process).finish(), ("/srv/deep\n".into(), 0));
     assert_eq!(
-        fs::metadata(fixture.tree("work/deep"))
+        fs::metadata(fixture.tree("srv/deep"))
             .unwrap()
             .permissions()
             .mode()
