@@ -17,10 +17,9 @@ mod stop;
 mod update;
 mod users;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -32,12 +31,12 @@ use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
-    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain,
+    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
 use crate::spec::seccomp::Compiler;
 use crate::storage::Storage;
-use crate::store::{Names, Programs, Records};
+use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
 pub use record::ContainerRecord;
 
@@ -159,7 +158,7 @@ struct Inner {
     deps: Deps,
     records: Records<ContainerRecord>,
     names: Names<Name, ContainerId, create::Request, Error>,
-    containers: RwLock<BTreeMap<ContainerId, Arc<Container>>>,
+    containers: Table<ContainerId, Container>,
     exec_ids: AtomicU64,
 }
 
@@ -266,7 +265,7 @@ impl ContainerManager {
             deps,
             records,
             names: Names::default(),
-            containers: RwLock::default(),
+            containers: Table::default(),
             exec_ids: AtomicU64::new(0),
         });
         tokio::spawn(exit::follow(Arc::downgrade(&inner), events));
@@ -364,24 +363,11 @@ impl ContainerManager {
 
     /// All containers that the filter lets through, from memory.
     pub fn list(&self, filter: &ContainerFilter) -> Vec<ContainerStatus> {
-        let only = match filter.id.as_str() {
-            "" => None,
-            id => match self.0.find(id) {
-                Ok(container) => Some(container.id.clone()),
-                Err(_) => return Vec::new(),
-            },
-        };
-        let containers: Vec<Arc<Container>> = self.0.read().values().cloned().collect();
+        let containers = self.0.containers.named(&filter.id);
         containers
             .iter()
-            .filter(|c| only.as_ref().is_none_or(|id| *id == c.id))
             .filter(|c| filter.pod.is_empty() || c.pod.as_str().starts_with(&filter.pod))
-            .filter(|c| {
-                filter
-                    .labels
-                    .iter()
-                    .all(|(k, v)| c.spec.labels.get(k) == Some(v))
-            })
+            .filter(|c| has_labels(&c.spec.labels, &filter.labels))
             .map(|c| status_of(c))
             .filter(|c| filter.state.is_none_or(|s| s == c.state))
             .collect()
@@ -418,46 +404,18 @@ impl ContainerManager {
 }
 
 impl Inner {
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
-        self.containers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn insert(&self, container: &Arc<Container>) {
-        let mut containers = self
-            .containers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        containers.insert(container.id.clone(), container.clone());
-    }
-
-    fn forget(&self, id: &ContainerId) {
-        self.containers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-    }
-
-    fn get(&self, id: &ContainerId) -> Option<Arc<Container>> {
-        self.read().get(id).cloned()
-    }
-
     fn find(&self, text: &str) -> Result<Arc<Container>, Error> {
-        let containers = self.read();
-        match crate::id::lookup(&containers, text) {
-            Lookup::One(container) => Ok(container.clone()),
+        match self.containers.find(text) {
+            Lookup::One(container) => Ok(container),
             Lookup::None => Err(Error::NotFound(text.to_owned())),
             Lookup::Many => Err(Error::Ambiguous(text.to_owned())),
         }
     }
 
     fn of_pod(&self, pod: &PodId) -> Vec<Arc<Container>> {
-        self.read()
-            .values()
-            .filter(|c| c.pod == *pod)
-            .cloned()
-            .collect()
+        let mut containers = self.containers.all();
+        containers.retain(|c| c.pod == *pod);
+        containers
     }
 
     fn state_dir(&self, id: &ContainerId) -> PathBuf {

@@ -131,6 +131,8 @@ struct Parts {
 impl Parts {
     async fn build(config: &Arc<Config>) -> Result<Self, String> {
         let facts = Arc::new(HostFacts::probe().map_err(|e| chain(&e))?);
+        let open_files = sys::process::OpenFiles::raise()
+            .map_err(|e| format!("cannot raise the limit of open files: {e}"))?;
         if config.cgroup_driver == CgroupDriver::Systemd {
             return Err(
                 "cgroup.driver = \"systemd\": this Berth has the cgroupfs driver only".to_owned(),
@@ -172,6 +174,7 @@ impl Parts {
             worker: helper("berth-worker")?,
             state_dir: config.state.clone(),
             shims_cgroup: shims.clone(),
+            open_files,
             events: sender,
             boot_id: facts.boot_id.clone(),
         });

@@ -4,6 +4,7 @@
 mod container;
 mod error;
 mod image;
+mod labels;
 mod pod;
 mod resources;
 mod security;
@@ -18,6 +19,7 @@ pub use image::{
     ChainId, Digest, FsUsage, Image, ImageConfig, ImageId, ImageUser, NotADigest, RegistryAuth,
     ResolvedImage,
 };
+pub use labels::has_labels;
 pub use pod::{
     DnsConfig, NamespaceMode, NamespaceModes, PodFilter, PodMetadata, PodSpec, PodState, PodStatus,
     PortMapping, Protocol, ReadyPod,

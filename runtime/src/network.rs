@@ -156,6 +156,14 @@ impl Network {
         }
     }
 
+    /// The network as verbose Status shows it, under the names that containerd uses there.
+    pub fn describe(&self) -> serde_json::Value {
+        match self.builtin.subnet() {
+            Some(subnet) => serde_json::json!({ "BuiltIn": { "Subnet": subnet.to_string() } }),
+            None => self.cni.describe(),
+        }
+    }
+
     /// Connects a pod and brings its loopback up. A failed attempt is undone; what cannot be undone
     /// stays known, and [`Network::teardown`] goes on with it.
     ///

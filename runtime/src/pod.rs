@@ -15,24 +15,24 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
-use crate::id::PodId;
+use crate::id::{Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
     Kind, Kinded, NamespaceMode, PodFilter, PodMetadata, PodSpec, PodState, PodStatus, ReadyPod,
+    has_labels,
 };
 use crate::network::Network;
 use crate::shim::Launcher;
 use crate::spec::seccomp::Compiler;
-use crate::store::{Names, Programs, Records};
+use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
 pub use record::PodRecord;
 
@@ -137,7 +137,7 @@ struct Inner {
     deps: Deps,
     records: Records<PodRecord>,
     names: Names<PodMetadata, PodId, PodSpec, Error>,
-    pods: RwLock<BTreeMap<PodId, Arc<Pod>>>,
+    pods: Table<PodId, Pod>,
     parents: Arc<parents::Parents>,
 }
 
@@ -187,7 +187,7 @@ impl PodManager {
             deps,
             records,
             names: Names::default(),
-            pods: RwLock::default(),
+            pods: Table::default(),
             parents: Arc::default(),
         })))
     }
@@ -206,7 +206,7 @@ impl PodManager {
     /// # Errors
     /// When something could not be released; a repeated call goes on.
     pub async fn stop(&self, id: &PodId) -> Result<(), Error> {
-        let Some(pod) = self.0.get(id) else {
+        let Some(pod) = self.0.pods.get(id) else {
             return Ok(());
         };
         let _turn = pod.turn.lock().await;
@@ -218,7 +218,7 @@ impl PodManager {
     /// # Errors
     /// When something could not be released; a repeated call goes on.
     pub async fn remove(&self, id: &PodId) -> Result<(), Error> {
-        let Some(pod) = self.0.get(id) else {
+        let Some(pod) = self.0.pods.get(id) else {
             return Ok(());
         };
         let _turn = pod.turn.lock().await;
@@ -243,22 +243,9 @@ impl PodManager {
 
     /// All pods that the filter lets through, from memory.
     pub fn list(&self, filter: &PodFilter) -> Vec<PodStatus> {
-        let only = match filter.id.as_str() {
-            "" => None,
-            id => match self.find(id) {
-                Ok(id) => Some(id),
-                Err(_) => return Vec::new(),
-            },
-        };
-        let pods: Vec<Arc<Pod>> = self.0.read().values().cloned().collect();
+        let pods = self.0.pods.named(&filter.id);
         pods.iter()
-            .filter(|p| only.as_ref().is_none_or(|id| *id == p.id))
-            .filter(|p| {
-                filter
-                    .labels
-                    .iter()
-                    .all(|(k, v)| p.spec.labels.get(k) == Some(v))
-            })
+            .filter(|p| has_labels(&p.spec.labels, &filter.labels))
             .map(|p| status_of(p))
             .filter(|p| filter.state.is_none_or(|s| s == p.state))
             .collect()
@@ -298,32 +285,11 @@ impl PodManager {
 }
 
 impl Inner {
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<PodId, Arc<Pod>>> {
-        self.pods.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn insert(&self, pod: &Arc<Pod>) {
-        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        pods.insert(pod.id.clone(), pod.clone());
-    }
-
-    fn forget(&self, id: &PodId) {
-        self.pods
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-    }
-
-    fn get(&self, id: &PodId) -> Option<Arc<Pod>> {
-        self.read().get(id).cloned()
-    }
-
     fn find(&self, text: &str) -> Result<Arc<Pod>, Error> {
-        let pods = self.read();
-        match crate::id::lookup(&pods, text) {
-            crate::id::Lookup::One(pod) => Ok(pod.clone()),
-            crate::id::Lookup::None => Err(Error::NotFound(text.to_owned())),
-            crate::id::Lookup::Many => Err(Error::Ambiguous(text.to_owned())),
+        match self.pods.find(text) {
+            Lookup::One(pod) => Ok(pod),
+            Lookup::None => Err(Error::NotFound(text.to_owned())),
+            Lookup::Many => Err(Error::Ambiguous(text.to_owned())),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod names;
 mod programs;
+mod table;
 
 use std::io;
 use std::marker::PhantomData;
@@ -17,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use names::{Names, Refused, Reservation};
 pub use programs::Programs;
+pub use table::Table;
 
 /// The envelope's version.
 const VERSION: u32 = 1;

@@ -259,6 +259,15 @@ async fn umask_and_limits(case: &mut Case) -> Result<()> {
         .await?;
     running.wait_for_log("0022").await?;
     ensure_eq!(running.sh("umask").await?, "0022\n");
+    // Those that the daemon was started with, whatever it takes for itself.
+    let ours = tokio::process::Command::new("sh")
+        .args(["-c", "ulimit -Sn; ulimit -Hn"])
+        .output()
+        .await?;
+    ensure_eq!(
+        running.sh("ulimit -Sn; ulimit -Hn").await?,
+        String::from_utf8(ours.stdout)?
+    );
     Ok(())
 }
 

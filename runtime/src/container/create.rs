@@ -338,7 +338,7 @@ impl Making {
         }
         container.state.send_replace(ContainerState::Created);
         // Before the record is written: an exit in between must find its container.
-        self.inner.insert(container);
+        self.inner.containers.insert(&container.id, container);
         // One that ended before it was inserted was reported to nobody.
         let gone =
             sys::process::is_alive(started.pid, started.start_time).is_ok_and(|alive| !alive);

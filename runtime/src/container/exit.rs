@@ -18,7 +18,7 @@ const LOST: i32 = 255;
 pub(super) async fn follow(inner: Weak<Inner>, mut events: mpsc::UnboundedReceiver<MonitorEvent>) {
     while let Some(event) = events.recv().await {
         let Some(inner) = inner.upgrade() else { return };
-        let Some(container) = inner.get(&event.id) else {
+        let Some(container) = inner.containers.get(&event.id) else {
             continue;
         };
         match event.kind {

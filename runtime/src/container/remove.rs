@@ -10,7 +10,7 @@ use crate::undo::{Failures, Steps};
 
 pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
     let _turn = container.turn.lock().await;
-    if inner.get(&container.id).is_none() {
+    if inner.containers.get(&container.id).is_none() {
         return Ok(());
     }
     if container.now().state != ContainerState::Exited {
@@ -22,7 +22,7 @@ pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Re
             id: container.id.clone(),
             failures,
         })?;
-    inner.forget(&container.id);
+    inner.containers.remove(&container.id);
     inner.names.free(&container.name(), &container.id);
     inner.deps.events.send(Event::ContainerRemoved(
         container.pod.clone(),
@@ -37,7 +37,7 @@ pub(super) async fn undo(
     container: &Arc<Container>,
     fresh_log: Option<PathBuf>,
 ) {
-    inner.forget(&container.id);
+    inner.containers.remove(&container.id);
     if let Some(monitor) = container.monitor() {
         // Gone already when the create failed in it; what it leaves is killed by cgroup below.
         let _ = monitor.destroy().await;

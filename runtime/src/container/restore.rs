@@ -71,7 +71,7 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
         Arc::new(create::request(&container.spec)),
         container.id.clone(),
     );
-    inner.insert(&container);
+    inner.containers.insert(&container.id, &container);
     if over_already {
         return;
     }
@@ -130,7 +130,7 @@ async fn drop_damaged(inner: &Arc<Inner>, id: &ContainerId) {
 async fn sweep(inner: &Arc<Inner>) {
     let inner = inner.clone();
     crate::blocking::run("sweep what earlier containers left", move || {
-        let known: std::collections::BTreeSet<ContainerId> = inner.read().keys().cloned().collect();
+        let known: std::collections::BTreeSet<ContainerId> = inner.containers.all().iter().map(|c| c.id.clone()).collect();
         for id in inner.deps.storage.snapshots() {
             if !known.contains(&id)
                 && let Err(error) = inner.deps.storage.remove_snapshot(&id)

@@ -13,12 +13,7 @@ pub(super) fn describe(
     facts: &Arc<HostFacts>,
     network: &Arc<Network>,
 ) -> Node {
-    let clamped = (facts.min_oom_score_adj > -1000).then(|| {
-        format!(
-            "oom_score_adj below {} cannot be given on this machine (no CAP_SYS_RESOURCE): lower values are raised to it",
-            facts.min_oom_score_adj
-        )
-    });
+    let notices = notices(facts);
     let (reported, told) = (network.clone(), network.clone());
     Node {
         config: config.clone(),
@@ -31,7 +26,7 @@ pub(super) fn describe(
         handlers: Vec::new(),
         runtime: Box::new(Condition::ready),
         network: Box::new(move || report(&reported)),
-        notices: Box::new(move || clamped.iter().cloned().collect()),
+        notices: Box::new(move || notices.clone()),
         pod_cidr: Box::new(move |cidr| {
             let (network, cidr) = (told.clone(), cidr.to_owned());
             tokio::spawn(async move {
@@ -41,6 +36,25 @@ pub(super) fn describe(
             });
         }),
     }
+}
+
+/// What somebody who looks for the cause of a surprise should know of this machine.
+fn notices(facts: &HostFacts) -> Vec<String> {
+    let mut notices = Vec::new();
+    if facts.min_oom_score_adj > -1000 {
+        notices.push(format!(
+            "oom_score_adj below {} cannot be given on this machine (no CAP_SYS_RESOURCE): lower values are raised to it",
+            facts.min_oom_score_adj
+        ));
+    }
+    for (on, name) in [(facts.apparmor, "AppArmor"), (facts.selinux, "SELinux")] {
+        if on {
+            notices.push(format!(
+                "{name} is on, and Berth does not label containers for it yet: containers that ask for nothing run unconfined, others are refused"
+            ));
+        }
+    }
+    notices
 }
 
 fn report(network: &Network) -> NetworkReport {
@@ -56,7 +70,7 @@ fn report(network: &Network) -> NetworkReport {
             reason: status.reason,
             message: status.message,
         },
-        config: serde_json::Value::Null,
+        config: network.describe(),
         last_load,
     }
 }

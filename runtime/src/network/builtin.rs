@@ -56,6 +56,11 @@ fn names(instance: &str) -> (String, String) {
 }
 
 impl Builtin {
+    /// The subnet of its pods; `None`: switched off.
+    pub(super) fn subnet(&self) -> Option<Subnet> {
+        self.subnet
+    }
+
     /// Reads the leases; touches nothing in the kernel.
     pub(super) fn open(
         subnet: Option<Subnet>,

@@ -108,6 +108,26 @@ impl Cni {
         self.watch.status()
     }
 
+    /// The configuration in use, from memory.
+    pub(super) fn describe(&self) -> Value {
+        let network = self.watch.current().map(|network| {
+            json!({
+                "IFName": POD_INTERFACE,
+                "Config": {
+                    "Name": network.name,
+                    "CNIVersion": network.version.to_string(),
+                    "Plugins": network.plugins,
+                },
+            })
+        });
+        json!({
+            "PluginDirs": self.plugins.dirs,
+            "PluginConfDir": self.watch.dir(),
+            "PluginMaxConfNum": 1,
+            "Networks": network.into_iter().collect::<Vec<_>>(),
+        })
+    }
+
     /// Keeps the address ranges of this node's pods.
     pub(super) fn set_pod_cidrs(&self, cidrs: Vec<String>) -> Result<(), Error> {
         let path = self.dir.join(POD_CIDRS);

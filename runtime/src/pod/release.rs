@@ -44,7 +44,7 @@ pub(super) async fn remove(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Err
             id: pod.id.clone(),
             failures,
         })?;
-    inner.forget(&pod.id);
+    inner.pods.remove(&pod.id);
     inner.names.free(&pod.spec.metadata, &pod.id);
     inner.deps.events.send(Event::PodRemoved(pod.id.clone()));
     Ok(())

@@ -48,7 +48,7 @@ impl PodManager {
                 inner
                     .names
                     .restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
-                inner.insert(&pod);
+                inner.pods.insert(&pod.id, &pod);
             }
         }
         self.sweep().await;
@@ -67,7 +67,7 @@ impl PodManager {
     /// Network attachments, pins and directories without a record.
     async fn sweep(&self) {
         let inner = self.0.clone();
-        let known: BTreeSet<PodId> = inner.read().keys().cloned().collect();
+        let known: BTreeSet<PodId> = inner.pods.all().iter().map(|pod| pod.id.clone()).collect();
         let attached = inner.deps.network.known().unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "cannot tell which pods are attached to the network");
             Vec::new()
@@ -132,7 +132,7 @@ fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
     inner
         .names
         .restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
-    inner.insert(pod);
+    inner.pods.insert(&pod.id, pod);
 }
 
 fn alive(record: &PodRecord, boot_id: &str) -> Option<PauseHandle> {

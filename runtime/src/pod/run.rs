@@ -51,7 +51,7 @@ async fn run(inner: &Arc<Inner>, spec: Arc<PodSpec>, reservation: NameReservatio
     };
     let outcome = Acquiring::new(inner, &pod).run().await;
     let Err(error) = outcome else {
-        inner.insert(&pod);
+        inner.pods.insert(&pod.id, &pod);
         reservation.finish(Ok(pod.id.clone()));
         inner.deps.events.send(Event::PodReady(pod.id.clone()));
         return;
@@ -60,7 +60,7 @@ async fn run(inner: &Arc<Inner>, spec: Arc<PodSpec>, reservation: NameReservatio
         reservation.finish(Err(Arc::new(error)));
     } else {
         // Not all of it could be given back: it stays visible, so that it is stopped again.
-        inner.insert(&pod);
+        inner.pods.insert(&pod.id, &pod);
         reservation.finish_failed_but_kept(pod.id.clone(), Arc::new(error));
     }
 }

@@ -26,7 +26,8 @@ use super::spawner::Spawner;
 use super::{ConnectError, Error};
 use crate::blocking;
 use crate::id::ContainerId;
-use crate::sys::{self, mount, process};
+use crate::sys::process::{self, OpenFiles};
+use crate::sys::{self, mount};
 
 /// How long a new monitor may take to say hello, and one that should be there already.
 const FIRST_HELLO: Duration = Duration::from_secs(20);
@@ -43,6 +44,8 @@ pub struct LauncherConfig {
     pub state_dir: PathBuf,
     /// Control groups for monitors and workers: one for each v1 hierarchy, or one of v2.
     pub shims_cgroup: Vec<PathBuf>,
+    /// How many files monitors and workers, and so containers, may open.
+    pub open_files: OpenFiles,
     /// Gets what monitors say.
     pub events: mpsc::UnboundedSender<MonitorEvent>,
     /// This boot.
@@ -87,7 +90,7 @@ impl Launcher {
             shim: seal(&config.shim)?,
             worker: seal(&config.worker)?,
             pause: seal(&write_pause(&config.state_dir)?)?,
-            spawner: Spawner::start(config.shims_cgroup)?,
+            spawner: Spawner::start(config.shims_cgroup, config.open_files)?,
             events: config.events,
             boot_id: config.boot_id,
         })

@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
 use super::Error;
-use crate::sys::process;
+use crate::sys::process::{self, OpenFiles};
 
 /// One process to start.
 struct Job {
@@ -40,10 +40,10 @@ pub(super) struct Spawner {
 
 impl Spawner {
     /// Starts the thread, which ends when this is dropped.
-    pub(super) fn start(cgroups: Vec<PathBuf>) -> Result<Self, Error> {
+    pub(super) fn start(cgroups: Vec<PathBuf>, files: OpenFiles) -> Result<Self, Error> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, placed) = mpsc::channel();
-        let work = move || match Place::enter(cgroups) {
+        let work = move || match Place::enter(cgroups, files) {
             Ok(place) => {
                 let _ = ready.send(Ok(()));
                 queue.into_iter().for_each(|job| place.run(job));
@@ -127,6 +127,8 @@ struct Place {
     /// v2: into which each one is born.
     born: Option<Cgroup>,
     null: OwnedFd,
+    /// What they may open.
+    files: OpenFiles,
 }
 
 /// A cgroup of v2.
@@ -151,12 +153,16 @@ impl Cgroup {
 
 impl Place {
     /// Moves this thread where that is possible.
-    fn enter(cgroups: Vec<PathBuf>) -> Result<Self, Error> {
+    fn enter(cgroups: Vec<PathBuf>, files: OpenFiles) -> Result<Self, Error> {
         let null = fs::File::options().read(true).write(true).open("/dev/null");
         let null = null
             .map_err(|source| failed("open /dev/null", source))?
             .into();
-        let mut place = Self { born: None, null };
+        let mut place = Self {
+            born: None,
+            null,
+            files,
+        };
         for path in cgroups {
             let entered = make(&path).and_then(|()| {
                 let tasks = path.join("tasks");
@@ -177,6 +183,8 @@ impl Place {
             Some(cgroup) => self.bear(cgroup, &job.exe, job.name, &job.stdin),
             None => start(&job.exe, job.name, job.stdin),
         };
+        // It waits for its first message, and makes nothing before.
+        let started = started.and_then(|(pid, pidfd)| self.files.give(pid).map(|()| pidfd));
         if let Err(Ok(pidfd)) = job.done.send(started) {
             kill(&pidfd);
         }
@@ -188,7 +196,7 @@ impl Place {
         exe: &OwnedFd,
         name: &CStr,
         stdin: &OwnedFd,
-    ) -> io::Result<OwnedFd> {
+    ) -> io::Result<(i32, OwnedFd)> {
         let (exe, stdin, null) = (exe.as_fd(), stdin.as_fd(), self.null.as_fd());
         let program = process::Program {
             exe,
@@ -207,7 +215,7 @@ impl Place {
     }
 }
 
-fn start(exe: &OwnedFd, name: &CStr, stdin: OwnedFd) -> io::Result<OwnedFd> {
+fn start(exe: &OwnedFd, name: &CStr, stdin: OwnedFd) -> io::Result<(i32, OwnedFd)> {
     let child = Command::new(format!("/proc/self/fd/{}", exe.as_raw_fd()))
         .arg0(OsStr::from_bytes(name.to_bytes()))
         .env_clear()
@@ -216,7 +224,8 @@ fn start(exe: &OwnedFd, name: &CStr, stdin: OwnedFd) -> io::Result<OwnedFd> {
         .stderr(Stdio::null())
         .spawn()?;
     // The pid cannot be another's: the child is not reaped.
-    process::pidfd_open(i32::try_from(child.id()).map_err(io::Error::other)?)
+    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    Ok((pid, process::pidfd_open(pid)?))
 }
 
 /// Ends a process that has not been given anything to do.

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::id::ContainerId;
 use crate::model::{Kind, Kinded};
-use crate::sys;
+use crate::sys::{self, process::OpenFiles};
 
 mod containers;
 mod figures;
@@ -80,6 +80,7 @@ impl Bench {
             worker: program("berth-worker", "BERTH_WORKER"),
             state_dir: dir.path().to_owned(),
             shims_cgroup: shims.clone(),
+            open_files: OpenFiles::current(),
             events,
             boot_id: "this boot".into(),
         });

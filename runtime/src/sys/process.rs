@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, WaitId, WaitIdOptions, getrlimit, prlimit, setrlimit, waitid,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -18,6 +20,42 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// How long a killed process may take to die before [`kill_and_wait`] gives up.
 const DEATH: Duration = Duration::from_secs(10);
+
+/// The limit of open files that this process was started with.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenFiles(Rlimit);
+
+impl OpenFiles {
+    /// The limit in force.
+    pub fn current() -> Self {
+        Self(getrlimit(Resource::Nofile))
+    }
+
+    /// Raises the soft limit of this process to the hard one, and gives what it was: 1024, the usual soft limit, is for programs
+    /// that use select(2), and an overlay of an image takes a descriptor for each layer.
+    ///
+    /// # Errors
+    /// What prlimit(2) says.
+    pub fn raise() -> io::Result<Self> {
+        let given = Self::current();
+        let raised = Rlimit {
+            current: given.0.maximum,
+            maximum: given.0.maximum,
+        };
+        setrlimit(Resource::Nofile, raised)?;
+        Ok(given)
+    }
+
+    /// Gives a child the limit that this process was started with, so that no container inherits ours.
+    ///
+    /// # Errors
+    /// What prlimit(2) says.
+    pub fn give(self, child: i32) -> io::Result<()> {
+        let child = Pid::from_raw(child).ok_or(Errno::INVAL)?;
+        prlimit(Some(child), Resource::Nofile, self.0)?;
+        Ok(())
+    }
+}
 
 /// A pidfd of a process that has not been reaped.
 ///
@@ -209,12 +247,12 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Starts a program that is born in a cgroup of v2; gives its pidfd. Moving it there later would wait for
+/// Starts a program that is born in a cgroup of v2; gives its pid and pidfd. Moving it there later would wait for
 /// an RCU grace period, 7 ms on an idle node. Signals are as after boot in it.
 ///
 /// # Errors
 /// `ENODEV` or `ENOENT` when the cgroup has been removed, else what clone3(2) or execveat(2) say.
-pub fn spawn_into(program: Program<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub fn spawn_into(program: Program<'_>, cgroup: BorrowedFd<'_>) -> io::Result<(i32, OwnedFd)> {
     // Close-on-exec: end of file on it is a successful execve.
     let (told, tell) = pipe_with(PipeFlags::CLOEXEC)?;
     let mut pidfd: libc::c_int = -1;
@@ -246,7 +284,7 @@ pub fn spawn_into(program: Program<'_>, cgroup: BorrowedFd<'_>) -> io::Result<Ow
     drop(tell);
     let mut error = [0; size_of::<i32>()];
     if rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut error))? < error.len() {
-        return Ok(pidfd);
+        return Ok((i32::try_from(pid).map_err(io::Error::other)?, pidfd));
     }
     has_ended(pidfd.as_fd(), DEATH)?;
     reap(pidfd.as_fd());
@@ -378,8 +416,9 @@ mod tests {
             stdin: stdin.as_fd(),
             null: null.as_fd(),
         };
-        let pidfd = spawn_into(program(cat.as_fd()), cgroup.as_fd()).unwrap();
+        let (pid, pidfd) = spawn_into(program(cat.as_fd()), cgroup.as_fd()).unwrap();
         let procs = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+        assert_eq!(procs.trim(), pid.to_string());
         let status = std::fs::read_to_string(format!("/proc/{}/status", procs.trim())).unwrap();
         assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
         assert!(status.contains("SigIgn:\t0000000000000000"), "{status}");

@@ -78,6 +78,11 @@ impl Watch {
         Ok(Self { shared, task })
     }
 
+    /// The directory that is watched.
+    pub(super) fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
     /// The configured network, from memory.
     pub(super) fn current(&self) -> Option<SharedNetwork> {
         let view = self.shared.view();

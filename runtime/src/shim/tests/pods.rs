@@ -128,6 +128,7 @@ async fn missing_programs_and_control_groups_are_named() {
         worker,
         state_dir: dir.path().to_owned(),
         shims_cgroup,
+        open_files: OpenFiles::current(),
         events: events.clone(),
         boot_id: String::new(),
     };
