@@ -21,14 +21,16 @@ run() {
 
 run unit cargo test --locked --workspace --no-fail-fast
 run integration cargo test --locked -q -p berth-tests --test integration
-run critest cargo run --locked -q -p berth-tests --bin critest-run -- --net cni
+for net in cni builtin; do
+	run "critest-$net" cargo run --locked -q -p berth-tests --bin critest-run -- --net "$net"
+done
 
 # cargo's "test result: ok. 12 passed; 0 failed; 1 ignored; ..." and our own "integration: 80 passed, 0 failed, 2 skipped"
 awk '
 	/^test result:/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^ignored/) s += $i } }
 	/^(integration|critest): [0-9]+ passed/ { p += $2; f += $4; s += $6 }
 	END { print p + 0, f + 0, s + 0 }
-' "$out/unit" "$out/integration" "$out/critest" >"$out/sum"
+' "$out/unit" "$out/integration" "$out/critest-cni" "$out/critest-builtin" >"$out/sum"
 read -r passed failed skipped <"$out/sum"
 # A step that broke without a count is a failure too.
 [ "$good" = 0 ] || [ "$failed" -gt 0 ] || failed=1
