@@ -346,9 +346,21 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn pull(&self, image: &str) -> Answer<String> {
+        self.pull_as(image, None).await
+    }
+
+    /// PullImage with a user name and a password.
+    ///
+    /// # Errors
+    /// As the runtime answers.
+    pub async fn pull_as(&self, image: &str, user: Option<(&str, &str)>) -> Answer<String> {
         let request = timed(PullImageRequest {
             image: Some(image_spec(image)),
-            auth: None,
+            auth: user.map(|(name, password)| AuthConfig {
+                username: name.to_owned(),
+                password: password.to_owned(),
+                ..AuthConfig::default()
+            }),
             sandbox_config: None,
         });
         Ok(self

@@ -1,5 +1,7 @@
 //! A local OCI registry (the distribution's `docker-registry`), and a small client that fills it.
 
+pub mod secure;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +33,7 @@ const HOSTS: [&str; 6] = [
 pub struct Registry {
     child: Child,
     address: SocketAddr,
+    store: PathBuf,
 }
 
 impl Registry {
@@ -39,19 +42,25 @@ impl Registry {
     /// # Errors
     /// When the program is missing or does not answer within ten seconds.
     pub async fn start(store: &Path) -> Result<Self> {
+        Self::serve(store, store, "").await
+    }
+
+    /// The same with more lines for the `http` section of its configuration, and after that; they and its log go
+    /// to the folder `work`.
+    async fn serve(store: &Path, work: &Path, more: &str) -> Result<Self> {
         let program = paths::system_tool("docker-registry")?;
         std::fs::create_dir_all(store)?;
         let address = free_address()?;
-        let config = store.join("config.yml");
+        let config = work.join("config.yml");
         std::fs::write(
             &config,
             format!(
                 "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\nstorage:\n  \
-                 filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+                 filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{more}",
                 store.display()
             ),
         )?;
-        let log = std::fs::File::create(store.join("registry.log"))?;
+        let log = std::fs::File::create(work.join("registry.log"))?;
         let child = Command::new(program)
             .args(["serve".as_ref(), config.as_os_str()])
             .stdin(std::process::Stdio::null())
@@ -60,22 +69,26 @@ impl Registry {
             .kill_on_drop(true)
             .spawn()
             .context("starting docker-registry")?;
-        let registry = Self { child, address };
         for _ in 0..200 {
-            if registry
-                .client()
-                .request(Method::GET, "/v2/", None)
-                .await
-                .is_ok()
-            {
-                return Ok(registry);
+            if TcpStream::connect(address).await.is_ok() {
+                return Ok(Self {
+                    child,
+                    address,
+                    store: store.to_owned(),
+                });
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         bail!(
             "docker-registry does not answer on {address}; see {}/registry.log",
-            store.display()
+            work.display()
         )
+    }
+
+    /// The folder with its content.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        &self.store
     }
 
     /// Where it listens.

@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::cri::{Cri, image_spec};
 use berth_tests::pods::{Pod, container, pod_config};
+use berth_tests::registry::secure::{Secure, USER};
 use berth_tests::runner::{Case, Test};
+use berth_tests::runtime::Options;
 use berth_tests::{ensure_eq, images, oci, paths, test};
 use tonic::{Code, Request};
 
@@ -17,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(missing_image),
     test!(wrong_digest_is_refused),
     test!(pull_by_digest),
+    test!(https_and_tokens),
     test!(users_of_the_config),
     test!(remove_takes_every_name),
     test!(image_in_use_keeps_running),
@@ -132,6 +135,38 @@ async fn pull_by_digest(case: &mut Case) -> Result<()> {
     ensure_eq!(again.id, image.id);
     ensure_eq!(again.repo_tags, Vec::<String>::new());
     run_echo(case, &digest).await
+}
+
+/// A registry over HTTPS that wants Bearer tokens, also for what everybody may pull.
+async fn https_and_tokens(case: &mut Case) -> Result<()> {
+    let work = tempfile::Builder::new().prefix("bt-secure-").tempdir()?;
+    let repository = |image: &str| image.split_once('/').map(|(_, rest)| rest.to_owned());
+    let open = repository(images::BUSYBOX).context("no repository")?;
+    let closed = repository(images::ZSTD).context("no repository")?;
+    let name = |image: &str| image.split(':').next().unwrap_or_default().to_owned();
+    let shared = &case.shared().registry;
+    let secure = Secure::start(shared.store(), work.path(), &name(&open)).await?;
+    let hosts = shared.write_hosts(&work.path().join("hosts"))?;
+    secure.write_hosts(&hosts, "secure.test", true)?;
+    secure.write_hosts(&hosts, "stranger.test", false)?;
+    let options = Options {
+        hosts,
+        ..case.options()
+    };
+    let cri = case.start_with(options).await?.cri()?.clone();
+    let refused = |answer: Result<String, tonic::Status>| match answer {
+        Ok(id) => bail!("the pull was not refused: {id}"),
+        Err(status) => Ok(status.message().to_owned()),
+    };
+
+    cri.pull(&format!("secure.test/{open}")).await?;
+    let closed = format!("secure.test/{closed}");
+    refused(cri.pull(&closed).await)?;
+    refused(cri.pull_as(&closed, Some((USER.0, "wrong"))).await)?;
+    cri.pull_as(&closed, Some(USER)).await?;
+    let why = refused(cri.pull(&format!("stranger.test/{open}")).await)?;
+    ensure!(why.to_lowercase().contains("certificate"), "{why}");
+    Ok(())
 }
 
 async fn users_of_the_config(case: &mut Case) -> Result<()> {

@@ -84,10 +84,10 @@ fn what_every_kubelet_sends_is_never_refused() {
         assert_eq!(pod.namespaces.network, NamespaceMode::Pod);
         assert_eq!(pod.seccomp, SeccompProfile::RuntimeDefault);
         assert_eq!(pod.overhead, Some(Default::default()));
-        assert_eq!(pod.resources.as_ref().unwrap().memory_limit, 268_435_456);
+        assert_eq!(pod.resources.as_ref().unwrap().memory_limit, 134_217_728);
         assert_eq!(
             (pod.port_mappings.len(), pod.port_mappings[0].host_port),
-            (2, 0)
+            (1, 0)
         );
         assert_eq!(
             (&pod.labels, &pod.annotations),
@@ -95,8 +95,14 @@ fn what_every_kubelet_sends_is_never_refused() {
         );
 
         let at = At::root("config");
-        let spec = container::spec(&at, kubelet_container(), &pod, abilities).unwrap();
-        assert_eq!(spec.envs[0], ("TOKEN".to_owned(), vec![0xff, 0xfe, 0x01]));
+        let mut config = kubelet_container();
+        // A Secret's value may be any bytes (row R009).
+        config.envs[0].value = vec![0xff, 0xfe, 0x01];
+        let spec = container::spec(&at, config, &pod, abilities).unwrap();
+        assert_eq!(
+            spec.envs[0],
+            ("GREETING".to_owned(), vec![0xff, 0xfe, 0x01])
+        );
         assert_eq!(spec.resources.hugepages.len(), 2);
         assert_eq!(spec.seccomp, SeccompProfile::Unconfined);
         assert_eq!(
@@ -105,7 +111,7 @@ fn what_every_kubelet_sends_is_never_refused() {
         );
         assert_eq!(
             (spec.mounts.len(), spec.log_path.as_str()),
-            (3, "nginx/0.log")
+            (4, "web/0.log")
         );
         assert_eq!(spec.stop_signal, None);
     }

@@ -52,6 +52,13 @@ override_path = true
 }
 
 #[test]
+fn a_host_that_is_the_server_is_no_mirror() {
+    let text = "server = \"https://up.io\"\n[host.\"https://up.io\"]\n[host.\"https://m.io\"]\n";
+    let upstream: Vec<bool> = parsed(text, "r.io").iter().map(|e| e.upstream).collect();
+    assert_eq!(upstream, [true, false, true]);
+}
+
+#[test]
 fn without_a_server_the_registry_itself_is_asked() {
     let base = |registry: &str| parsed("", registry)[0].base.to_string();
     assert_eq!(base("docker.io"), "https://registry-1.docker.io/v2");
