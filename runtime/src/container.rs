@@ -174,7 +174,7 @@ struct Container {
     turn: tokio::sync::Mutex<()>,
     /// Writes of the record take turns, so that the last one written is the newest. True once the record is
     /// removed: then nothing is written any more.
-    saving: tokio::sync::Mutex<bool>,
+    saving: Arc<tokio::sync::Mutex<bool>>,
     /// The monitor, while there is one.
     monitor: Mutex<Option<Monitor>>,
     /// The state, for those who wait for a change.
@@ -192,7 +192,7 @@ impl Container {
             state: watch::Sender::new(record.state),
             now: Mutex::new(record),
             turn: tokio::sync::Mutex::default(),
-            saving: tokio::sync::Mutex::default(),
+            saving: Arc::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
         })
@@ -274,7 +274,8 @@ impl ContainerManager {
 
     /// Makes a container in a ready pod; a repeated request is given the result of the first. Dropping the
     /// future does not stop the work. `request_pod` is the sandbox configuration that came with the request;
-    /// `layers` keeps the image's layers and is dropped once the container does.
+    /// `held` is dropped once the container is made or the making has failed: it keeps the image's layers until
+    /// the container's writable layer does, and the pod from being stopped.
     ///
     /// # Errors
     /// See [`Error`].
@@ -283,10 +284,10 @@ impl ContainerManager {
         pod: ReadyPod,
         request_pod: Option<PodSpec>,
         image: ResolvedImage,
-        layers: impl Send + 'static,
+        held: impl Send + 'static,
         spec: ContainerSpec,
     ) -> Result<ContainerId, Error> {
-        create::join_or_create(self, pod, request_pod, image, layers, spec).await
+        create::join_or_create(self, pod, request_pod, image, held, spec).await
     }
 
     /// Starts a created container.
@@ -424,14 +425,17 @@ impl Inner {
 
     /// Writes a container's record as it is in memory.
     async fn save(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), crate::store::Error> {
-        let gone = container.saving.lock().await;
+        // The write goes on when this future is dropped, and so does its turn.
+        let gone = container.saving.clone().lock_owned().await;
         if *gone {
             return Ok(());
         }
         let (inner, container) = (self.clone(), container.clone());
         crate::blocking::run("write the record of a container", move || {
             let record = container.now().clone();
-            inner.records.write(container.id.as_str(), &record)
+            let written = inner.records.write(container.id.as_str(), &record);
+            drop(gone);
+            written
         })
         .await
     }

@@ -84,9 +84,6 @@ pub enum Error {
         /// What failed.
         failures: Failures,
     },
-    /// Containers are left in it.
-    #[error("pod sandbox {0} still has containers: remove them first")]
-    NotEmpty(PodId),
     /// A create that was joined failed.
     #[error(transparent)]
     Shared(Arc<Error>),
@@ -97,7 +94,7 @@ impl Kinded for Error {
         match self {
             Self::NotFound(_) => Kind::NotFound,
             Self::Ambiguous(_) | Self::Invalid(_) => Kind::InvalidArgument,
-            Self::NotReady(_) | Self::NotEmpty(_) => Kind::FailedPrecondition,
+            Self::NotReady(_) => Kind::FailedPrecondition,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Busy(_) => Kind::Unavailable,
             Self::Step { kind, .. } => *kind,
@@ -152,10 +149,18 @@ struct Pod {
     turn: tokio::sync::Mutex<()>,
     /// Writes of the record take turns, so that the last one written is the newest. True once the record is
     /// removed: then nothing is written any more.
-    saving: tokio::sync::Mutex<bool>,
+    saving: Arc<tokio::sync::Mutex<bool>>,
     /// True once pause is gone or was told to go.
     over: watch::Sender<bool>,
+    /// Held for reading while a container is put into the pod.
+    entrance: Arc<tokio::sync::RwLock<()>>,
 }
+
+/// Keeps a pod from being stopped while a container is put into it.
+#[derive(Debug)]
+pub struct Entry(
+    #[expect(dead_code, reason = "held, not read")] tokio::sync::OwnedRwLockReadGuard<()>,
+);
 
 impl Pod {
     fn new(id: PodId, record: PodRecord) -> Arc<Self> {
@@ -165,8 +170,9 @@ impl Pod {
             spec: record.spec.clone(),
             now: Mutex::new(record),
             turn: tokio::sync::Mutex::default(),
-            saving: tokio::sync::Mutex::default(),
+            saving: Arc::default(),
             over,
+            entrance: Arc::default(),
         })
     }
 
@@ -201,6 +207,21 @@ impl PodManager {
         run::join_or_run(self, Arc::new(spec)).await
     }
 
+    /// Lets no more containers in: the pod is not ready any more. Returns when those that were on their way in
+    /// are made, or have failed. An unknown pod is fine.
+    pub async fn close(&self, id: &PodId) {
+        let Some(pod) = self.0.pods.get(id) else {
+            return;
+        };
+        let was = std::mem::replace(&mut pod.now().state, PodState::NotReady);
+        pod.over.send_replace(true);
+        if was == PodState::Ready {
+            let event = crate::events::Event::PodNotReady(pod.id.clone());
+            self.0.deps.events.send(event);
+        }
+        drop(pod.entrance.write().await);
+    }
+
     /// Stops a sandbox whose containers are already dead. Unknown and stopped ones are fine.
     ///
     /// # Errors
@@ -213,7 +234,7 @@ impl PodManager {
         release::stop(&self.0, &pod).await
     }
 
-    /// Removes a sandbox that has no containers left.
+    /// Removes a sandbox; the caller has removed its containers.
     ///
     /// # Errors
     /// When something could not be released; a repeated call goes on.
@@ -251,12 +272,15 @@ impl PodManager {
             .collect()
     }
 
-    /// A pod that containers can be put into.
+    /// A pod that containers can be put into, and what keeps it so until the container is made.
     ///
     /// # Errors
     /// Not found, or not ready.
-    pub fn ready(&self, id: &str) -> Result<ReadyPod, Error> {
+    pub fn enter(&self, id: &str) -> Result<(ReadyPod, Entry), Error> {
         let pod = self.0.find(id)?;
+        // Before the state is looked at: `close` sets that first and waits for this.
+        let entry = pod.entrance.clone().try_read_owned();
+        let entry = entry.map_err(|_| Error::NotReady(pod.id.clone()))?;
         let record = pod.now();
         if record.state != PodState::Ready {
             return Err(Error::NotReady(pod.id.clone()));
@@ -265,7 +289,7 @@ impl PodManager {
         let modes = &pod.spec.namespaces;
         let own = |mode| mode != NamespaceMode::Node;
         let pin = |name: &str| dir.join("ns").join(name);
-        Ok(ReadyPod {
+        let ready = ReadyPod {
             id: pod.id.clone(),
             spec: pod.spec.clone(),
             netns: record.netns.clone(),
@@ -280,7 +304,8 @@ impl PodManager {
             },
             files: dir,
             cgroup_parent: record.cgroup_parent.clone(),
-        })
+        };
+        Ok((ready, Entry(entry)))
     }
 }
 
@@ -299,14 +324,17 @@ impl Inner {
 
     /// Writes a pod's record as it is in memory.
     async fn save(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), crate::store::Error> {
-        let gone = pod.saving.lock().await;
+        // The write goes on when this future is dropped, and so does its turn.
+        let gone = pod.saving.clone().lock_owned().await;
         if *gone {
             return Ok(());
         }
         let (inner, id) = (self.clone(), pod.id.clone());
         let record = pod.now().clone();
         crate::blocking::run("write the record of a pod", move || {
-            inner.records.write(id.as_str(), &record)
+            let written = inner.records.write(id.as_str(), &record);
+            drop(gone);
+            written
         })
         .await
     }

@@ -33,12 +33,18 @@ impl Steps {
         name: &'static str,
         work: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
+        self.push_within(name, STEP_LIMIT, work);
+    }
+
+    /// Adds a step that may take another time than the usual.
+    pub fn push_within<E: fmt::Display>(
+        &mut self,
+        name: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
         let work = Box::pin(async move { work.await.map_err(|e| e.to_string()) });
-        self.steps.push(Step {
-            name,
-            limit: STEP_LIMIT,
-            work,
-        });
+        self.steps.push(Step { name, limit, work });
     }
 
     /// Adds a step that blocks its thread.

@@ -1,6 +1,7 @@
 //! Pod sandboxes: namespaces, files, sysctls, cgroups; Stop and Remove whatever is missing.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::*;
@@ -36,6 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(the_name_is_free_after_removal),
     test!(user_namespaces_are_refused).berth_only("containerd has them"),
     test!(kubelet_request_is_taken),
+    test!(removal_waits_for_creates).berth_only("containerd leaves such containers behind"),
 ];
 
 fn security(config: &mut PodSandboxConfig) -> &mut LinuxSandboxSecurityContext {
@@ -507,5 +509,36 @@ async fn kubelet_request_is_taken(case: &mut Case) -> Result<()> {
     berth_tests::pods::resources(&mut container).cpu_shares = 2;
     berth_tests::pods::resources(&mut container).oom_score_adj = 1000;
     ensure_eq!(pod.output_of(&container).await?, "fine\n");
+    Ok(())
+}
+
+/// A caller that gave up a create may remove the pod while the create goes on.
+async fn removal_waits_for_creates(case: &mut Case) -> Result<()> {
+    for round in 0..5 {
+        let instance = case.instance()?;
+        let pod = Pod::run(
+            instance.cri()?,
+            pod_config(instance, &format!("race{round}")),
+        )
+        .await?;
+        let creates: Vec<_> = (0..4)
+            .map(|number| {
+                let pod = pod.clone();
+                let mut config = script("exec sleep 4321");
+                if let Some(metadata) = config.metadata.as_mut() {
+                    metadata.name = format!("c{number}");
+                }
+                tokio::spawn(async move { pod.create(&config).await.is_ok() })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(4 * round)).await;
+        pod.cri.stop_pod(&pod.id).await?;
+        pod.cri.remove_pod(&pod.id).await?;
+        for create in creates {
+            create.await?;
+        }
+        let left = pod.cri.list_containers(None).await?;
+        ensure!(left.is_empty(), "left in a removed pod: {left:?}");
+    }
     Ok(())
 }

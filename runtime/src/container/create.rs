@@ -33,7 +33,7 @@ pub(super) async fn join_or_create(
     pod: ReadyPod,
     request_pod: Option<PodSpec>,
     image: ResolvedImage,
-    layers: impl Send + 'static,
+    held: impl Send + 'static,
     spec: ContainerSpec,
 ) -> Result<ContainerId, Error> {
     let inner = manager.0.clone();
@@ -49,13 +49,17 @@ pub(super) async fn join_or_create(
     };
     let make = |reservation| async move {
         making.run(reservation).await;
-        // The container's own writable layer keeps them from now on.
-        drop(layers);
+        drop(held);
+    };
+    // An equal request may come again before its container is started, and not later.
+    let fresh = |id: &ContainerId| {
+        let container = manager.0.containers.get(id);
+        container.is_some_and(|c| c.now().state == ContainerState::Created)
     };
     let made = manager
         .0
         .names
-        .join_or_make(name.clone(), request, make)
+        .join_or_make(name.clone(), request, fresh, make)
         .await;
     made.map_err(|refused| match refused {
         Refused::Failed(error) => Error::Shared(error),
@@ -97,6 +101,8 @@ struct Prepared {
     user: ContainerUser,
     plan: spec::ContainerPlan,
     log: Option<Log>,
+    /// The system call filter and its name.
+    program: Option<(String, File)>,
 }
 
 struct Log {
@@ -121,6 +127,10 @@ impl Making {
         match self.make().await {
             Ok(container) => {
                 reservation.finish(Ok(container.id.clone()));
+                if self.inner.containers.get(&container.id).is_none() {
+                    // Somebody has found it in a list and removed it already.
+                    self.inner.names.free(&container.name(), &container.id);
+                }
                 let (pod, id) = (container.pod.clone(), container.id.clone());
                 self.inner
                     .deps
@@ -250,6 +260,9 @@ impl Making {
         let mut record = container.now();
         record.user = prepared.user.clone();
         record.process = prepared.plan.process.clone();
+        if let Some((name, _)) = &prepared.program {
+            record.seccomp.clone_from(name);
+        }
         drop(record);
         Ok(prepared)
     }
@@ -278,7 +291,7 @@ impl Making {
     async fn launch(&self, container: &Arc<Container>, prepared: Prepared) -> Result<(), Error> {
         let deps = &self.inner.deps;
         let dir = self.inner.state_dir(&container.id);
-        let program = self.program(container, &prepared.plan)?;
+        let program = prepared.program.map(|(_, file)| file);
         let plan = prepared.plan;
         let terminal = plan.process.terminal;
         let create = monitor::Create {
@@ -343,34 +356,10 @@ impl Making {
         let gone =
             sys::process::is_alive(started.pid, started.start_time).is_ok_and(|alive| !alive);
         if gone {
-            super::exit::lost(&self.inner, container).await;
+            super::exit::await_end(&self.inner, container).await;
         }
         let saved = self.inner.save(container).await;
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
-    }
-
-    fn program(
-        &self,
-        container: &Container,
-        plan: &spec::ContainerPlan,
-    ) -> Result<Option<File>, Error> {
-        let deps = &self.inner.deps;
-        let bounding = plan.process.capabilities.as_ref().map_or(0, |c| c.bounding);
-        let invalid = |problem: String| {
-            Error::Invalid(format!("container {}: {problem}", self.spec.metadata.name))
-        };
-        let program = deps
-            .seccomp
-            .program(&plan.seccomp, bounding, |path| std::fs::read(path))
-            .map_err(|e| invalid(chain(&e)))?;
-        let Some(program) = program else {
-            return Ok(None);
-        };
-        let kept = deps.programs.hold(&program);
-        let (name, file) =
-            kept.map_err(|e| self.failed("keep the system call filter", Kind::Unknown, chain(&e)))?;
-        container.now().seccomp = name;
-        Ok(Some(file))
     }
 }
 
@@ -436,12 +425,32 @@ fn prepare_blocking(
             format!("{}: {e}", path.display()),
         )
     })?;
+    // Last: from here on somebody has to let go of it.
+    let program = program(deps, &plan)?;
     Ok(Prepared {
         rootfs,
         user,
         plan,
         log,
+        program,
     })
+}
+
+fn program(
+    deps: &super::Deps,
+    plan: &spec::ContainerPlan,
+) -> Result<Option<(String, File)>, Failed> {
+    let bounding = plan.process.capabilities.as_ref().map_or(0, |c| c.bounding);
+    let program = deps
+        .seccomp
+        .program(&plan.seccomp, bounding)
+        .map_err(|e| ("read the request", Kind::InvalidArgument, chain(&e)))?;
+    let Some(program) = program else {
+        return Ok(None);
+    };
+    let kept = deps.programs.hold(&program);
+    kept.map(Some)
+        .map_err(|e| ("keep the system call filter", Kind::Unknown, chain(&e)))
 }
 
 fn open_log(path: &str) -> Result<Option<Log>, (PathBuf, std::io::Error)> {

@@ -147,13 +147,15 @@ async fn collect(
     let mut kept = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let over = *ended.borrow_and_update();
+        if *ended.borrow_and_update() {
+            return drain(&pipe, &mut buffer, kept);
+        }
         match pipe.try_read(&mut buffer) {
             Ok(0) => return Ok(kept),
-            Ok(n) => kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]),
-            // Tokio may say so without having asked the kernel, which knows better.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && over => {
-                return drain(&pipe, &mut buffer, kept);
+            Ok(n) => {
+                kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]);
+                // A writer that is faster than this must not keep the thread from the others.
+                tokio::task::yield_now().await;
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 tokio::select! {
@@ -166,16 +168,22 @@ async fn collect(
     }
 }
 
-/// What is left in the pipe right now.
+/// What is in the pipe right now, and no more: somebody else may go on writing.
 fn drain(pipe: &Receiver, buffer: &mut [u8], mut kept: Vec<u8>) -> io::Result<Vec<u8>> {
-    loop {
-        match rustix::io::read(pipe, &mut *buffer) {
-            Ok(0) | Err(rustix::io::Errno::AGAIN) => return Ok(kept),
-            Ok(n) => kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]),
+    let mut left = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
+    while left > 0 {
+        let most = left.min(buffer.len());
+        match rustix::io::read(pipe, &mut buffer[..most]) {
+            Ok(0) | Err(rustix::io::Errno::AGAIN) => break,
+            Ok(n) => {
+                kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]);
+                left -= n;
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
+    Ok(kept)
 }
 
 #[cfg(test)]
@@ -193,6 +201,25 @@ mod tests {
         ended.send_replace(true);
         assert_eq!(reader.await.unwrap().unwrap(), b"said");
         drop(holder);
+    }
+
+    #[tokio::test]
+    async fn writers_that_never_stop_do_not_hang_the_reader() {
+        let (read, write) = pipe().unwrap();
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                let mut file = std::fs::File::from(write.try_clone().unwrap());
+                std::thread::spawn(move || while file.write_all(&[b'y'; 4096]).is_ok() {})
+            })
+            .collect();
+        drop(write);
+        let (ended, ending) = tokio::sync::watch::channel(false);
+        let reader = tokio::spawn(collect(read, ending));
+        // One thread: this goes on only if the reader lets it.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        ended.send_replace(true);
+        assert!(!reader.await.unwrap().unwrap().is_empty());
+        writers.into_iter().for_each(|w| w.join().unwrap());
     }
 
     #[tokio::test]

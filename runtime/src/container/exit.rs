@@ -14,6 +14,9 @@ use crate::shim::{MonitorEvent, MonitorEventKind};
 /// Exit code of a container that was lost (as containerd reports it).
 const LOST: i32 = 255;
 
+/// How long a monitor is given to report an end that was seen otherwise.
+const TELLING: Duration = Duration::from_secs(2);
+
 /// Follows the monitors until the manager is gone.
 pub(super) async fn follow(inner: Weak<Inner>, mut events: mpsc::UnboundedReceiver<MonitorEvent>) {
     while let Some(event) = events.recv().await {
@@ -21,14 +24,19 @@ pub(super) async fn follow(inner: Weak<Inner>, mut events: mpsc::UnboundedReceiv
         let Some(container) = inner.containers.get(&event.id) else {
             continue;
         };
-        match event.kind {
-            MonitorEventKind::Exited(exit) => {
-                over(&inner, &container, outcome(&exit), exit.started_at).await
-            }
-            MonitorEventKind::Lost => lost(&inner, &container).await,
-            MonitorEventKind::Oom(kills) => {
-                tracing::info!(container.id = %container.id, kills, "the kernel killed a process of the container: out of memory");
-            }
+        // Beside each other: a container that is slow to die or to record must not hide the ends of others.
+        tokio::spawn(async move { heed(&inner, &container, event.kind).await });
+    }
+}
+
+async fn heed(inner: &Arc<Inner>, container: &Arc<Container>, event: MonitorEventKind) {
+    match event {
+        MonitorEventKind::Exited(exit) => {
+            over(inner, container, outcome(&exit), exit.started_at).await;
+        }
+        MonitorEventKind::Lost => lost(inner, container).await,
+        MonitorEventKind::Oom(kills) => {
+            tracing::info!(container.id = %container.id, kills, "the kernel killed a process of the container: out of memory");
         }
     }
 }
@@ -106,6 +114,9 @@ pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
         crate::shim::read_exit(&dir)
     })
     .await;
+    if container.now().exit.is_some() {
+        return;
+    }
     let (exit, started_at) = match record {
         Ok(Some(record)) => (outcome(&record.exit), record.exit.started_at),
         Ok(None) => {
@@ -121,18 +132,27 @@ pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
     over(inner, container, exit, started_at).await;
 }
 
+/// Whether the monitor says in a moment that the container is over.
+async fn told(container: &Container) -> bool {
+    let mut state = container.state.subscribe();
+    let exited = state.wait_for(|s| *s == ContainerState::Exited);
+    tokio::time::timeout(TELLING, exited).await.is_ok()
+}
+
+/// Init is dead; its monitor says so once the log is written. If it does not, it is dead too.
+pub(super) async fn await_end(inner: &Arc<Inner>, container: &Arc<Container>) {
+    if !told(container).await {
+        lost(inner, container).await;
+    }
+}
+
 /// A start that failed ends the container; the monitor says so in a moment. If it cannot, we do.
 pub(super) async fn after_failed_start(
     inner: &Arc<Inner>,
     container: &Arc<Container>,
     message: &str,
 ) {
-    let mut state = container.state.subscribe();
-    let exited = state.wait_for(|s| *s == ContainerState::Exited);
-    if tokio::time::timeout(Duration::from_secs(2), exited)
-        .await
-        .is_ok()
-    {
+    if told(container).await {
         return;
     }
     if let Some(monitor) = container.monitor() {

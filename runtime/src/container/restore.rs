@@ -1,6 +1,7 @@
 //! The containers that an earlier daemon left.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::exit::{lost, outcome, over, unknown};
 use super::record::ContainerRecord;
@@ -8,6 +9,10 @@ use super::{Container, ContainerManager, Inner, create, remove};
 use crate::id::ContainerId;
 use crate::model::{ContainerState, chain};
 use crate::shim::ConnectError;
+
+/// How long a monitor that does not answer is left alone before it is asked again, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl ContainerManager {
     /// Takes up every container on disk as its monitor or its exit record shows it, undoes half-made ones,
@@ -84,35 +89,71 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
         )
         .await;
     }
-    match inner
-        .deps
-        .launcher
-        .connect(&container.id, &inner.state_dir(&container.id))
-        .await
-    {
-        Ok((monitor, state)) => {
-            if let Some(exit) = &state.exit {
-                return over(inner, &container, outcome(exit), exit.started_at).await;
-            }
+    if let Err(error) = reach(inner, &container).await {
+        tracing::error!(container.id = %container.id, error = %chain(&error), "the container's monitor does not answer; it is asked again");
+        container.now().state = ContainerState::Unknown;
+        container.state.send_replace(ContainerState::Unknown);
+        let inner = inner.clone();
+        tokio::spawn(async move { persist(&inner, &container).await });
+    }
+}
+
+/// Takes up a container as its monitor shows it, or as it left it.
+///
+/// # Errors
+/// There is a monitor, and it does not answer.
+async fn reach(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), ConnectError> {
+    let launcher = &inner.deps.launcher;
+    let dir = inner.state_dir(&container.id);
+    let (monitor, state) = match launcher.connect(&container.id, &dir).await {
+        Err(ConnectError::Gone) => {
+            lost(inner, container).await;
+            return Ok(());
+        }
+        reached => reached?,
+    };
+    if let Some(exit) = &state.exit {
+        over(inner, container, outcome(exit), exit.started_at).await;
+        return Ok(());
+    }
+    let now = {
+        let mut record = container.now();
+        // It may have ended since it answered, and its event been heeded.
+        if record.exit.is_none() {
             *container
                 .monitor
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
-            if state.started_at != 0 {
-                let mut record = container.now();
-                record.started_at = state.started_at;
-                record.state = ContainerState::Running;
-                drop(record);
-                container.state.send_replace(ContainerState::Running);
-            }
+            record.state = match state.started_at {
+                0 => ContainerState::Created,
+                started_at => {
+                    record.started_at = started_at;
+                    ContainerState::Running
+                }
+            };
         }
-        Err(ConnectError::Gone) => lost(inner, &container).await,
-        Err(error) => {
-            // It may only be slow: the container stays what it was, stop and remove go by pidfd and cgroup.
-            tracing::error!(container.id = %container.id, error = %chain(&error), "the container's monitor does not answer");
-            container.now().state = ContainerState::Unknown;
-            container.state.send_replace(ContainerState::Unknown);
+        record.state
+    };
+    container.state.send_if_modified(|state| {
+        let changes = *state != ContainerState::Exited && *state != now;
+        if changes {
+            *state = now;
         }
+        changes
+    });
+    Ok(())
+}
+
+/// Asks a monitor that did not answer until it does, or is gone, or the container is.
+async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
+    let mut pause = FIRST_PAUSE;
+    while container.now().exit.is_none() && inner.containers.get(&container.id).is_some() {
+        tokio::time::sleep(pause).await;
+        if reach(inner, container).await.is_ok() {
+            tracing::info!(container.id = %container.id, "the container's monitor answered");
+            return;
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

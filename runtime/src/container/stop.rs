@@ -17,6 +17,10 @@ pub(super) async fn stop(
     container: &Arc<Container>,
     grace: Duration,
 ) -> Result<(), Error> {
+    if container.now().state == ContainerState::Created {
+        // A start that is under way comes first.
+        drop(container.turn.lock().await);
+    }
     if matches!(
         container.now().state,
         ContainerState::Created | ContainerState::Exited

@@ -12,7 +12,7 @@ use super::run::{print, watch};
 use super::sysctl::{self, Sysctls};
 use super::{Error, Inner, Pod, files};
 use crate::blocking;
-use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, chain};
+use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, SeccompProfile, chain};
 use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::{PauseHandle, PodWorker};
 use crate::spec;
@@ -143,8 +143,12 @@ impl<'a> Acquiring<'a> {
         worker: PodWorker,
         plan: spec::PausePlan,
     ) -> Result<(Option<NetworkResult>, PauseHandle), Error> {
-        let program = self.seccomp_program(&plan);
+        let (inner, profile) = (self.inner.clone(), plan.seccomp.clone());
+        let program = blocking::run("prepare a pod's system call filter", move || {
+            seccomp_program(&inner, &profile)
+        });
         let program = program
+            .await
             .map_err(|e| self.failed("prepare the system call filter", Kind::InvalidArgument, e))?;
         let request = worker::Pause {
             pid: self.pin(self.pod.spec.namespaces.pid != NamespaceMode::Node, "pid"),
@@ -167,20 +171,6 @@ impl<'a> Acquiring<'a> {
         let pause =
             pause.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))?;
         Ok((network, pause))
-    }
-
-    fn seccomp_program(&self, plan: &spec::PausePlan) -> Result<Option<OwnedFd>, String> {
-        let deps = &self.inner.deps;
-        let program = deps
-            .seccomp
-            .program(&plan.seccomp, 0, |path| std::fs::read(path));
-        let Some(program) = program.map_err(|e| chain(&e))? else {
-            return Ok(None);
-        };
-        let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
-        // Pause never runs anything else, so its filter need not be found again.
-        deps.programs.release(&name).map_err(|e| chain(&e))?;
-        Ok(Some(file.into()))
     }
 
     async fn connect(&self) -> Result<Option<NetworkResult>, network::Error> {
@@ -234,6 +224,18 @@ impl<'a> Acquiring<'a> {
         watch(self.inner, self.pod, pause);
         Ok(())
     }
+}
+
+fn seccomp_program(inner: &Inner, profile: &SeccompProfile) -> Result<Option<OwnedFd>, String> {
+    let deps = &inner.deps;
+    let program = deps.seccomp.program(profile, 0).map_err(|e| chain(&e))?;
+    let Some(program) = program else {
+        return Ok(None);
+    };
+    let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
+    // Pause never runs anything else, so its filter need not be found again.
+    deps.programs.release(&name).map_err(|e| chain(&e))?;
+    Ok(Some(file.into()))
 }
 
 fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {

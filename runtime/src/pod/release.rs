@@ -1,6 +1,7 @@
 //! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::record::{Phase, Process};
 use super::{Error, Inner, Pod};
@@ -8,6 +9,9 @@ use crate::events::Event;
 use crate::model::{PodState, chain};
 use crate::sys;
 use crate::undo::{Failures, Steps};
+
+/// How long a chain of CNI plugins may take in all; each has a limit of its own.
+const NETWORK_LIMIT: Duration = Duration::from_secs(600);
 
 /// Stops: pause dies, network and namespaces go, the record stays.
 pub(super) async fn stop(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
@@ -84,7 +88,7 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
     }
     if let Some(netns) = record.netns {
         let (inner, id) = (inner.clone(), pod.id.clone());
-        steps.push("network", async move {
+        steps.push_within("network", NETWORK_LIMIT, async move {
             inner.deps.network.forget(&id).await.map_err(|e| chain(&e))
         });
         steps.push_blocking("network namespace", move || sys::netns::unpin(&netns));

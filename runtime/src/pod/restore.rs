@@ -42,13 +42,24 @@ impl PodManager {
                 }
             }
         }
+        let mut undoing = tokio::task::JoinSet::new();
         for pod in half_made {
             tracing::info!(pod.id = %pod.id, "undoing a pod that was being made when the daemon ended");
-            if !release::undo(inner, &pod).await {
-                inner
-                    .names
-                    .restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
-                inner.pods.insert(&pod.id, &pod);
+            let inner = inner.clone();
+            undoing.spawn(async move {
+                if !release::undo(&inner, &pod).await {
+                    inner.names.restore(
+                        pod.spec.metadata.clone(),
+                        pod.spec.clone(),
+                        pod.id.clone(),
+                    );
+                    inner.pods.insert(&pod.id, &pod);
+                }
+            });
+        }
+        while let Some(result) = undoing.join_next().await {
+            if let Err(error) = result {
+                tracing::error!(%error, "a half-made pod could not be undone");
             }
         }
         self.sweep().await;

@@ -19,7 +19,12 @@ pub(super) async fn join_or_run(manager: &PodManager, spec: Arc<PodSpec>) -> Res
     let (inner, name) = (manager.0.clone(), spec.metadata.clone());
     let making = spec.clone();
     let make = |reservation| async move { run(&inner, making, reservation).await };
-    let made = manager.0.names.join_or_make(name.clone(), spec, make).await;
+    let ready = |id: &PodId| {
+        let pod = manager.0.pods.get(id);
+        pod.is_some_and(|p| p.now().state == PodState::Ready)
+    };
+    let names = &manager.0.names;
+    let made = names.join_or_make(name.clone(), spec, ready, make).await;
     made.map_err(|refused| match refused {
         Refused::Failed(error) => Error::Shared(error),
         Refused::Busy => Error::Busy(print(&name)),
@@ -53,6 +58,10 @@ async fn run(inner: &Arc<Inner>, spec: Arc<PodSpec>, reservation: NameReservatio
     let Err(error) = outcome else {
         inner.pods.insert(&pod.id, &pod);
         reservation.finish(Ok(pod.id.clone()));
+        if inner.pods.get(&pod.id).is_none() {
+            // Somebody has found it in a list and removed it already.
+            inner.names.free(&pod.spec.metadata, &pod.id);
+        }
         inner.deps.events.send(Event::PodReady(pod.id.clone()));
         return;
     };

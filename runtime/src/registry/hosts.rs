@@ -232,7 +232,10 @@ fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Reason
     });
     let server_endpoint = endpoint(&server, root, dir, registry, true)
         .map_err(|(path, why)| (path, format!("server {server:?}: {why}")))?;
-    for named_twice in endpoints.iter_mut().filter(|e| e.base == server_endpoint.base) {
+    for named_twice in endpoints
+        .iter_mut()
+        .filter(|e| e.base == server_endpoint.base)
+    {
         named_twice.upstream = true;
     }
     endpoints.push(server_endpoint);

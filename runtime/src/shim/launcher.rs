@@ -200,7 +200,8 @@ impl Launcher {
             };
             match greet(&stream).await {
                 Some((state, fds)) => Ok((stream, state, fds)),
-                None => Err(ConnectError::Gone),
+                // It refuses us, or has died meanwhile: the next attempt tells.
+                None => Err(ConnectError::Hung(id.to_string())),
             }
         };
         let reached = tokio::time::timeout(HELLO, reach).await;

@@ -12,17 +12,19 @@ mod profile;
 mod rules;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{Kind, Kinded, SeccompProfile};
+use crate::sys::fs::read_file_limited;
 
 pub use arch::Arch;
 pub use profile::Profile;
 
-/// Bytes of a profile file that are worth reading; the reader refuses longer ones. Real ones have some 15 KiB.
-pub const MAX_PROFILE: u64 = 1 << 20;
+/// Bytes of a profile file that are worth reading. Real ones have some 15 KiB.
+const MAX_PROFILE: u64 = 1 << 20;
 
 /// How many programs are kept; a node has a handful of profiles.
 const KEPT: usize = 256;
@@ -134,7 +136,6 @@ impl Compiler {
         &self,
         profile: &SeccompProfile,
         capabilities: u64,
-        read: impl FnOnce(&str) -> std::io::Result<Vec<u8>>,
     ) -> Result<Option<Program>, Error> {
         match profile {
             SeccompProfile::Unconfined => Ok(None),
@@ -142,7 +143,8 @@ impl Compiler {
                 self.compile(Source::RuntimeDefault, capabilities).map(Some)
             }
             SeccompProfile::Localhost(file) => {
-                let bytes = read(file).map_err(|source| Error::File {
+                let bytes = read_file_limited(Path::new(file), MAX_PROFILE);
+                let bytes = bytes.map_err(|source| Error::File {
                     file: file.clone(),
                     source,
                 })?;

@@ -1,4 +1,4 @@
-//! Signals by name and number: Linux's, and CRI's, whose enum counts alphabetically (row F053).
+//! Signals as images and people write them.
 
 use super::Error;
 use crate::model::SignalName;
@@ -7,85 +7,49 @@ use crate::model::SignalName;
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// Name without `SIG`, Linux number (x86-64 and arm64 agree), CRI number.
-const TABLE: [(&str, i32, i32); 34] = [
-    ("ABRT", 6, 1),
-    ("ALRM", 14, 2),
-    ("BUS", 7, 3),
-    ("CHLD", 17, 4),
-    ("CLD", 17, 5),
-    ("CONT", 18, 6),
-    ("FPE", 8, 7),
-    ("HUP", 1, 8),
-    ("ILL", 4, 9),
-    ("INT", 2, 10),
-    ("IO", 29, 11),
-    ("IOT", 6, 12),
-    ("KILL", 9, 13),
-    ("PIPE", 13, 14),
-    ("POLL", 29, 15),
-    ("PROF", 27, 16),
-    ("PWR", 30, 17),
-    ("QUIT", 3, 18),
-    ("SEGV", 11, 19),
-    ("STKFLT", 16, 20),
-    ("STOP", 19, 21),
-    ("SYS", 31, 22),
-    ("TERM", 15, 23),
-    ("TRAP", 5, 24),
-    ("TSTP", 20, 25),
-    ("TTIN", 21, 26),
-    ("TTOU", 22, 27),
-    ("URG", 23, 28),
-    ("USR1", 10, 29),
-    ("USR2", 12, 30),
-    ("VTALRM", 26, 31),
-    ("WINCH", 28, 32),
-    ("XCPU", 24, 33),
-    ("XFSZ", 25, 34),
+/// Name without `SIG`, Linux number (x86-64 and arm64 agree, signal(7)).
+const TABLE: [(&str, i32); 34] = [
+    ("ABRT", 6),
+    ("ALRM", 14),
+    ("BUS", 7),
+    ("CHLD", 17),
+    ("CLD", 17),
+    ("CONT", 18),
+    ("FPE", 8),
+    ("HUP", 1),
+    ("ILL", 4),
+    ("INT", 2),
+    ("IO", 29),
+    ("IOT", 6),
+    ("KILL", 9),
+    ("PIPE", 13),
+    ("POLL", 29),
+    ("PROF", 27),
+    ("PWR", 30),
+    ("QUIT", 3),
+    ("SEGV", 11),
+    ("STKFLT", 16),
+    ("STOP", 19),
+    ("SYS", 31),
+    ("TERM", 15),
+    ("TRAP", 5),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("USR1", 10),
+    ("USR2", 12),
+    ("VTALRM", 26),
+    ("WINCH", 28),
+    ("XCPU", 24),
+    ("XFSZ", 25),
 ];
-
-/// CRI numbers of SIGRTMIN, SIGRTMIN+15, SIGRTMAX-14 and SIGRTMAX.
-const CRI_RTMIN: i32 = 35;
-const CRI_RTMAX: i32 = 65;
 
 /// SIGTERM, what StopContainer sends when nobody says otherwise.
 pub fn term() -> SignalName {
     SignalName {
         number: 15,
         name: "SIGTERM".into(),
-    }
-}
-
-/// From CRI's enum. 0 is the runtime's default, which is `None` here.
-///
-/// # Errors
-/// A number outside the enum.
-pub fn from_cri(value: i32) -> Result<Option<SignalName>, Error> {
-    if value == 0 {
-        return Ok(None);
-    }
-    if let Some((name, number, _)) = TABLE.iter().find(|(_, _, cri)| *cri == value) {
-        return Ok(Some(SignalName {
-            number: *number,
-            name: format!("SIG{name}"),
-        }));
-    }
-    if (CRI_RTMIN..=CRI_RTMAX).contains(&value) {
-        return Ok(Some(real_time(RTMIN + value - CRI_RTMIN)));
-    }
-    Err(Error::Signal(value.to_string()))
-}
-
-/// To CRI's enum; an alias keeps its own value. 0 for what the enum cannot say.
-pub fn to_cri(signal: &SignalName) -> i32 {
-    let bare = signal.name.strip_prefix("SIG").unwrap_or(&signal.name);
-    let by_name = TABLE.iter().find(|(name, _, _)| *name == bare);
-    let found = by_name.or_else(|| TABLE.iter().find(|(_, number, _)| *number == signal.number));
-    match found {
-        Some((_, _, cri)) => *cri,
-        None if (RTMIN..=RTMAX).contains(&signal.number) => CRI_RTMIN + signal.number - RTMIN,
-        None => 0,
     }
 }
 
@@ -113,7 +77,7 @@ fn by_number(text: &str) -> Option<SignalName> {
         return Some(real_time(number));
     }
     // The first of two names for a number is the usual one, but for SIGABRT and SIGIO that is so too.
-    let (name, ..) = TABLE.iter().find(|(_, linux, _)| *linux == number)?;
+    let (name, _) = TABLE.iter().find(|(_, linux)| *linux == number)?;
     Some(SignalName {
         number,
         name: format!("SIG{name}"),
@@ -121,7 +85,7 @@ fn by_number(text: &str) -> Option<SignalName> {
 }
 
 fn by_name(text: &str) -> Option<SignalName> {
-    let (name, number, _) = TABLE.iter().find(|(name, ..)| *name == text)?;
+    let (name, number) = TABLE.iter().find(|(name, _)| *name == text)?;
     Some(SignalName {
         number: *number,
         name: format!("SIG{name}"),
@@ -153,29 +117,6 @@ fn real_time(number: i32) -> SignalName {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cri_numbers_are_not_linux_numbers() {
-        let linux = |cri| from_cri(cri).unwrap().map(|signal| signal.number);
-        assert_eq!(linux(0), None);
-        assert_eq!(linux(23), Some(15));
-        assert_eq!(linux(13), Some(9));
-        assert_eq!(linux(5), Some(17));
-        assert_eq!(linux(35), Some(34));
-        assert_eq!(linux(50), Some(49));
-        assert_eq!(linux(51), Some(50));
-        assert_eq!(linux(65), Some(64));
-        assert!(from_cri(66).is_err() && from_cri(-1).is_err());
-    }
-
-    #[test]
-    fn every_cri_value_comes_back() {
-        for cri in 1..=65 {
-            let signal = from_cri(cri).unwrap().unwrap();
-            assert_eq!(to_cri(&signal), cri, "{signal:?}");
-            assert_eq!(parse(&signal.name).unwrap(), signal);
-        }
-    }
 
     #[test]
     fn text_forms() {

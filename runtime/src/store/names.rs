@@ -86,7 +86,7 @@ impl<K, I, R, E> Default for Names<K, I, R, E> {
 impl<K: Eq + Hash + Clone, I: Clone + PartialEq, R: PartialEq, E> Names<K, I, R, E> {
     /// Makes the object of this name, or joins whoever is making it. The making is a task of its own: a
     /// caller that goes away does not leave half an object behind, and its result is kept for the next one
-    /// who asks for the same.
+    /// who asks for the same, as long as it is still `fresh`.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -94,6 +94,7 @@ impl<K: Eq + Hash + Clone, I: Clone + PartialEq, R: PartialEq, E> Names<K, I, R,
         &self,
         name: K,
         request: Arc<R>,
+        fresh: impl FnOnce(&I) -> bool,
         make: impl FnOnce(Reservation<K, I, R, E>) -> F,
     ) -> Result<I, Refused<I, E>>
     where
@@ -108,7 +109,10 @@ impl<K: Eq + Hash + Clone, I: Clone + PartialEq, R: PartialEq, E> Names<K, I, R,
             Claim::Join(outcome) => outcome,
             Claim::Made(id) => {
                 self.told(&name);
-                return Ok(id);
+                return match fresh(&id) {
+                    true => Ok(id),
+                    false => Err(Refused::Taken(id)),
+                };
             }
             Claim::Taken(id) => return Err(Refused::Taken(id)),
             Claim::Other => return Err(Refused::Busy),
@@ -276,17 +280,22 @@ mod tests {
             let _ = wait.await;
             reservation.finish(Ok(7));
         };
-        let call = names.join_or_make("n", Arc::new("r"), make);
+        let call = names.join_or_make("n", Arc::new("r"), |_| true, make);
         let limit = std::time::Duration::from_millis(10);
         assert!(tokio::time::timeout(limit, call).await.is_err());
         go.send(()).unwrap();
         let never = |_| async { panic!("it is being made") };
         assert_eq!(
-            names.join_or_make("n", Arc::new("r"), never).await.unwrap(),
+            names
+                .join_or_make("n", Arc::new("r"), |_| true, never)
+                .await
+                .unwrap(),
             7
         );
         let never = |_| async { panic!("it exists") };
-        let again = names.join_or_make("n", Arc::new("r"), never).await;
+        let again = names
+            .join_or_make("n", Arc::new("r"), |_| true, never)
+            .await;
         assert!(matches!(again, Err(Refused::Taken(7))));
     }
 

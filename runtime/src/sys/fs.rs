@@ -190,9 +190,22 @@ pub fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// `InvalidData` when it is longer or no regular file, else what the kernel says.
 pub fn read_limited(dir: BorrowedFd<'_>, name: &OsStr, limit: u64) -> io::Result<Vec<u8>> {
-    use std::io::Read;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = std::fs::File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    limited(rustix::fs::openat(dir, name, flags, Mode::empty())?, limit)
+}
+
+/// Reads at most `limit` bytes of the regular file that a path leads to; waits for no fifo.
+///
+/// # Errors
+/// `InvalidData` when it is longer or no regular file, else what the kernel says.
+pub fn read_file_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    limited(rustix::fs::open(path, flags, Mode::empty())?, limit)
+}
+
+fn limited(file: OwnedFd, limit: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let file = std::fs::File::from(file);
     let size = file.metadata()?;
     if !size.is_file() || size.len() > limit {
         let message = format!("not a regular file of at most {limit} bytes");

@@ -142,7 +142,10 @@ impl Issuer {
         let known = match request.headers().get(AUTHORIZATION) {
             None => false,
             Some(given) => {
-                let wanted = format!("Basic {}", STANDARD.encode(format!("{}:{}", USER.0, USER.1)));
+                let wanted = format!(
+                    "Basic {}",
+                    STANDARD.encode(format!("{}:{}", USER.0, USER.1))
+                );
                 if given.as_bytes() != wanted.as_bytes() {
                     let refused = Response::builder().status(StatusCode::UNAUTHORIZED);
                     return Ok(refused.body(Full::default())?);
@@ -151,7 +154,8 @@ impl Issuer {
             }
         };
         let query = request.uri().query().unwrap_or_default();
-        let scopes = url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "scope");
+        let scopes =
+            url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "scope");
         let access: Vec<_> = scopes
             .filter_map(|(_, scope)| {
                 let name = scope.strip_prefix("repository:")?.strip_suffix(":pull")?;

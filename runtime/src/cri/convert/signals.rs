@@ -1,4 +1,4 @@
-//! Signals. CRI numbers them in its own way (row F053), and its numbers appear nowhere else.
+//! Signals. CRI numbers them in its own way, alphabetically (row F053); its numbers appear nowhere else.
 
 use berth_cri_api::v1;
 

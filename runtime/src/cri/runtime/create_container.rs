@@ -15,7 +15,7 @@ pub(super) async fn handle(
 ) -> Result<CreateContainerResponse, Status> {
     let pod_id = convert::id("pod_sandbox_id", request.pod_sandbox_id).map_err(status::of)?;
     about_pod(&pod_id);
-    let pod = deps.pods.ready(&pod_id).map_err(status::of)?;
+    let (pod, entry) = deps.pods.enter(&pod_id).map_err(status::of)?;
     let abilities = deps.node.abilities;
     let at = At::root("config");
     let config = at.required(request.config).map_err(status::of)?;
@@ -28,7 +28,8 @@ pub(super) async fn handle(
         .transpose()
         .map_err(status::of)?;
     let (image, lease) = deps.images.acquire(&spec.image).map_err(status::of)?;
-    let create = deps.containers.create(pod, request_pod, image, lease, spec);
+    let held = (lease, entry);
+    let create = deps.containers.create(pod, request_pod, image, held, spec);
     // Not detached here: the manager goes on by itself, and has to know whether anybody was told of the result.
     let id = create.await.map_err(status::of)?;
     about_container(id.as_str());

@@ -33,8 +33,9 @@ pub(super) fn find(deps: &Deps, id: &str) -> Result<Option<PodId>, Status> {
     }
 }
 
-/// Kills the containers of a pod, then stops the pod.
+/// Lets no more containers into a pod, kills those that are in it, then stops the pod.
 pub(super) async fn stop(deps: &Deps, pod: &PodId) -> Result<(), Status> {
+    deps.pods.close(pod).await;
     deps.containers.kill_pod(pod).await.map_err(status::of)?;
     deps.pods.stop(pod).await.map_err(status::of)
 }
