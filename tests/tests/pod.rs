@@ -514,6 +514,7 @@ async fn kubelet_request_is_taken(case: &mut Case) -> Result<()> {
 
 /// A caller that gave up a create may remove the pod while the create goes on.
 async fn removal_waits_for_creates(case: &mut Case) -> Result<()> {
+    case.start().await?;
     for round in 0..5 {
         let instance = case.instance()?;
         let pod = Pod::run(
