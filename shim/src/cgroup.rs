@@ -63,6 +63,15 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
+/// Whether a cgroup that could not be removed holds nothing but tasks on their way out: those are not listed
+/// any more, yet keep it busy until they have left (`css_task_iter_advance` in the kernel's cgroup.c).
+pub(crate) fn is_emptying(dir: &str) -> bool {
+    let dir = Path::new(dir);
+    let mut empty = dir.exists() && processes(dir).is_empty();
+    children(dir, |child| empty &= processes(child).is_empty());
+    empty
+}
+
 /// The processes of one cgroup; none when it is gone.
 fn processes(dir: &Path) -> Vec<Pid> {
     let list = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();

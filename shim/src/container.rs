@@ -61,6 +61,8 @@ pub(crate) enum Ready {
 /// One container and its log.
 pub(crate) struct Container {
     phase: Phase,
+    /// The worker that made the init, until it is reaped: it stands in the container's v1 cgroups.
+    maker: Option<Pid>,
     init: Option<Made>,
     log: Log,
     streams: Vec<Stream>,
@@ -231,13 +233,15 @@ impl Container {
         let init = self.living_init().map(|init| init.pid);
         self.execs
             .iter()
-            .filter_map(Exec::awaits)
+            .flat_map(|exec| exec.awaits().into_iter().chain(exec.maker()))
             .chain(worker)
+            .chain(self.maker)
             .chain(init)
     }
 
     fn reap_known(&mut self, out: &mut Outbox) {
         for exec in &mut self.execs {
+            exec.reap_maker();
             if let Some(code) = exec.awaits().and_then(reap) {
                 exec.on_end(code, out);
             }
@@ -247,6 +251,10 @@ impl Container {
         {
             let answer = job.on_end(code);
             self.on_created(answer, out);
+            self.maker = None;
+        }
+        if self.maker.and_then(reap).is_some() {
+            self.maker = None;
         }
         if let Some(pid) = self.living_init().map(|init| init.pid)
             && peek(pid) == Ok(true)

@@ -12,7 +12,7 @@ use shim_protocol::worker;
 use crate::cgroup;
 use crate::pipes::{self, ErrorPipe, Verdict};
 use crate::server::{Caller, Letter, Outbox};
-use crate::worker::{Job, Made, failure};
+use crate::worker::{Job, Made, failure, reap};
 
 /// How long a worker may take where the exec has no time limit of its own.
 const WORKER_LIMIT: Duration = Duration::from_secs(60);
@@ -41,6 +41,8 @@ pub(crate) struct Exec {
     /// Who waits for it to start.
     caller: Option<Caller>,
     step: Step,
+    /// The worker, from its answer until it is reaped.
+    maker: Option<Pid>,
     errors: ErrorPipe,
     own_cgroup: Vec<String>,
     /// When its time is up.
@@ -98,6 +100,7 @@ impl Exec {
             id: request.exec_id,
             caller: Some(caller),
             step: Step::Making(job),
+            maker: None,
             errors,
             own_cgroup,
             // A limit beyond the clock's range is none.
@@ -125,6 +128,18 @@ impl Exec {
     /// The worker has not answered yet, so that a child may be this exec's without our knowing.
     pub(crate) fn is_making(&self) -> bool {
         matches!(self.step, Step::Making(_))
+    }
+
+    /// Reaps the worker once it has ended.
+    pub(crate) fn reap_maker(&mut self) {
+        if self.maker.and_then(reap).is_some() {
+            self.maker = None;
+        }
+    }
+
+    /// The worker, if it has answered and is not reaped.
+    pub(crate) fn maker(&self) -> Option<Pid> {
+        self.maker
     }
 
     /// The child to wait for.
@@ -167,6 +182,9 @@ impl Exec {
     }
 
     fn made(&mut self, answer: Result<Made, Failure>, out: &mut Outbox) {
+        if let Step::Making(job) = &self.step {
+            self.maker = Some(job.pid());
+        }
         match answer {
             Ok(made) => self.step = Step::Starting(made),
             Err(failure) => {
@@ -215,6 +233,7 @@ impl Exec {
             Step::Making(job) => {
                 let answer = job.on_end(code);
                 self.made(answer, out);
+                self.maker = None;
             }
             Step::Starting(_) => {
                 let verdict = self.errors.read_last();
@@ -266,6 +285,9 @@ impl Exec {
         let Step::Ended(code) = self.step else {
             return false;
         };
+        if self.maker.is_some() {
+            return false;
+        }
         if let Some((_, give_up)) = self.killing {
             let now = Instant::now();
             if !cgroup::kill(&self.own_cgroup) && now < give_up {

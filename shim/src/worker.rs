@@ -100,17 +100,21 @@ impl Job {
         let _ = kill_process(self.pid, Signal::KILL);
     }
 
-    /// The answer, if it has arrived.
+    /// The answer, if it has arrived. The worker has nothing to do after it, and is killed, because it stands
+    /// in the process's cgroups.
     pub(crate) fn on_readable(&mut self) -> Option<Result<Made, Failure>> {
+        let answer = self.receive()?;
+        self.kill();
+        Some(answer)
+    }
+
+    fn receive(&mut self) -> Option<Result<Made, Failure>> {
         let socket = self.socket.as_ref()?;
         loop {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => return Some(answer(frame)),
                 Ok(None) => {}
-                Err(e) => {
-                    self.kill();
-                    return Some(Err(nonsense(&e.to_string())));
-                }
+                Err(e) => return Some(Err(nonsense(&e.to_string()))),
             }
             let want = self.decoder.missing();
             match self.decoder.read_some(socket.as_fd(), want) {
@@ -127,7 +131,7 @@ impl Job {
 
     /// The worker has ended with this status: its answer, or why there is none.
     pub(crate) fn on_end(&mut self, code: i32) -> Result<Made, Failure> {
-        self.on_readable().unwrap_or_else(|| {
+        self.receive().unwrap_or_else(|| {
             let text = format!("the worker ended with status {code} and gave no answer");
             Err(failure(FailureKind::Internal, text))
         })

@@ -35,6 +35,15 @@ pub(super) struct Plan {
     oom: OomSource,
 }
 
+impl Plan {
+    /// Removes the container's cgroups; the daemon repeats what does not work here. False if a moment later
+    /// it may work.
+    pub(super) fn remove_leaves(&self) -> bool {
+        let emptying = |leaf: &&String| cgroup::remove(leaf).is_err() && cgroup::is_emptying(leaf);
+        self.leaves.iter().filter(emptying).count() == 0
+    }
+}
+
 /// The descriptors that came with the request.
 struct Given {
     roles: Vec<i32>,
@@ -133,6 +142,7 @@ fn begin(
     })?;
     let container = Container {
         phase: Phase::Creating(job, caller),
+        maker: None,
         init: None,
         log,
         streams: wiring.streams,
@@ -207,9 +217,10 @@ impl Wiring {
 impl Container {
     /// The worker has answered.
     pub(super) fn on_created(&mut self, answer: Result<Made, Failure>, out: &mut Outbox) {
-        let Phase::Creating(_, caller) = self.phase else {
+        let Phase::Creating(job, caller) = &self.phase else {
             return;
         };
+        let (caller, maker) = (*caller, job.pid());
         let made = match answer {
             Ok(made) if self.destroyers.is_empty() => made,
             Ok(_) => {
@@ -233,6 +244,7 @@ impl Container {
         }
         let pidfd = init.pidfd.try_clone().ok().map(|fd| (Fd::Pidfd, fd));
         let fds = pidfd.into_iter().collect();
+        self.maker = Some(maker);
         self.phase = Phase::Created;
         out.push(Letter::Reply(caller, Outcome::Created(started), fds));
     }
@@ -250,16 +262,9 @@ impl Container {
             cgroup::kill(&self.plan.leaves);
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.remove_leaves();
+        self.plan.remove_leaves();
         out.push(fail(caller, failure));
         out.extend(self.destroyers.drain(..).map(super::done));
-    }
-
-    /// Removes the container's cgroups; the daemon repeats what does not work here.
-    pub(super) fn remove_leaves(&self) {
-        for leaf in &self.plan.leaves {
-            let _ = cgroup::remove(leaf);
-        }
     }
 }
 

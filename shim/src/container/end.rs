@@ -113,8 +113,11 @@ impl Container {
             if now < ending.again {
                 return;
             }
-            let dead = cgroup::kill(&self.plan.kill_cgroup) && self.execs.is_empty();
-            if !dead && now < ending.give_up {
+            let dead = cgroup::kill(&self.plan.kill_cgroup)
+                && self.execs.is_empty()
+                && self.maker.is_none();
+            let left = dead && self.plan.remove_leaves();
+            if !left && now < ending.give_up {
                 ending.again = now + KILL_AGAIN;
                 return;
             }
@@ -153,7 +156,7 @@ impl Container {
         ending.exit.log_dropped = self.log.dropped();
         let exit = ending.exit.clone();
         let caller = ending.caller.take();
-        self.remove_leaves();
+        self.plan.remove_leaves();
         let destroyed = !self.destroyers.is_empty();
         if destroyed && exit.started_at == 0 && exit.start_error.is_empty() {
             // Never started and not wanted any more: there is nothing to tell.
