@@ -1,5 +1,6 @@
 //! The composition root: what there is, made in the order in which it is read here.
 
+mod driver;
 mod lock;
 mod node;
 mod observe;
@@ -14,7 +15,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{CgroupDriver, Config, LogFormat};
+use crate::config::{Config, LogFormat};
 use crate::container::ContainerManager;
 use crate::events::Events;
 use crate::host::HostFacts;
@@ -26,9 +27,8 @@ use crate::pod::PodManager;
 use crate::shim::Launcher;
 use crate::storage::Storage;
 use crate::store::Programs;
-use crate::{
-    admin, cgroup, container, cri, image, network, pod, recover, shim, spec, sys, telemetry,
-};
+use crate::{admin, container, cri, image, network, pod, recover, shim, spec, sys, telemetry};
+use driver::Driver;
 
 /// How long RPCs under way may take to end after a request to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
         pods: parts.pods.clone(),
         containers: parts.containers.clone(),
         images: parts.images.clone(),
-        node: Arc::new(node::describe(&config, &parts.facts, &parts.network)),
+        node: Arc::new(node::describe(&config, &parts)),
         metrics: parts.metrics.clone(),
         ready: ready.clone(),
     };
@@ -125,7 +125,7 @@ struct Parts {
     containers: Arc<ContainerManager>,
     images: Arc<ImageManager>,
     launcher: Arc<Launcher>,
-    shims: Vec<PathBuf>,
+    driver: Driver,
 }
 
 impl Parts {
@@ -133,11 +133,7 @@ impl Parts {
         let facts = Arc::new(HostFacts::probe().map_err(|e| chain(&e))?);
         let open_files = sys::process::OpenFiles::raise()
             .map_err(|e| format!("cannot raise the limit of open files: {e}"))?;
-        if config.cgroup_driver == CgroupDriver::Systemd {
-            return Err(
-                "cgroup.driver = \"systemd\": this Berth has the cgroupfs driver only".to_owned(),
-            );
-        }
+        let driver = Driver::choose(config, &facts)?;
         let metrics = Arc::new(Metrics::new());
         let events = Events::default();
         let storage = Storage::open(&config.root).map_err(|e| chain(&e))?;
@@ -166,14 +162,12 @@ impl Parts {
         sys::mount::make_private_mount(&stage)
             .map_err(|e| format!("cannot make {} a private mount: {e}", stage.display()))?;
         make_dir(&stage.join("rootfs"))?;
-        let shims =
-            cgroup::ensure_shims(&facts.cgroup, &config.shims_cgroup).map_err(|e| chain(&e))?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let launcher = Launcher::open(shim::LauncherConfig {
             shim: helper("berth-shim")?,
             worker: helper("berth-worker")?,
             state_dir: config.state.clone(),
-            shims_cgroup: shims.clone(),
+            shims: driver.shims(),
             open_files,
             events: sender,
             boot_id: facts.boot_id.clone(),
@@ -188,6 +182,7 @@ impl Parts {
             programs: programs.clone(),
             events: events.clone(),
             metrics: metrics.clone(),
+            cgroups: driver.pods(),
         });
         let pods = Arc::new(pods.map_err(|e| chain(&e))?);
         let containers = ContainerManager::open(
@@ -220,7 +215,7 @@ impl Parts {
             containers,
             images,
             launcher,
-            shims,
+            driver,
         })
     }
 
@@ -232,11 +227,10 @@ impl Parts {
         if let Err(error) = self.network.shutdown().await {
             tracing::warn!(error = %chain(&error), "cannot remove the built-in network");
         }
-        let made = self.shims;
-        let launcher = self.launcher;
+        let (driver, launcher) = (self.driver, self.launcher);
         crate::blocking::run("remove empty cgroups", move || {
             launcher.close();
-            cgroup::remove_shims(&made);
+            driver.close();
         })
         .await;
     }

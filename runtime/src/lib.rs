@@ -33,6 +33,7 @@ pub mod events;
 pub mod host;
 pub mod metrics;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;
 pub mod undo;
 

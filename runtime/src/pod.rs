@@ -5,6 +5,7 @@
 //! the same for a stop, for a run that failed and for what a dead daemon left half-made.
 
 mod acquire;
+mod cgroups;
 mod files;
 mod parents;
 mod record;
@@ -34,6 +35,7 @@ use crate::shim::Launcher;
 use crate::spec::seccomp::Compiler;
 use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
+pub use cgroups::PodCgroups;
 pub use record::PodRecord;
 
 /// Why a pod operation failed.
@@ -123,6 +125,8 @@ pub struct Deps {
     pub events: Events,
     /// Told how long steps take.
     pub metrics: Arc<Metrics>,
+    /// Where their cgroups stand.
+    pub cgroups: PodCgroups,
 }
 
 /// All pods of this daemon.

@@ -10,10 +10,11 @@ mod monitor;
 pub mod pause;
 mod pod;
 mod record;
+mod scope;
 mod spawner;
 
 pub use error::{ConnectError, Error};
-pub use launcher::{ContainerLaunch, Launcher, LauncherConfig};
+pub use launcher::{ContainerLaunch, Launcher, LauncherConfig, Shims};
 pub use monitor::{ExecHandle, ExecStdio, Monitor, MonitorEvent, MonitorEventKind};
 pub use pod::{PauseHandle, PodWorker};
 pub use record::{ExitRecord, RecordError, read_exit};

@@ -23,6 +23,7 @@ const LEVELS: &[(&str, &[&str])] = &[
             "host",
             "metrics",
             "store",
+            "systemd",
             "telemetry",
             "undo",
         ],

@@ -77,7 +77,9 @@ fn plan(
     let exec_id = format!("e{}", inner.exec_ids.fetch_add(1, Ordering::Relaxed));
     // The daemon's pid makes the id unique for the monitor's life, which is longer than the daemon's.
     let exec_id = format!("{}-{exec_id}", std::process::id());
-    let (own_cgroup, join_cgroup) = cgroups(&inner.deps.facts.cgroup, &record.leaves, &exec_id);
+    let limited = request.timeout.is_some();
+    let facts = &inner.deps.facts.cgroup;
+    let (own_cgroup, join_cgroup) = cgroups(facts, &record.leaves, &exec_id, limited);
     let seccomp = match record.seccomp.as_str() {
         "" => None,
         name => {
@@ -111,10 +113,17 @@ fn plan(
 }
 
 /// A cgroup of the exec's own, so that its time limit reaches every process it starts: on v2 below the
-/// container's, on v1 in the pids hierarchy only, and the container's own groups in all others.
-fn cgroups(facts: &CgroupFacts, leaves: &[String], exec_id: &str) -> (Vec<String>, Vec<String>) {
+/// container's, on v1 in the pids hierarchy only, and the container's own groups in all others. On v2 one
+/// without a time limit has none: programs look for the limits in the cgroup in which they find themselves.
+fn cgroups(
+    facts: &CgroupFacts,
+    leaves: &[String],
+    exec_id: &str,
+    limited: bool,
+) -> (Vec<String>, Vec<String>) {
     let own = |leaf: &String| format!("{leaf}/exec-{exec_id}");
     let (holders, others): (Vec<&String>, Vec<&String>) = match facts {
+        CgroupFacts::V2 { .. } if !limited => (Vec::new(), leaves.iter().collect()),
         CgroupFacts::V2 { .. } => (leaves.iter().collect(), Vec::new()),
         CgroupFacts::V1 { .. } => {
             let pids = facts

@@ -2,22 +2,20 @@
 
 use std::sync::Arc;
 
+use super::Parts;
 use crate::config::Config;
-use crate::cri::{Abilities, CgroupDriver, Condition, NetworkReport, Node};
+use crate::cri::{Abilities, Condition, NetworkReport, Node};
 use crate::host::HostFacts;
 use crate::model::chain;
 use crate::network::Network;
 
-pub(super) fn describe(
-    config: &Arc<Config>,
-    facts: &Arc<HostFacts>,
-    network: &Arc<Network>,
-) -> Node {
+pub(super) fn describe(config: &Arc<Config>, parts: &Parts) -> Node {
+    let facts = &parts.facts;
     let notices = notices(facts);
-    let (reported, told) = (network.clone(), network.clone());
+    let (reported, told) = (parts.network.clone(), parts.network.clone());
     Node {
         config: config.clone(),
-        cgroup_driver: CgroupDriver::Cgroupfs,
+        cgroup_driver: parts.driver.name(),
         abilities: Abilities {
             apparmor: facts.apparmor,
             selinux: facts.selinux,

@@ -12,11 +12,13 @@ use super::run::{print, watch};
 use super::sysctl::{self, Sysctls};
 use super::{Error, Inner, Pod, files};
 use crate::blocking;
+use crate::host::Cpuset;
 use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, SeccompProfile, chain};
 use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::{PauseHandle, PodWorker};
 use crate::spec;
 use crate::sys::mount::{TmpfsOptions, mount_tmpfs};
+use crate::systemd;
 
 /// The operation whose steps are measured.
 const OPERATION: &str = "run_pod";
@@ -68,23 +70,19 @@ impl<'a> Acquiring<'a> {
         let facts = &self.inner.deps.facts;
         let parent = {
             let mut record = self.pod.now();
-            record.made_parents = self
-                .inner
-                .parents
-                .enter(&facts.cgroup, &record.cgroup_parent);
-            record.holds_parent = true;
+            if record.scope.is_none() {
+                record.made_parents = self
+                    .inner
+                    .parents
+                    .enter(&facts.cgroup, &record.cgroup_parent);
+                record.holds_parent = true;
+            }
             let own = format!("{}/{}", record.cgroup_parent, self.pod.id);
             record.cgroup = spec::leaves(&facts.cgroup, &own);
             record.cgroup_parent.clone()
         };
         self.save().await?;
-        let (inner, path) = (self.inner.clone(), parent.clone());
-        let cpuset = blocking::run("make the parent cgroup of a pod", move || {
-            inner.parents.make(&inner.deps.facts.cgroup, &path)
-        });
-        let cpuset = cpuset
-            .await
-            .map_err(|e| self.failed("make the parent cgroup", Kind::Unknown, chain(&e)))?;
+        let cpuset = self.make_parent(parent.clone()).await?;
         let input = spec::PauseInput {
             id: &self.pod.id,
             spec: &self.pod.spec,
@@ -93,6 +91,19 @@ impl<'a> Acquiring<'a> {
             cpuset: cpuset.as_ref(),
         };
         spec::pause(&input).map_err(|e| Error::Invalid(chain(&e)))
+    }
+
+    /// The parent cgroup, unless it is a scope: that is made around the pod's first process.
+    async fn make_parent(&self, path: String) -> Result<Option<Cpuset>, Error> {
+        if self.pod.now().scope.is_some() {
+            return Ok(None);
+        }
+        let inner = self.inner.clone();
+        let made = blocking::run("make the parent cgroup of a pod", move || {
+            inner.parents.make(&inner.deps.facts.cgroup, &path)
+        });
+        made.await
+            .map_err(|e| self.failed("make the parent cgroup", Kind::Unknown, chain(&e)))
     }
 
     async fn files(&self) -> Result<(), Error> {
@@ -157,7 +168,9 @@ impl<'a> Acquiring<'a> {
         };
         let (network, pause) = tokio::join!(self.connect(), async {
             let _clock = self.inner.deps.metrics.step(OPERATION, "pause");
-            worker.pause(request, program).await
+            self.enter_scope(worker.pid()).await?;
+            let paused = worker.pause(request, program).await;
+            paused.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))
         });
         // Both are looked at before either error is returned: what one of them made must be known to the undo.
         if let Ok(handle) = &pause {
@@ -168,9 +181,23 @@ impl<'a> Acquiring<'a> {
         }
         let network =
             network.map_err(|e| self.failed("set up the network", e.kind(), chain(&e)))?;
-        let pause =
-            pause.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))?;
-        Ok((network, pause))
+        Ok((network, pause?))
+    }
+
+    /// Has systemd make the pod's scope around the worker that will start pause.
+    async fn enter_scope(&self, worker: i32) -> Result<(), Error> {
+        let Some(scope) = self.pod.now().scope.clone() else {
+            return Ok(());
+        };
+        let description = format!("Pod sandbox {}", print(&self.pod.spec.metadata));
+        let wanted = systemd::Scope {
+            unit: &scope.unit,
+            slice: &scope.slice,
+            description: &description,
+            pid: worker,
+        };
+        let made = self.inner.deps.cgroups.start(&wanted).await;
+        made.map_err(|e| self.failed("make the scope", Kind::Unknown, chain(&e)))
     }
 
     async fn connect(&self) -> Result<Option<NetworkResult>, network::Error> {

@@ -28,6 +28,15 @@ pub struct Process {
     pub start_time: u64,
 }
 
+/// A scope of systemd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    /// Its unit name.
+    pub unit: String,
+    /// The slice in which it stands.
+    pub slice: String,
+}
+
 /// The record of a pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodRecord {
@@ -43,8 +52,11 @@ pub struct PodRecord {
     pub boot_id: String,
     /// Effective host name.
     pub hostname: String,
-    /// Parent cgroup in canonical form.
+    /// Parent of the cgroups of pause and containers, in canonical form: under systemd the pod's scope.
     pub cgroup_parent: String,
+    /// The pod's scope, where systemd makes the cgroups.
+    #[serde(default)]
+    pub scope: Option<Scope>,
     /// Directories on the way to the parent that Berth made, and that go with the last pod.
     pub made_parents: Vec<PathBuf>,
     /// It is counted among the pods below its parent.

@@ -86,6 +86,18 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
                 .map_err(|e| chain(&e))
         });
     }
+    if let Some(scope) = record.scope.filter(|_| same_boot) {
+        // It goes with its last process; this is for one that holds something foreign.
+        let inner = inner.clone();
+        let dirs = crate::spec::leaves(&inner.deps.facts.cgroup, &record.cgroup_parent);
+        steps.push("scope", async move {
+            if !dirs.iter().any(|dir| std::path::Path::new(dir).exists()) {
+                return Ok(());
+            }
+            let stopped = inner.deps.cgroups.stop(&scope.unit).await;
+            stopped.map_err(|e| chain(&e))
+        });
+    }
     if let Some(netns) = record.netns {
         let (inner, id) = (inner.clone(), pod.id.clone());
         steps.push_within("network", NETWORK_LIMIT, async move {

@@ -11,7 +11,7 @@ use crate::id::PodId;
 use crate::model::{Kind, NamespaceMode, PodSpec, PodState, chain, now_nanos};
 use crate::shim::PauseHandle;
 use crate::store::{Refused, Reservation};
-use crate::{spec, sys};
+use crate::sys;
 
 pub(super) type NameReservation = Reservation<crate::model::PodMetadata, PodId, PodSpec, Error>;
 
@@ -82,9 +82,11 @@ fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
         problem,
         kind: Kind::Unknown,
     };
-    let (deps, config) = (&inner.deps, &inner.deps.config);
+    let deps = &inner.deps;
     let id = PodId::generate().map_err(|e| failed("choose the id", e.to_string()))?;
-    let cgroup_parent = spec::cgroupfs_parent(&spec.cgroup_parent, &config.default_cgroup_parent)
+    let (cgroup_parent, scope) = deps
+        .cgroups
+        .of(&id, &spec.cgroup_parent)
         .map_err(|e| Error::Invalid(e.to_string()))?;
     let own_network = spec.namespaces.network != NamespaceMode::Node;
     let hostname = match spec.hostname.as_str() {
@@ -104,6 +106,7 @@ fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
         boot_id: deps.facts.boot_id.clone(),
         hostname,
         cgroup_parent,
+        scope,
         made_parents: Vec::new(),
         holds_parent: false,
         cgroup: Vec::new(),

@@ -22,12 +22,14 @@ use super::link::{dial, greet, pair, short_path};
 use super::monitor::{Monitor, MonitorEvent, Opening};
 use super::pause::PAUSE;
 use super::pod::PodWorker;
-use super::spawner::Spawner;
+use super::scope::Scope;
+use super::spawner::{Birth, Groups, Spawner};
 use super::{ConnectError, Error};
 use crate::blocking;
 use crate::id::ContainerId;
 use crate::sys::process::{self, OpenFiles};
 use crate::sys::{self, mount};
+use crate::systemd::Systemd;
 
 /// How long a new monitor may take to say hello, and one that should be there already.
 const FIRST_HELLO: Duration = Duration::from_secs(20);
@@ -42,14 +44,32 @@ pub struct LauncherConfig {
     pub worker: PathBuf,
     /// Where volatile state is kept; the pause program is put into `bin` in it.
     pub state_dir: PathBuf,
-    /// Control groups for monitors and workers: one for each v1 hierarchy, or one of v2.
-    pub shims_cgroup: Vec<PathBuf>,
+    /// Where monitors and workers live.
+    pub shims: Shims,
     /// How many files monitors and workers, and so containers, may open.
     pub open_files: OpenFiles,
     /// Gets what monitors say.
     pub events: mpsc::UnboundedSender<MonitorEvent>,
     /// This boot.
     pub boot_id: String,
+}
+
+/// Control groups of monitors and workers: never a pod's, and never the daemon's.
+#[derive(Debug)]
+pub enum Shims {
+    /// Directories of ours: one for each v1 hierarchy, or one of v2.
+    Directories(Vec<PathBuf>),
+    /// A delegated scope of systemd, for the monitors. A worker that makes a pod moves into the pod's scope.
+    Scope {
+        /// Makes it.
+        systemd: Arc<Systemd>,
+        /// Its unit name.
+        unit: String,
+        /// Its slice.
+        slice: String,
+        /// Its directory.
+        dir: PathBuf,
+    },
 }
 
 /// A container to be made.
@@ -76,6 +96,7 @@ pub struct Launcher {
     worker: Arc<OwnedFd>,
     pause: Arc<OwnedFd>,
     spawner: Spawner,
+    scope: Option<Scope>,
     events: mpsc::UnboundedSender<MonitorEvent>,
     boot_id: String,
 }
@@ -86,11 +107,24 @@ impl Launcher {
     /// # Errors
     /// When a program is missing or the kernel too old, or the control groups cannot be entered.
     pub fn open(config: LauncherConfig) -> Result<Self, Error> {
+        let (groups, scope) = match config.shims {
+            Shims::Directories(dirs) => (Groups::Own(dirs), None),
+            Shims::Scope {
+                systemd,
+                unit,
+                slice,
+                dir,
+            } => {
+                let scope = Scope::new(systemd, unit, slice, dir.clone());
+                (Groups::Foreign(dir), Some(scope))
+            }
+        };
         Ok(Self {
             shim: seal(&config.shim)?,
             worker: seal(&config.worker)?,
             pause: seal(&write_pause(&config.state_dir)?)?,
-            spawner: Spawner::start(config.shims_cgroup, config.open_files)?,
+            spawner: Spawner::start(groups, config.open_files)?,
+            scope,
             events: config.events,
             boot_id: config.boot_id,
         })
@@ -109,10 +143,23 @@ impl Launcher {
         PodWorker::start(self, pod).await
     }
 
-    pub(super) async fn spawn_worker(&self, stdin: OwnedFd) -> io::Result<OwnedFd> {
-        self.spawner
-            .spawn(&self.worker, c"berth-worker", stdin)
-            .await
+    /// Starts a worker that makes a pod. Under systemd it will be moved into the pod's scope.
+    pub(super) async fn spawn_worker(&self, stdin: OwnedFd) -> io::Result<(i32, OwnedFd)> {
+        let birth = match self.scope {
+            Some(_) => Birth::Outside,
+            None => Birth::Inside,
+        };
+        let (exe, name) = (&self.worker, c"berth-worker");
+        self.spawner.spawn(exe, name, stdin, birth).await
+    }
+
+    async fn spawn_monitor(&self, stdin: OwnedFd) -> io::Result<OwnedFd> {
+        let (exe, name) = (&self.shim, c"berth-shim");
+        let started = match &self.scope {
+            Some(scope) => scope.spawn(&self.spawner, exe, name, stdin).await,
+            None => self.spawner.spawn(exe, name, stdin, Birth::Inside).await,
+        };
+        started.map(|(_, pidfd)| pidfd)
     }
 
     pub(super) fn pause_exe(&self) -> Arc<OwnedFd> {
@@ -134,8 +181,10 @@ impl Launcher {
         let prepared = blocking::run("make a monitor's socket", move || prepare(&dir)).await;
         let (dir_fd, listener) = prepared.map_err(io("make the monitor's socket"))?;
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
-        let spawned = self.spawner.spawn(&self.shim, c"berth-shim", theirs).await;
-        let pidfd = spawned.map_err(io("start a monitor"))?;
+        let pidfd = self
+            .spawn_monitor(theirs)
+            .await
+            .map_err(io("start a monitor"))?;
         let mut guard = Guard {
             pidfd: pidfd.try_clone().ok(),
             reap: true,

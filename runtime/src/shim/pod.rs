@@ -10,6 +10,7 @@ use shim_protocol::worker::{self, Outcome, Reply, Started};
 use shim_protocol::{Fd, Message};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::Error;
 use super::launcher::Launcher;
@@ -29,8 +30,11 @@ pub struct PodWorker {
     stream: UnixStream,
     decoder: Decoder,
     pause: Arc<OwnedFd>,
+    pid: i32,
     /// Closed when this is dropped.
-    _unused: oneshot::Sender<()>,
+    unused: oneshot::Sender<()>,
+    /// Ends when the worker is reaped.
+    burial: JoinHandle<()>,
 }
 
 /// A pod's pause process.
@@ -53,19 +57,21 @@ impl PodWorker {
             move |source| Error::Io { name, what, source }
         };
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
-        let pidfd = launcher
+        let (pid, pidfd) = launcher
             .spawn_worker(theirs)
             .await
             .map_err(io("start a worker"))?;
         let (unused, dropped) = oneshot::channel();
-        tokio::spawn(bury(pidfd, dropped));
+        let burial = tokio::spawn(bury(pidfd, dropped));
         let pause = launcher.pause_exe();
         let mut worker = Self {
             name,
             stream,
             decoder: Decoder::default(),
             pause,
-            _unused: unused,
+            pid,
+            unused,
+            burial,
         };
         match worker
             .call(worker::Call::Pod(pod), Vec::new(), "make namespaces")
@@ -76,7 +82,14 @@ impl PodWorker {
         }
     }
 
-    /// Has the worker start the pause process. `seccomp` is its system call filter.
+    /// The worker's pid.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Has the worker start the pause process, and waits for the worker's end: it may stand in the pod's cgroup.
+    /// `seccomp` is pause's system call filter.
     ///
     /// # Errors
     /// What the worker says; it has undone its part then.
@@ -94,14 +107,18 @@ impl PodWorker {
         })?;
         let mut fds = vec![(Fd::PauseExe, exe)];
         fds.extend(seccomp.map(|fd| (Fd::Seccomp, fd)));
-        match self.call(worker::Call::Pause(pause), fds, what).await? {
-            (Outcome::Started(Started { pid, start_time }), Some(pidfd)) => Ok(PauseHandle {
-                pid,
-                start_time,
-                pidfd,
-            }),
-            _ => Err(self.nonsense(what)),
-        }
+        let answer = self.call(worker::Call::Pause(pause), fds, what).await?;
+        let (Outcome::Started(Started { pid, start_time }), Some(pidfd)) = answer else {
+            return Err(self.nonsense(what));
+        };
+        drop((self.stream, self.unused));
+        // It is killed when it does not end by itself; what cannot be killed is not waited for.
+        let _ = tokio::time::timeout(2 * END, self.burial).await;
+        Ok(PauseHandle {
+            pid,
+            start_time,
+            pidfd,
+        })
     }
 
     async fn call(

@@ -21,13 +21,32 @@ use tokio::sync::oneshot;
 use super::Error;
 use crate::sys::process::{self, OpenFiles};
 
+/// Where monitors and workers live.
+#[derive(Debug)]
+pub(super) enum Groups {
+    /// Control groups of ours: one for each v1 hierarchy, or one of v2. Made when they are missing.
+    Own(Vec<PathBuf>),
+    /// A v2 group that somebody else makes.
+    Foreign(PathBuf),
+}
+
+/// In which control group a process begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Birth {
+    /// The monitors'.
+    Inside,
+    /// The daemon's own.
+    Outside,
+}
+
 /// One process to start.
 struct Job {
     exe: Arc<OwnedFd>,
     name: &'static CStr,
     stdin: OwnedFd,
-    /// Gets its pidfd.
-    done: oneshot::Sender<io::Result<OwnedFd>>,
+    birth: Birth,
+    /// Gets its pid and pidfd.
+    done: oneshot::Sender<io::Result<(i32, OwnedFd)>>,
 }
 
 /// The thread's front.
@@ -40,7 +59,7 @@ pub(super) struct Spawner {
 
 impl Spawner {
     /// Starts the thread, which ends when this is dropped.
-    pub(super) fn start(cgroups: Vec<PathBuf>, files: OpenFiles) -> Result<Self, Error> {
+    pub(super) fn start(cgroups: Groups, files: OpenFiles) -> Result<Self, Error> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, placed) = mpsc::channel();
         let work = move || match Place::enter(cgroups, files) {
@@ -64,23 +83,28 @@ impl Spawner {
         })
     }
 
-    /// Starts a program with a socket as its descriptor 0; gives its pidfd. It is killed when nobody
+    /// Starts a program with a socket as its descriptor 0; gives its pid and pidfd. It is killed when nobody
     /// waits for that any more.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ENODEV` where it was to be born into a foreign group that is not there.
     pub(super) async fn spawn(
         &self,
         exe: &Arc<OwnedFd>,
         name: &'static CStr,
         stdin: OwnedFd,
-    ) -> io::Result<OwnedFd> {
-        let (done, pidfd) = oneshot::channel();
+        birth: Birth,
+    ) -> io::Result<(i32, OwnedFd)> {
+        let (done, started) = oneshot::channel();
         let job = Job {
             exe: exe.clone(),
             name,
             stdin,
+            birth,
             done,
         };
         self.send(job)?;
-        pidfd.await.map_err(|_| io::ErrorKind::BrokenPipe)?
+        started.await.map_err(|_| io::ErrorKind::BrokenPipe)?
     }
 }
 
@@ -134,26 +158,33 @@ struct Place {
 /// A cgroup of v2.
 struct Cgroup {
     path: PathBuf,
-    fd: RefCell<OwnedFd>,
+    /// It is ours to make.
+    own: bool,
+    fd: RefCell<Option<OwnedFd>>,
 }
 
 impl Cgroup {
-    fn open(path: PathBuf) -> io::Result<Self> {
-        let fd = RefCell::new(fs::File::open(&path)?.into());
-        Ok(Self { path, fd })
+    /// Opens it, and makes it if it is ours.
+    fn open(&self) -> io::Result<()> {
+        if self.own {
+            make(&self.path)?;
+        }
+        self.fd.replace(Some(fs::File::open(&self.path)?.into()));
+        Ok(())
     }
 
-    /// Makes it again after somebody has removed it.
-    fn renew(&self) -> io::Result<()> {
-        make(&self.path)?;
-        self.fd.replace(fs::File::open(&self.path)?.into());
-        Ok(())
+    /// Starts a program in it, if it is known and has not been removed.
+    fn bear(&self, program: process::Program<'_>) -> io::Result<(i32, OwnedFd)> {
+        match &*self.fd.borrow() {
+            Some(fd) => process::spawn_into(program, fd.as_fd()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 }
 
 impl Place {
     /// Moves this thread where that is possible.
-    fn enter(cgroups: Vec<PathBuf>, files: OpenFiles) -> Result<Self, Error> {
+    fn enter(groups: Groups, files: OpenFiles) -> Result<Self, Error> {
         let null = fs::File::options().read(true).write(true).open("/dev/null");
         let null = null
             .map_err(|source| failed("open /dev/null", source))?
@@ -163,14 +194,28 @@ impl Place {
             null,
             files,
         };
-        for path in cgroups {
+        let cgroup = |path, own| Cgroup {
+            path,
+            own,
+            fd: RefCell::new(None),
+        };
+        let paths = match groups {
+            Groups::Own(paths) => paths,
+            Groups::Foreign(path) => {
+                place.born = Some(cgroup(path, false));
+                return Ok(place);
+            }
+        };
+        for path in paths {
             let entered = make(&path).and_then(|()| {
                 let tasks = path.join("tasks");
                 if tasks.exists() {
                     // 0 is the writing thread.
                     return write(&tasks, "0");
                 }
-                place.born = Some(Cgroup::open(path.clone())?);
+                let cgroup = cgroup(path.clone(), true);
+                cgroup.open()?;
+                place.born = Some(cgroup);
                 Ok(())
             });
             entered.map_err(|source| Error::Cgroup { path, source })?;
@@ -179,13 +224,13 @@ impl Place {
     }
 
     fn run(&self, job: Job) {
-        let started = match &self.born {
-            Some(cgroup) => self.bear(cgroup, &job.exe, job.name, &job.stdin),
-            None => start(&job.exe, job.name, job.stdin),
+        let started = match (&self.born, job.birth) {
+            (Some(cgroup), Birth::Inside) => self.bear(cgroup, &job.exe, job.name, &job.stdin),
+            _ => start(&job.exe, job.name, job.stdin),
         };
         // It waits for its first message, and makes nothing before.
-        let started = started.and_then(|(pid, pidfd)| self.files.give(pid).map(|()| pidfd));
-        if let Err(Ok(pidfd)) = job.done.send(started) {
+        let started = started.and_then(|(pid, pidfd)| self.files.give(pid).map(|()| (pid, pidfd)));
+        if let Err(Ok((_, pidfd))) = job.done.send(started) {
             kill(&pidfd);
         }
     }
@@ -204,11 +249,10 @@ impl Place {
             stdin,
             null,
         };
-        let born = process::spawn_into(program, cgroup.fd.borrow().as_fd());
-        match born {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
-                cgroup.renew()?;
-                process::spawn_into(program, cgroup.fd.borrow().as_fd())
+        match cgroup.bear(program) {
+            Err(e) if matches!(e.raw_os_error(), None | Some(libc::ENODEV | libc::ENOENT)) => {
+                cgroup.open()?;
+                cgroup.bear(program)
             }
             other => other,
         }
@@ -229,7 +273,7 @@ fn start(exe: &OwnedFd, name: &CStr, stdin: OwnedFd) -> io::Result<(i32, OwnedFd
 }
 
 /// Ends a process that has not been given anything to do.
-fn kill(pidfd: &OwnedFd) {
+pub(super) fn kill(pidfd: &OwnedFd) {
     let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
     let _ = process::has_ended(pidfd.as_fd(), std::time::Duration::from_secs(1));
     process::reap(pidfd.as_fd());
@@ -253,7 +297,7 @@ fn make(dir: &Path) -> io::Result<()> {
 }
 
 /// Writes to a control file that exists.
-fn write(file: &Path, value: &str) -> io::Result<()> {
+pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).open(file)?;
     io::Write::write_all(&mut file, value.as_bytes())
 }

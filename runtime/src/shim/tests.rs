@@ -79,7 +79,7 @@ impl Bench {
             shim: program("berth-shim", "BERTH_SHIM"),
             worker: program("berth-worker", "BERTH_WORKER"),
             state_dir: dir.path().to_owned(),
-            shims_cgroup: shims.clone(),
+            shims: Shims::Directories(shims.clone()),
             open_files: OpenFiles::current(),
             events,
             boot_id: "this boot".into(),

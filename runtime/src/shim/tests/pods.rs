@@ -123,11 +123,11 @@ async fn a_removed_control_group_of_v2_is_made_again() {
 async fn missing_programs_and_control_groups_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let (events, _) = mpsc::unbounded_channel();
-    let config = |worker: PathBuf, shims_cgroup| LauncherConfig {
+    let config = |worker: PathBuf, dirs| LauncherConfig {
         shim: program("berth-shim", "BERTH_SHIM"),
         worker,
         state_dir: dir.path().to_owned(),
-        shims_cgroup,
+        shims: Shims::Directories(dirs),
         open_files: OpenFiles::current(),
         events: events.clone(),
         boot_id: String::new(),
