@@ -1,0 +1,79 @@
+#!/bin/sh
+# Tests Berth in a machine of its own: installed from its package on Debian 13 with systemd, cgroup v2 and AppArmor.
+#
+#   hack/vm/test.sh smoke       what only such a machine shows, and two power cuts (CI, ten minutes at most)
+#   hack/vm/test.sh full        that with twenty power cuts, then the integration suite and critest inside
+#
+# The package and the tests must be built: `make vm-smoke` and `make test-vm` do that. The last line counts.
+set -u
+
+here=$(cd "$(dirname "$0")" && pwd)
+project=$(cd "$here/../.." && pwd)
+build=${BERTH_BUILD_DIR:-$project/.build}
+what=${1:-smoke}
+name=test-$$
+inside=$project/hack/vm/inside
+case $what in
+smoke) cuts=2 ;;
+full) cuts=20 ;;
+*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
+
+vm() { "$here/vm.sh" "$@"; }
+in_vm() { vm ssh "$name" "$@" </dev/null; }
+
+work=$(mktemp -d)
+registry=
+clean_up() {
+	[ -z "$registry" ] || kill "$registry" 2>/dev/null
+	# A machine that was told to stay is there to be looked at.
+	if [ -n "${BERTH_VM_KEEP:-}" ]; then echo "kept: hack/vm/vm.sh shell $name" >&2; else vm down "$name"; fi
+	rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+fail() { echo "vm test: $*" >&2; echo "vm: 0 passed, 1 failed, 0 skipped"; exit 1; }
+
+images=$project/target/debug/berth-images
+[ -x "$images" ] || fail "$images is missing: make vm-smoke builds it"
+ls "$project"/target/debian/berth*.deb >/dev/null 2>&1 || fail "there is no package in target/debian: make deb"
+
+# The host's registry: inside, the host's loopback is 10.0.2.2.
+"$images" serve --store "$work/store" --hosts "$work/hosts" >"$work/registry" 2>&1 &
+registry=$!
+"$images" archive --name berth.test/busybox:vm "$work/busybox.tar" || fail "no image"
+
+BERTH_VM_BOOT_LIMIT=400 vm up "$name" || fail "the machine does not start"
+tries=0
+until grep -q . "$work/registry"; do
+	tries=$((tries + 1))
+	kill -0 $registry 2>/dev/null && [ $tries -lt 600 ] || fail "the registry does not start: $(cat "$work/registry")"
+	sleep 0.2
+done
+find "$work/hosts" -name hosts.toml -exec sed -i 's/127\.0\.0\.1/10.0.2.2/' {} +
+tar -C "$work" -cf - hosts busybox.tar | vm ssh "$name" "mkdir -p /var/tmp/vm /etc/berth && tar -C /var/tmp/vm -xf - && cp -r /var/tmp/vm/hosts/. /etc/berth/certs.d/" 2>/dev/null ||
+	tar -C "$work" -cf - hosts busybox.tar | vm ssh "$name" "mkdir -p /var/tmp/vm /etc/berth/certs.d && tar -C /var/tmp/vm -xf - && cp -r /var/tmp/vm/hosts/. /etc/berth/certs.d/" ||
+	fail "the machine takes no files"
+in_vm "cp '$project'/target/debian/berth*.deb /run/berth-build/bin/crictl /var/tmp/vm/" || fail "no package inside"
+in_vm "sh '$project/vagrant/provision.sh' /var/tmp/vm" || fail "the package cannot be installed"
+
+status=0
+# part NAME COMMAND...: its lines, kept for the sum.
+part() {
+	printf '\n== vm %s\n' "$1"
+	shift
+	{ "$@" 2>&1 || echo "$*" >>"$work/broken"; } | tee -a "$work/out"
+}
+part "smoke" in_vm "sh '$inside/smoke.sh' /var/tmp/vm/busybox.tar /var/tmp/vm"
+part "power cuts" "$here/cut.sh" "$name" "$cuts"
+if [ "$what" = full ]; then
+	part "integration" in_vm "sh '$inside/integration.sh' '$project'"
+	part "critest" in_vm "sh '$inside/critest.sh' '$project'"
+fi
+awk '/^(vm|integration|critest): [0-9]+ passed/ { p += $2; f += $4; s += $6 } END { print p + 0, f + 0, s + 0 }' "$work/out" >"$work/sum"
+read -r passed failed skipped <"$work/sum"
+# A part that broke without a count is a failure too.
+[ ! -f "$work/broken" ] || { status=1; [ "$failed" -gt 0 ] || failed=1; }
+[ "$failed" = 0 ] || status=1
+printf '\nvm: %s passed, %s failed, %s skipped\n' "$passed" "$failed" "$skipped"
+exit $status
