@@ -32,6 +32,7 @@ needs() {
 		test xz-utils xz
 		test patch patch
 		test dpkg-dev dpkg-source
+		test vagrant vagrant
 		test libpcre2-8-0 *libpcre2-8.so.0
 		test libssl3 *libssl.so.3
 		test libcrypt1 *libcrypt.so.1
