@@ -51,6 +51,7 @@ doc:
 vagrant: export VAGRANT_CWD := $(CURDIR)/vagrant
 vagrant: export VAGRANT_DOTFILE_PATH := $(BUILD_DIR)/vagrant
 vagrant:
+	@command -v vagrant >/dev/null || { echo "vagrant is missing: run hack/install-deps.sh, which says how to get it" >&2; exit 1; }
 	vagrant validate --ignore-provider
 	BERTH_NODES=3 KUBEADM=1 vagrant validate --ignore-provider
 
