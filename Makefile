@@ -9,7 +9,7 @@ export RUST_LIB_BACKTRACE := 0
 MUSL := $(shell uname -m)-unknown-linux-musl
 SHIMS := -p berth-shim -p berth-worker
 
-.PHONY: help deps build check fmt clippy deny doc test unit integration critest demo bench tools clean
+.PHONY: help deps build check fmt clippy deny doc test unit integration critest demo bench tools deb vagrant clean
 
 help: ## lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,7 +22,14 @@ build: ## berth, berth-shim and berth-worker in target/release
 	cargo build --locked --profile shim --target $(MUSL) $(SHIMS)
 	install -m 755 target/$(MUSL)/shim/berth-shim target/$(MUSL)/shim/berth-worker target/release/
 
-check: fmt clippy deny doc ## format, lints, licences and bans, documentation
+deb: build ## a Debian package in target/debian
+	hack/tools.sh cargo-deb
+	mkdir -p target/release/package
+	target/release/berth config default >target/release/package/config.toml
+	for shell in bash zsh fish; do target/release/berth completions $$shell >target/release/package/berth.$$shell || exit 1; done
+	PATH="$(BUILD_DIR)/bin:$$PATH" cargo deb --locked --no-build --no-strip -p berth
+
+check: fmt clippy deny doc vagrant ## format, lints, licences and bans, documentation, Vagrantfile
 
 fmt:
 	cargo fmt --all --check
@@ -39,6 +46,14 @@ deny:
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+# Without a provider: what runs machines is not needed to read the file, and is not on every machine.
+vagrant: export VAGRANT_CWD := $(CURDIR)/vagrant
+vagrant: export VAGRANT_DOTFILE_PATH := $(BUILD_DIR)/vagrant
+vagrant:
+	@command -v vagrant >/dev/null || { echo "vagrant is missing: run hack/install-deps.sh, which says how to get it" >&2; exit 1; }
+	vagrant validate --ignore-provider
+	BERTH_NODES=3 KUBEADM=1 vagrant validate --ignore-provider
 
 test: build tools ## everything: unit, integration, critest (as root)
 	hack/test.sh

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds outside programs that the tests, the demo and the benchmark need, and keeps them.
 #
-#   hack/tools.sh NAME...      crictl critest cni containerd runc busybox nginx cargo-deny
+#   hack/tools.sh NAME...      crictl critest cni containerd runc busybox nginx cargo-deny cargo-deb
 #   hack/tools.sh --list       the names, with what pins the version of each
 #
 # Everything goes to $BERTH_BUILD_DIR (default: .build beside this folder); programs to its bin/. A program is built
@@ -138,9 +138,17 @@ build_nginx() {
 	cp "$work/root/usr/sbin/nginx" "$bin/nginx" && rm -rf "$work"
 }
 
-build_cargo_deny() {
-	cargo install --locked --quiet --version "$CARGO_DENY" --root "$build/cargo" --target-dir "$build/src/cargo-deny" cargo-deny &&
-		cp "$build/cargo/bin/cargo-deny" "$bin/cargo-deny" && rm -rf "$build/src/cargo-deny"
+# cargo_tool NAME VERSION: cargo install of one program.
+cargo_tool() {
+	cargo install --locked --quiet --version "$2" --root "$build/cargo" --target-dir "$build/src/$1" "$1" &&
+		cp "$build/cargo/bin/$1" "$bin/$1" && rm -rf "$build/src/$1"
+}
+
+# cargo_stamped NAME VERSION: builds NAME with cargo_tool unless it is current.
+cargo_stamped() {
+	stamped "$1" "$2" "$bin/$1" && return
+	timed "$1" cargo_tool "$1" "$2"
+	printf '%s' "$2" >"$build/stamps/$1"
 }
 
 # go_stamped NAME FOLDER FILE...: builds NAME with build_NAME unless it is current.
@@ -158,7 +166,7 @@ if [ "${1:-}" = --list ]; then
 	for folder in cri-tools cni-plugins containerd runc; do
 		printf '%-12s hack/%s/go.mod\n' "$folder" "$folder"
 	done
-	printf '%-12s %s\n' cargo-deny "$CARGO_DENY" busybox "the distribution's source package" nginx "the distribution's package"
+	printf '%-12s %s\n' cargo-deny "$CARGO_DENY" cargo-deb "$CARGO_DEB" busybox "the distribution's source package" nginx "the distribution's package"
 	exit
 fi
 
@@ -181,12 +189,8 @@ for name in "$@"; do
 			printf '%s' "$NGINX_RECIPE" >"$build/stamps/nginx"
 		}
 		;;
-	cargo-deny)
-		stamped cargo-deny "$CARGO_DENY" "$bin/cargo-deny" || {
-			timed cargo-deny build_cargo_deny
-			printf '%s' "$CARGO_DENY" >"$build/stamps/cargo-deny"
-		}
-		;;
+	cargo-deny) cargo_stamped cargo-deny "$CARGO_DENY" ;;
+	cargo-deb) cargo_stamped cargo-deb "$CARGO_DEB" ;;
 	*)
 		say "unknown name $name: see the head of this script"
 		exit 1

@@ -6,9 +6,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::model::chain;
 
 /// A Kubernetes container runtime.
@@ -28,12 +29,19 @@ enum Command {
     Config(ConfigCommand),
     /// Load, list and remove images of a running daemon
     Images(images::ImagesArgs),
+    /// Print the completions of a shell, for that shell to read
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Print every key with its value and where it came from
     Show(ConfigArgs),
+    /// Print a configuration file with every key and its default, commented out
+    Default,
 }
 
 /// Flags that say which configuration is meant.
@@ -72,6 +80,11 @@ impl ConfigArgs {
     }
 }
 
+/// The command line as data: its manual pages are made from it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -83,7 +96,9 @@ pub fn main() -> ExitCode {
             .load()
             .map_err(|e| chain(&e))
             .and_then(|config| print(&config.show())),
+        Command::Config(ConfigCommand::Default) => print(&config::template()),
         Command::Images(args) => images::run(&args),
+        Command::Completions { shell } => print(&completions(shell)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,6 +108,12 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "berth", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// Writes to standard output; a reader that has left (`berth … | head`) is no error.
@@ -106,10 +127,20 @@ fn print(text: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+    use clap::ValueEnum;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_shell_gets_completions_of_every_command() {
+        for shell in Shell::value_variants() {
+            let script = completions(*shell);
+            for command in command().get_subcommands() {
+                assert!(script.contains(command.get_name()), "{shell}: {command}");
+            }
+        }
     }
 }

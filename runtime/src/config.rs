@@ -1,10 +1,11 @@
 //! The configuration: a strict file, drop-ins, flags, and where each value came from.
 //!
 //! One table ([`table::KEYS`]) names every key with its type, default and description; parsing, the
-//! nearest-key hint and `berth config show` all come from it.
+//! nearest-key hint, `berth config show`, `berth config default` and the manual page all come from it.
 
 mod parse;
 mod table;
+mod template;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use parse::Error;
 pub use table::{KEYS, Key, Value};
+pub use template::template;
 
 /// The file that is read when none is named; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/berth/config.toml";

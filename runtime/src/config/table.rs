@@ -79,6 +79,16 @@ enum Default {
 }
 
 impl Key {
+    /// The default as TOML, with the default of `state` where it lies in there.
+    pub fn default_toml(&self) -> String {
+        self.default_value(DEFAULT_STATE).to_string()
+    }
+
+    /// The table it is in (empty: none), and its name there.
+    pub fn table_and_name(&self) -> (&'static str, &'static str) {
+        self.name.rsplit_once('.').unwrap_or(("", self.name))
+    }
+
     pub(super) fn default_value(&self, state: &str) -> Value {
         match self.default {
             Default::Text(text) => Value::Text(text.replace("{state}", state)),
@@ -144,12 +154,12 @@ pub const KEYS: &[Key] = &[
     text(
         "listen",
         "{state}/berth.sock",
-        "unix socket that serves the CRI",
+        "unix socket that serves the CRI; lies in `state` unless it is set",
     ),
     text(
         "admin",
         "{state}/admin.sock",
-        "unix socket for the operator's commands and metrics",
+        "unix socket for the operator's commands and metrics; lies in `state` unless it is set",
     ),
     text(
         "instance",
