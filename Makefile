@@ -6,10 +6,12 @@ BUILD_DIR ?= $(CURDIR)/.build
 export BERTH_BUILD_DIR := $(BUILD_DIR)
 # A test that fails says why by itself; a stack of the runtime's internals hides it.
 export RUST_LIB_BACKTRACE := 0
+# Of the machine that `make vm` starts; several at once have different names.
+NAME ?= vm
 MUSL := $(shell uname -m)-unknown-linux-musl
 SHIMS := -p berth-shim -p berth-worker
 
-.PHONY: help deps build check fmt clippy deny doc test unit integration critest demo bench tools deb vagrant clean
+.PHONY: help deps build check fmt clippy deny doc test unit integration critest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
 
 help: ## lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,7 +29,7 @@ deb: build ## a Debian package in target/debian
 	mkdir -p target/release/package
 	target/release/berth config default >target/release/package/config.toml
 	for shell in bash zsh fish; do target/release/berth completions $$shell >target/release/package/berth.$$shell || exit 1; done
-	PATH="$(BUILD_DIR)/bin:$$PATH" cargo deb --locked --no-build --no-strip -p berth
+	PATH="$(BUILD_DIR)/bin:$$PATH" cargo deb --locked --no-build --no-strip $(DEB_FLAGS) -p berth
 
 check: fmt clippy deny doc vagrant ## format, lints, licences and bans, documentation, Vagrantfile
 
@@ -55,7 +57,7 @@ vagrant:
 	vagrant validate --ignore-provider
 	BERTH_NODES=3 KUBEADM=1 vagrant validate --ignore-provider
 
-test: build tools ## everything: unit, integration, critest (as root)
+test: build tools $(if $(BERTH_TEST_VM),vm-tests) ## everything: unit, integration, critest (as root)
 	hack/test.sh
 
 unit: ## unit, snapshot and property tests
@@ -69,6 +71,28 @@ critest: build tools ## the CRI conformance suite (as root)
 
 tools:
 	hack/tools.sh busybox nginx cni crictl critest
+
+vm: ## a machine with systemd, cgroup v2 and AppArmor: builds its disk and boots it (as root)
+	hack/install-deps.sh vm
+	hack/vm/vm.sh up $(NAME)
+
+vm-shell: ## a shell in it
+	@hack/vm/vm.sh shell $(NAME)
+
+vm-down: ## ends it and deletes its disk
+	@hack/vm/vm.sh down $(NAME)
+
+# A package that is installed once need not be small.
+vm-tests: DEB_FLAGS := --fast
+vm-tests: deb tools
+	cargo build --locked -p berth-tests --bins
+	cargo test --locked -q -p berth-tests --test integration --no-run
+
+vm-smoke: vm-tests ## a short test of the package in such a machine (as root)
+	hack/vm/test.sh smoke
+
+test-vm: vm-tests ## everything in such a machine: the package, power cuts, integration, critest (as root)
+	hack/vm/test.sh full
 
 demo: ## shows Berth at work on this machine (as root)
 	@hack/demo.sh

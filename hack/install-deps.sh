@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing from the distribution (Debian or Ubuntu), and says how to get what it does not have.
 #
-#   hack/install-deps.sh [build|demo|test]     default: test, which is everything
+#   hack/install-deps.sh [build|demo|test|vm]     default: test; each is what the ones before it need, and more
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -37,13 +37,20 @@ needs() {
 		test libssl3 *libssl.so.3
 		test libcrypt1 *libcrypt.so.1
 		test zlib1g *libz.so.1
+		vm debootstrap debootstrap
+		vm qemu-system-x86 qemu-system-x86_64
+		vm qemu-utils qemu-img
+		vm e2fsprogs mkfs.ext4
+		vm openssh-client ssh
+		vm socat socat
 	LIST
 }
 
 wanted() {
 	case $what in
 	build) [ "$1" = build ] ;;
-	demo) [ "$1" != test ] ;;
+	demo) [ "$1" = build ] || [ "$1" = demo ] ;;
+	test) [ "$1" != vm ] ;;
 	*) true ;;
 	esac
 }

@@ -6,6 +6,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
+mkdir "$out/log" "$out/status"
 start=$(date +%s)
 good=0
 
@@ -14,8 +15,8 @@ run() {
 	name=$1 begin=$(date +%s)
 	shift
 	printf '\n== %s\n' "$name"
-	{ "$@" 2>&1 && echo 0 >"$out/$name.status"; } | tee "$out/$name"
-	[ -f "$out/$name.status" ] || good=1
+	{ "$@" 2>&1 && echo 0 >"$out/status/$name"; } | tee "$out/log/$name"
+	[ -f "$out/status/$name" ] || good=1
 	printf '== %s took %s s\n' "$name" "$(($(date +%s) - begin))"
 }
 
@@ -24,13 +25,16 @@ run integration cargo test --locked -q -p berth-tests --test integration
 for net in cni builtin; do
 	run "critest-$net" cargo run --locked -q -p berth-tests --bin critest-run -- --net "$net"
 done
+# In continuous integration, the machine of production too; `make test-vm` is the whole of it.
+[ -z "${BERTH_TEST_VM:-}" ] || run vm hack/vm/test.sh "$BERTH_TEST_VM"
 
 # cargo's "test result: ok. 12 passed; 0 failed; 1 ignored; ..." and our own "integration: 80 passed, 0 failed, 2 skipped"
 awk '
 	/^test result:/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^ignored/) s += $i } }
 	/^(integration|critest): [0-9]+ passed/ { p += $2; f += $4; s += $6 }
+	/^vm: [0-9]+ passed.* in total$/ { p += $2; f += $4; s += $6 }
 	END { print p + 0, f + 0, s + 0 }
-' "$out/unit" "$out/integration" "$out/critest-cni" "$out/critest-builtin" >"$out/sum"
+' "$out"/log/* >"$out/sum"
 read -r passed failed skipped <"$out/sum"
 # A step that broke without a count is a failure too.
 [ "$good" = 0 ] || [ "$failed" -gt 0 ] || failed=1

@@ -32,7 +32,7 @@ clean_up() {
 }
 trap clean_up EXIT
 trap 'exit 130' INT TERM
-fail() { echo "vm test: $*" >&2; echo "vm: 0 passed, 1 failed, 0 skipped"; exit 1; }
+fail() { echo "vm test: $*" >&2; echo "vm: 0 passed, 1 failed, 0 skipped in total"; exit 1; }
 
 images=$project/target/debug/berth-images
 [ -x "$images" ] || fail "$images is missing: make vm-smoke builds it"
@@ -75,5 +75,5 @@ read -r passed failed skipped <"$work/sum"
 # A part that broke without a count is a failure too.
 [ ! -f "$work/broken" ] || { status=1; [ "$failed" -gt 0 ] || failed=1; }
 [ "$failed" = 0 ] || status=1
-printf '\nvm: %s passed, %s failed, %s skipped\n' "$passed" "$failed" "$skipped"
+printf '\nvm: %s passed, %s failed, %s skipped in total\n' "$passed" "$failed" "$skipped"
 exit $status

@@ -17,9 +17,6 @@ const SERVICE: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 
-/// systemd's own socket, where root reaches it without the bus, as systemctl does.
-const PRIVATE_SOCKET: &str = "/run/systemd/private";
-
 /// How long connecting may take, and one job. systemd under load has been seen to take seconds.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const JOB_LIMIT: Duration = Duration::from_secs(60);
@@ -30,16 +27,9 @@ const QUEUE: usize = 1024;
 /// Why systemd did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither its socket nor the bus can be reached.
-    #[error(
-        "systemd cannot be reached by {PRIVATE_SOCKET} ({private}) nor by the system bus ({bus}): is it PID 1 of this machine?"
-    )]
-    Unreachable {
-        /// Why not by its own socket.
-        private: String,
-        /// Why not by the bus.
-        bus: String,
-    },
+    /// The bus cannot be reached.
+    #[error("systemd cannot be reached by the system bus ({0}): is dbus.socket active?")]
+    Unreachable(String),
     /// It refused.
     #[error("systemd cannot {what}: {problem}")]
     Refused {
@@ -213,14 +203,9 @@ impl Systemd {
 }
 
 async fn connect() -> Result<Link, Error> {
-    let builder = connection::Builder::address(format!("unix:path={PRIVATE_SOCKET}").as_str());
-    let private = match within(builder.p2p().build()).await {
-        Ok(connection) => return open(connection, false).await,
-        Err(why) => why,
-    };
     match within(connection::Builder::system().build()).await {
-        Ok(connection) => open(connection, true).await,
-        Err(bus) => Err(Error::Unreachable { private, bus }),
+        Ok(connection) => open(connection).await,
+        Err(problem) => Err(Error::Unreachable(problem)),
     }
 }
 
@@ -231,8 +216,8 @@ async fn within<T>(work: impl Future<Output = zbus::Result<T>>) -> Result<T, Str
     }
 }
 
-/// Begins to listen for ends of jobs. Over the bus they are sent to subscribers only.
-async fn open(connection: Connection, bus: bool) -> Result<Link, Error> {
+/// Begins to listen for ends of jobs, which are sent to subscribers only.
+async fn open(connection: Connection) -> Result<Link, Error> {
     let refused = |problem: &dyn Display| Error::Refused {
         what: "tell of the ends of its jobs".to_owned(),
         problem: problem.to_string(),
@@ -245,11 +230,8 @@ async fn open(connection: Connection, bus: bool) -> Result<Link, Error> {
         .map_err(|e| refused(&e))?;
     let listen = MessageStream::for_match_rule(rule, &connection, None);
     let mut signals = listen.await.map_err(|e| refused(&e))?;
-    if bus {
-        let subscribed =
-            connection.call_method(Some(SERVICE), OBJECT, Some(MANAGER), "Subscribe", &());
-        within(subscribed).await.map_err(|e| refused(&e))?;
-    }
+    let subscribed = connection.call_method(Some(SERVICE), OBJECT, Some(MANAGER), "Subscribe", &());
+    within(subscribed).await.map_err(|e| refused(&e))?;
     let (ended, _) = broadcast::channel(QUEUE);
     let tell = ended.downgrade();
     tokio::spawn(async move {
