@@ -32,6 +32,7 @@ pub mod config;
 pub mod events;
 pub mod host;
 pub mod metrics;
+pub mod program;
 pub mod store;
 pub mod telemetry;
 pub mod undo;

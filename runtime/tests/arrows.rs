@@ -22,6 +22,7 @@ const LEVELS: &[(&str, &[&str])] = &[
             "events",
             "host",
             "metrics",
+            "program",
             "store",
             "telemetry",
             "undo",
