@@ -18,6 +18,7 @@ pub mod image;
 pub mod pod;
 
 // Level 2: mechanism. Siblings do not know each other.
+pub mod apparmor;
 pub mod cgroup;
 pub mod layer;
 pub mod network;
