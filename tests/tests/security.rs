@@ -338,16 +338,16 @@ impl Drop for Profile {
     }
 }
 
-/// What the default profile takes away even from a container whose other walls are down; each number that is
+/// What the default profile takes away even from a container whose other walls are down. Each number that is
 /// written is the one that is there.
+const REACH: &str = "echo $(cat /proc/sys/vm/swappiness) > /proc/sys/vm/swappiness && echo host sysctl; \
+     echo $(cat /proc/sys/kernel/shmmni) > /proc/sys/kernel/shmmni && echo own sysctl; \
+     mkdir /tmp/m && mount -t tmpfs none /tmp/m && echo mount; \
+     sleep 4321 & kill $! && echo kill; echo done; exec sleep 4321";
+
 async fn apparmor_default(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
-    let probe = format!(
-        "{CURRENT}; echo $(cat /proc/sys/vm/swappiness) > /proc/sys/vm/swappiness || echo no sysctl; \
-         echo $(cat /proc/sys/kernel/shmmni) > /proc/sys/kernel/shmmni && echo shm; \
-         mount -t tmpfs none /mnt || echo no mount; touch /tmp/x && echo file; \
-         sleep 4321 & kill $! && echo killed; echo done; exec sleep 4321"
-    );
+    let probe = format!("{CURRENT}; {REACH}");
     for wanted in [None, profile(ProfileType::RuntimeDefault, "")] {
         let mut config = script(&probe);
         security(&mut config).apparmor = wanted;
@@ -357,10 +357,7 @@ async fn apparmor_default(case: &mut Case) -> Result<()> {
         });
         let running = pod.start(&config).await?;
         running.wait_for_log("done").await?;
-        ensure_eq!(
-            running.stdout()?,
-            "berth-default\nno sysctl\nshm\nno mount\nfile\nkilled\ndone\n"
-        );
+        ensure_eq!(running.stdout()?, "berth-default\nown sysctl\nkill\ndone\n");
         ensure_eq!(running.sh(CURRENT).await?, "berth-default\n");
         let info = pod.cri.container_status_verbose(&running.id).await?.info;
         let info = info.get("info").context("no verbose status")?;
@@ -434,11 +431,19 @@ async fn apparmor_unconfined(case: &mut Case) -> Result<()> {
         (true, profile(ProfileType::RuntimeDefault, "")),
         (false, profile(ProfileType::Unconfined, "")),
     ] {
-        let mut config = script(&format!("{CURRENT}; exec sleep 4321"));
+        let mut config = script(&format!("{CURRENT}; {REACH}"));
         security(&mut config).privileged = privileged;
         security(&mut config).apparmor = wanted;
+        security(&mut config).capabilities = Some(Capability {
+            add_capabilities: vec!["SYS_ADMIN".into()],
+            ..Capability::default()
+        });
         let running = pod.start(&config).await?;
-        running.wait_for_log("unconfined").await?;
+        running.wait_for_log("done").await?;
+        ensure_eq!(
+            running.stdout()?,
+            "unconfined\nhost sysctl\nown sysctl\nmount\nkill\ndone\n"
+        );
         ensure_eq!(running.sh(CURRENT).await?, "unconfined\n");
     }
     let pause = pid_of(&pod.cri.pod_status_verbose(&pod.id).await?.info)?;
