@@ -110,9 +110,16 @@ pub struct AppArmor {
     /// The text in the kernel is known to be ours.
     current: AtomicBool,
     /// One attempt at a time; the last one, if it failed.
-    attempt: Mutex<Option<Instant>>,
-    /// Why the default profile cannot be had.
-    problem: StdMutex<Option<String>>,
+    failed: Mutex<Option<(Instant, String)>>,
+    problem: StdMutex<Option<Problem>>,
+}
+
+/// Why the default profile cannot be loaded.
+#[derive(Debug)]
+struct Problem {
+    why: String,
+    /// An earlier Berth's is in the kernel.
+    older: bool,
 }
 
 impl AppArmor {
@@ -124,7 +131,7 @@ impl AppArmor {
             config,
             works,
             current: AtomicBool::new(false),
-            attempt: Mutex::new(None),
+            failed: Mutex::new(None),
             problem: StdMutex::new(None),
         }
     }
@@ -151,14 +158,17 @@ impl AppArmor {
                 self.config.securityfs.display()
             )];
         }
-        let problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        let problem = problem.as_ref().map(|problem| {
-            format!(
-                "the default AppArmor profile {DEFAULT:?} cannot be loaded ({problem}): containers that name no \
-                 profile run unconfined, and RuntimeDefault is refused"
-            )
+        let problem = self.problem();
+        let notice = problem.as_ref().map(|Problem { why, older }| {
+            let meaning = match older {
+                true => "the one of an earlier Berth stays in force",
+                false => {
+                    "containers that name no profile run unconfined, and RuntimeDefault is refused"
+                }
+            };
+            format!("the default AppArmor profile {DEFAULT:?} cannot be loaded ({why}): {meaning}")
         });
-        problem.into_iter().collect()
+        notice.into_iter().collect()
     }
 
     /// The profile that a process is to change to when it is executed; empty: there is nothing to set.
@@ -204,24 +214,23 @@ impl AppArmor {
 
     /// Makes sure that our profile is in the kernel: somebody may have removed it since.
     async fn ensure_default(&self) -> Result<(), Error> {
-        if self.current.load(Ordering::Relaxed) && self.loaded().await?.contains(DEFAULT) {
+        let there = self.loaded().await?.contains(DEFAULT);
+        if there && self.current.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut failed = self.attempt.lock().await;
+        let mut failed = self.failed.lock().await;
         let text = text(&self.config.policy_dir);
         let hash = hash(&text);
-        if !self.is_current(&hash).await? {
-            let recent = failed.is_some_and(|at| at.elapsed() < RETRY);
-            let known = self.problem().clone().filter(|_| recent);
-            if let Some(problem) = known {
-                return Err(Error::NoDefault(problem));
-            }
-            if let Err(problem) = self.load(&text, hash).await {
-                tracing::warn!(profile = DEFAULT, %problem, "the default AppArmor profile cannot be loaded");
-                *failed = Some(Instant::now());
-                *self.problem() = Some(problem.clone());
-                return Err(Error::NoDefault(problem));
-            }
+        // Another create may have loaded it meanwhile.
+        let there = self.loaded().await?.contains(DEFAULT);
+        let current = there && self.noted(&hash);
+        if !current && let Err(why) = self.attempt(&mut failed, &text, &hash).await {
+            *self.problem() = Some(Problem {
+                why: why.clone(),
+                older: there,
+            });
+            // An older text confines better than none.
+            return there.then_some(()).ok_or(Error::NoDefault(why));
         }
         *failed = None;
         *self.problem() = None;
@@ -229,21 +238,38 @@ impl AppArmor {
         Ok(())
     }
 
-    fn problem(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+    /// Loads it, unless that failed a moment ago.
+    async fn attempt(
+        &self,
+        failed: &mut Option<(Instant, String)>,
+        text: &str,
+        hash: &str,
+    ) -> Result<(), String> {
+        if let Some((_, why)) = failed.as_ref().filter(|(at, _)| at.elapsed() < RETRY) {
+            return Err(why.clone());
+        }
+        let loaded = self.load(text, hash).await;
+        if let Err(why) = &loaded {
+            tracing::warn!(profile = DEFAULT, %why, "the default AppArmor profile cannot be loaded");
+            *failed = Some((Instant::now(), why.clone()));
+        }
+        loaded
+    }
+
+    fn problem(&self) -> std::sync::MutexGuard<'_, Option<Problem>> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It is in the kernel, and with this text: the kernel itself only knows a hash of what was compiled.
-    async fn is_current(&self, hash: &str) -> Result<bool, Error> {
-        let noted = std::fs::read_to_string(self.note());
-        Ok(noted.is_ok_and(|noted| noted == hash) && self.loaded().await?.contains(DEFAULT))
+    /// It was loaded with this text: the kernel itself only knows a hash of what was compiled.
+    fn noted(&self, hash: &str) -> bool {
+        std::fs::read_to_string(self.note()).is_ok_and(|noted| noted == hash)
     }
 
     fn note(&self) -> PathBuf {
         self.config.state_dir.join("apparmor").join(DEFAULT)
     }
 
-    async fn load(&self, text: &str, hash: String) -> Result<(), String> {
+    async fn load(&self, text: &str, hash: &str) -> Result<(), String> {
         let parser = self.parser()?;
         let program = Program {
             path: parser,

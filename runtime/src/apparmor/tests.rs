@@ -199,6 +199,20 @@ async fn a_failure_is_told_and_not_repeated_at_every_create() {
 }
 
 #[tokio::test]
+async fn an_older_profile_stays_where_the_new_one_cannot_be_loaded() {
+    let machine = Machine::new("exit 1");
+    machine.list("berth-default (enforce)\n");
+    let apparmor = machine.start(true);
+    apparmor.load_default().await;
+    for wanted in [UNSET, AppArmorProfile::RuntimeDefault] {
+        assert_eq!(apparmor.resolve(&wanted, false).await.unwrap(), DEFAULT);
+    }
+    assert_eq!(machine.runs(), 1);
+    let notices = apparmor.notices();
+    assert!(notices[0].contains("earlier Berth"), "{notices:?}");
+}
+
+#[tokio::test]
 async fn a_parser_that_is_missing_hangs_or_lies_fails() {
     let machine = Machine::new("exit 0");
     let error = machine.start(true).ensure_default().await.unwrap_err();
