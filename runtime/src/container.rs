@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::apparmor::AppArmor;
 use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
@@ -141,6 +142,8 @@ pub struct Deps {
     pub seccomp: Arc<Compiler>,
     /// Keeps them.
     pub programs: Arc<Programs>,
+    /// Tells which AppArmor profile is applied.
+    pub apparmor: Arc<AppArmor>,
     /// Told of every change.
     pub events: Events,
     /// Told how long steps take.

@@ -15,6 +15,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use crate::apparmor::{self, AppArmor};
 use crate::config::{Config, LogFormat};
 use crate::container::ContainerManager;
 use crate::events::Events;
@@ -88,7 +89,11 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
     };
     let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
 
-    recover::all(&parts.containers, &parts.pods, &parts.images).await?;
+    let (recovered, ()) = tokio::join!(
+        recover::all(&parts.containers, &parts.pods, &parts.images),
+        parts.apparmor.load_default(),
+    );
+    recovered?;
     ready.set();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.listen.display(), "serving the CRI");
@@ -121,6 +126,7 @@ struct Parts {
     facts: Arc<HostFacts>,
     metrics: Arc<Metrics>,
     network: Arc<Network>,
+    apparmor: Arc<AppArmor>,
     pods: Arc<PodManager>,
     containers: Arc<ContainerManager>,
     images: Arc<ImageManager>,
@@ -140,6 +146,8 @@ impl Parts {
         let programs = Programs::open(config.state.join("seccomp")).map_err(|e| chain(&e))?;
         let programs = Arc::new(programs);
         let seccomp = Arc::new(spec::seccomp::Compiler::new(facts.kernel).map_err(|e| chain(&e))?);
+        let apparmor = apparmor::Config::of_host(facts.apparmor, config.state.clone());
+        let apparmor = Arc::new(AppArmor::open(apparmor));
         let builtin = config
             .builtin_network
             .as_ref()
@@ -180,6 +188,7 @@ impl Parts {
             launcher: launcher.clone(),
             seccomp: seccomp.clone(),
             programs: programs.clone(),
+            apparmor: apparmor.clone(),
             events: events.clone(),
             metrics: metrics.clone(),
             cgroups: driver.pods(),
@@ -193,6 +202,7 @@ impl Parts {
                 storage: storage.clone(),
                 seccomp,
                 programs,
+                apparmor: apparmor.clone(),
                 events: events.clone(),
                 metrics: metrics.clone(),
             },
@@ -211,6 +221,7 @@ impl Parts {
             facts,
             metrics,
             network,
+            apparmor,
             pods,
             containers,
             images,

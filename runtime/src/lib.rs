@@ -18,6 +18,7 @@ pub mod image;
 pub mod pod;
 
 // Level 2: mechanism. Siblings do not know each other.
+pub mod apparmor;
 pub mod cgroup;
 pub mod layer;
 pub mod network;
@@ -32,6 +33,7 @@ pub mod config;
 pub mod events;
 pub mod host;
 pub mod metrics;
+pub mod program;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;

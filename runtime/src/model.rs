@@ -25,4 +25,4 @@ pub use pod::{
     PortMapping, Protocol, ReadyPod,
 };
 pub use resources::{HugepageLimit, Resources};
-pub use security::{CapabilityRequest, GroupsPolicy, SeccompProfile, SignalName};
+pub use security::{AppArmorProfile, CapabilityRequest, GroupsPolicy, SeccompProfile, SignalName};

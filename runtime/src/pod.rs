@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::apparmor::AppArmor;
 use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
@@ -121,6 +122,8 @@ pub struct Deps {
     pub seccomp: Arc<Compiler>,
     /// Keeps them.
     pub programs: Arc<Programs>,
+    /// Tells which AppArmor profile is applied.
+    pub apparmor: Arc<AppArmor>,
     /// Told of every change.
     pub events: Events,
     /// Told how long steps take.

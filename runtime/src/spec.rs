@@ -120,6 +120,8 @@ pub struct ContainerInput<'a> {
     pub target_pidns: Option<&'a Path>,
     /// cgroup v1: the cpuset of the pod's cgroup.
     pub cpuset: Option<&'a Cpuset>,
+    /// AppArmor profile to change to; empty: none to set.
+    pub apparmor: &'a str,
 }
 
 /// Path of a container's cgroup below each hierarchy's root.
@@ -184,6 +186,8 @@ pub struct PauseInput<'a> {
     pub facts: &'a HostFacts,
     /// cgroup v1: the cpuset of the pod's cgroup.
     pub cpuset: Option<&'a Cpuset>,
+    /// AppArmor profile to change to; empty: none to set.
+    pub apparmor: &'a str,
 }
 
 /// Everything that is needed to start a pause process.

@@ -11,7 +11,7 @@ const LEVELS: &[(&str, &[&str])] = &[
     (
         "2 mechanism",
         &[
-            "cgroup", "layer", "network", "registry", "shim", "spec", "storage",
+            "apparmor", "cgroup", "layer", "network", "registry", "shim", "spec", "storage",
         ],
     ),
     (
@@ -22,6 +22,7 @@ const LEVELS: &[(&str, &[&str])] = &[
             "events",
             "host",
             "metrics",
+            "program",
             "store",
             "systemd",
             "telemetry",
@@ -45,13 +46,13 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     (
         "cri",
         &[
-            "cgroup", "layer", "network", "registry", "shim", "spec", "storage", "sys",
+            "apparmor", "cgroup", "layer", "network", "registry", "shim", "spec", "storage", "sys",
         ],
     ),
     (
         "admin",
         &[
-            "cgroup", "layer", "network", "registry", "shim", "spec", "storage", "sys",
+            "apparmor", "cgroup", "layer", "network", "registry", "shim", "spec", "storage", "sys",
         ],
     ),
 ];

@@ -69,6 +69,7 @@ fn plan(facts: &HostFacts, parent: &str, resources: Resources) -> ContainerPlan 
         devices: &[],
         target_pidns: None,
         cpuset: cpuset.as_ref(),
+        apparmor: "",
     })
     .unwrap()
 }

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+/// What specs wait for that stop themselves on a machine without AppArmor. On one that has it they must pass.
+const APPARMOR: &str = "a machine with AppArmor";
+
 /// The two lists in `tests/critest`.
 #[derive(Clone, Debug, Default)]
 pub struct Lists {
@@ -15,7 +18,7 @@ pub struct Lists {
 }
 
 impl Lists {
-    /// Reads `required.txt` and `waiting.txt`.
+    /// Reads `required.txt` and `waiting.txt`. Nobody waits for what this machine has.
     ///
     /// # Errors
     /// When a file is missing, or a name stands twice or before its reason.
@@ -24,7 +27,21 @@ impl Lists {
             let path = folder.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
         };
-        Self::parse(&read("required.txt")?, &read("waiting.txt")?)
+        let mut lists = Self::parse(&read("required.txt")?, &read("waiting.txt")?)?;
+        if crate::machine::lacks_apparmor().is_none() {
+            lists.met(APPARMOR);
+        }
+        Ok(lists)
+    }
+
+    /// What waited for this reason is required.
+    fn met(&mut self, reason: &str) {
+        let names = self.waiting.iter().filter(|(_, waits)| *waits == reason);
+        let names: Vec<String> = names.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.waiting.remove(&name);
+            self.required.insert(name);
+        }
     }
 
     fn parse(required: &str, waiting: &str) -> Result<Self> {
@@ -236,6 +253,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_machine_has_is_not_waited_for() {
+        let mut lists =
+            Lists::parse("a 'b'\n", "waits for: rain\n  c\nwaits for: sun\n d\n").unwrap();
+        lists.met("rain");
+        assert!(lists.required.contains("c") && lists.required.contains("a 'b'"));
+        assert_eq!(lists.waiting.keys().collect::<Vec<_>>(), ["d"]);
+    }
+
+    #[test]
     fn an_unlisted_spec_is_an_error() {
         let lists = Lists::parse("a 'b'\n", "waits for: rain\n  c\n").unwrap();
         let error = lists
@@ -254,6 +280,8 @@ mod tests {
 
     #[test]
     fn the_lists_of_this_workspace_are_sound() {
-        Lists::read(&crate::paths::workspace().join("tests/critest")).unwrap();
+        let lists = Lists::read(&crate::paths::workspace().join("tests/critest")).unwrap();
+        let waits = lists.waiting.values().any(|reason| reason == APPARMOR);
+        assert_eq!(waits, crate::machine::lacks_apparmor().is_some());
     }
 }

@@ -1,11 +1,37 @@
-//! What the CNI plugins leave on a machine by design (empty nftables tables), taken away again when this run made it.
+//! What a machine has, and what the CNI plugins leave on it by design (empty nftables tables), taken away again
+//! when this run made it.
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Why AppArmor profiles cannot be applied on this machine; `None`: they can.
+#[must_use]
+pub fn lacks_apparmor() -> Option<&'static str> {
+    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
+    if !enabled.is_ok_and(|text| text.first() == Some(&b'Y')) {
+        return Some("AppArmor is not enabled on this machine");
+    }
+    if !Path::new("/sys/kernel/security/apparmor/profiles").exists() {
+        return Some("securityfs is not mounted on this machine");
+    }
+    let parsers = ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"];
+    if !parsers.iter().any(|path| Path::new(path).exists()) {
+        return Some("apparmor_parser is not installed on this machine");
+    }
+    None
+}
+
+/// The opposite: for what must be refused without AppArmor.
+#[must_use]
+pub fn has_apparmor() -> Option<&'static str> {
+    let enabled = Path::new("/sys/kernel/security/apparmor/profiles").exists();
+    enabled.then_some("this machine has AppArmor")
+}
 
 const PLUGIN_TABLES: [&str; 2] = ["inet cni_plugins_masquerade", "ip cni_hostport"];
 

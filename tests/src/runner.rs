@@ -33,6 +33,8 @@ pub struct Test {
     pub alone: bool,
     /// why containerd does not take it
     pub berth_only: Option<&'static str>,
+    /// tells why this machine cannot run it
+    pub unfit: Option<fn() -> Option<&'static str>>,
 }
 
 impl std::fmt::Debug for Test {
@@ -50,6 +52,7 @@ impl Test {
             body,
             alone: false,
             berth_only: None,
+            unfit: None,
         }
     }
 
@@ -57,6 +60,13 @@ impl Test {
     #[must_use]
     pub const fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    /// The same test, only where `unfit` has nothing to say against the machine.
+    #[must_use]
+    pub const fn unless(mut self, unfit: fn() -> Option<&'static str>) -> Self {
+        self.unfit = Some(unfit);
         self
     }
 
@@ -313,7 +323,8 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
     let shared = Arc::new(Shared::start().await?);
     let mut runnable = Vec::new();
     for test in chosen {
-        match test.berth_only.filter(|_| shared.kind != Kind::Berth) {
+        let not_ours = test.berth_only.filter(|_| shared.kind != Kind::Berth);
+        match not_ours.or_else(|| test.unfit.and_then(|unfit| unfit())) {
             Some(why) => {
                 println!("SKIP {}: {why}", test.name);
                 count.skipped += 1;

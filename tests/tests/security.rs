@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::security_profile::ProfileType;
 use berth_cri_api::v1::*;
 use berth_tests::cri::image_spec;
-use berth_tests::pods::{Pod, container, pod_config, script, security};
+use berth_tests::machine::{has_apparmor, lacks_apparmor};
+use berth_tests::pods::{Pod, container, pid_of, pod_config, script, security, unique};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, images, test};
 
@@ -22,6 +23,16 @@ pub(crate) const TESTS: &[Test] = &[
     test!(seccomp_runtime_default),
     test!(seccomp_localhost),
     test!(seccomp_missing_profile_is_refused),
+    test!(apparmor_default)
+        .unless(lacks_apparmor)
+        .berth_only("the default profile has another name"),
+    test!(apparmor_localhost)
+        .unless(lacks_apparmor)
+        .berth_only("the error has other words"),
+    test!(apparmor_unconfined).unless(lacks_apparmor),
+    test!(apparmor_is_refused_where_it_is_not)
+        .unless(has_apparmor)
+        .berth_only("the error has other words"),
     test!(devices_of_the_host_are_closed),
     test!(host_path_escapes_by_link),
 ];
@@ -273,6 +284,193 @@ async fn seccomp_missing_profile_is_refused(case: &mut Case) -> Result<()> {
         pod.start(&config).await.is_err(),
         "a profile that is not there was ignored"
     );
+    Ok(())
+}
+
+/// The profile of a process, without its mode.
+const CURRENT: &str = "sed 's/ (.*//' /proc/self/attr/current";
+
+fn host_profile(pid: u32) -> Result<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/attr/current"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// A profile of the test's own in the kernel; removed with this value.
+struct Profile {
+    name: String,
+    text: String,
+}
+
+impl Profile {
+    /// One that denies writes to /tmp.
+    fn load() -> Result<Self> {
+        let name = format!("berth-test-{}-{}", std::process::id(), unique());
+        let rules = "file, capability, network, unix, signal, ptrace, deny /tmp/** w,";
+        let profile = Self {
+            text: format!("profile {name} flags=(attach_disconnected) {{ {rules} }}\n"),
+            name,
+        };
+        profile.parser("-Kr")?;
+        Ok(profile)
+    }
+
+    fn parser(&self, option: &str) -> Result<()> {
+        use std::io::Write as _;
+        let mut child = std::process::Command::new("apparmor_parser")
+            .env("PATH", "/usr/sbin:/sbin")
+            .args(["-q", option])
+            .stdin(std::process::Stdio::piped())
+            .spawn()?;
+        let mut stdin = child.stdin.take().context("no input")?;
+        stdin.write_all(self.text.as_bytes())?;
+        drop(stdin);
+        let status = child.wait()?;
+        ensure!(status.success(), "apparmor_parser {option}: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Profile {
+    fn drop(&mut self) {
+        if let Err(error) = self.parser("-R") {
+            println!("profile {} is left: {error}", self.name);
+        }
+    }
+}
+
+/// What the default profile takes away even from a container whose other walls are down. Each number that is
+/// written is the one that is there.
+const REACH: &str = "echo $(cat /proc/sys/vm/swappiness) > /proc/sys/vm/swappiness && echo host sysctl; \
+     echo $(cat /proc/sys/kernel/shmmni) > /proc/sys/kernel/shmmni && echo own sysctl; \
+     mkdir /tmp/m && mount -t tmpfs none /tmp/m && echo mount; \
+     sleep 4321 & kill $! && echo kill; echo done; exec sleep 4321";
+
+async fn apparmor_default(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let probe = format!("{CURRENT}; {REACH}");
+    for wanted in [None, profile(ProfileType::RuntimeDefault, "")] {
+        let mut config = script(&probe);
+        security(&mut config).apparmor = wanted;
+        security(&mut config).capabilities = Some(Capability {
+            add_capabilities: vec!["SYS_ADMIN".into()],
+            ..Capability::default()
+        });
+        let running = pod.start(&config).await?;
+        running.wait_for_log("done").await?;
+        ensure_eq!(running.stdout()?, "berth-default\nown sysctl\nkill\ndone\n");
+        ensure_eq!(running.sh(CURRENT).await?, "berth-default\n");
+        let info = pod.cri.container_status_verbose(&running.id).await?.info;
+        let info = info.get("info").context("no verbose status")?;
+        let info: serde_json::Value = serde_json::from_str(info)?;
+        ensure_eq!(
+            info["runtimeSpec"]["process"]["apparmorProfile"],
+            "berth-default"
+        );
+        // Stop sends a signal from outside the profile.
+        pod.cri.stop(&running.id, 5).await?;
+    }
+    let pause = pid_of(&pod.cri.pod_status_verbose(&pod.id).await?.info)?;
+    ensure_eq!(host_profile(pause)?, "berth-default (enforce)");
+    Ok(())
+}
+
+#[allow(deprecated)] // The older field still counts.
+async fn apparmor_localhost(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let own = Profile::load()?;
+    let older = format!("localhost/{}", own.name);
+    for (newer, older) in [
+        (profile(ProfileType::Localhost, &own.name), ""),
+        (profile(ProfileType::Localhost, &older), "localhost/missing"),
+        (None, older.as_str()),
+    ] {
+        let mut config = script(&format!(
+            "{CURRENT}; touch /tmp/x || echo refused; touch /x && echo made; echo done; exec sleep 4321"
+        ));
+        security(&mut config).apparmor = newer;
+        security(&mut config).apparmor_profile = older.to_owned();
+        security(&mut config).no_new_privs = true;
+        let running = pod.start(&config).await?;
+        running.wait_for_log("done").await?;
+        ensure_eq!(
+            running.stdout()?,
+            format!("{}\nrefused\nmade\ndone\n", own.name)
+        );
+        let output = running.exec(&["touch", "/tmp/y"]).await?;
+        ensure!(
+            output.code != 0,
+            "an exec may do what the container may not"
+        );
+    }
+    let mut missing = script("true");
+    security(&mut missing).apparmor = profile(ProfileType::Localhost, "no-such-profile");
+    let answer = pod.cri.create(&pod.id, &missing, &pod.config).await;
+    let error = answer.err().context("a missing profile was ignored")?;
+    ensure!(
+        error
+            .message()
+            .contains("\"no-such-profile\" is not loaded"),
+        "{error}"
+    );
+    Ok(())
+}
+
+async fn apparmor_unconfined(case: &mut Case) -> Result<()> {
+    let instance = case.start().await?;
+    let mut config = pod_config(instance, "unconfined");
+    if let Some(security) = config
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut())
+    {
+        security.privileged = true;
+    }
+    let pod = Pod::run(instance.cri()?, config).await?;
+    for (privileged, wanted) in [
+        (true, None),
+        (true, profile(ProfileType::RuntimeDefault, "")),
+        (false, profile(ProfileType::Unconfined, "")),
+    ] {
+        let mut config = script(&format!("{CURRENT}; {REACH}"));
+        security(&mut config).privileged = privileged;
+        security(&mut config).apparmor = wanted;
+        security(&mut config).capabilities = Some(Capability {
+            add_capabilities: vec!["SYS_ADMIN".into()],
+            ..Capability::default()
+        });
+        let running = pod.start(&config).await?;
+        running.wait_for_log("done").await?;
+        ensure_eq!(
+            running.stdout()?,
+            "unconfined\nhost sysctl\nown sysctl\nmount\nkill\ndone\n"
+        );
+        ensure_eq!(running.sh(CURRENT).await?, "unconfined\n");
+    }
+    let pause = pid_of(&pod.cri.pod_status_verbose(&pod.id).await?.info)?;
+    ensure_eq!(host_profile(pause)?, "unconfined");
+    Ok(())
+}
+
+async fn apparmor_is_refused_where_it_is_not(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    for wanted in [
+        profile(ProfileType::RuntimeDefault, ""),
+        profile(ProfileType::Localhost, "x"),
+    ] {
+        let mut config = script("true");
+        security(&mut config).apparmor = wanted;
+        let answer = pod.cri.create(&pod.id, &config, &pod.config).await;
+        let error = answer.err().context("a profile was ignored")?;
+        ensure!(
+            error
+                .message()
+                .contains("AppArmor is not enabled on this host"),
+            "{error}"
+        );
+    }
+    let mut config = script("echo fine");
+    security(&mut config).apparmor = profile(ProfileType::Unconfined, "");
+    ensure_eq!(pod.output_of(&config).await?, "fine\n");
     Ok(())
 }
 

@@ -95,6 +95,14 @@ struct Making {
     spec: Arc<ContainerSpec>,
 }
 
+/// What is known before anything of the container is made.
+struct Given {
+    /// The PID namespace that it joins, with `pid: Target` only.
+    target: Option<PathBuf>,
+    /// The AppArmor profile that it changes to; empty: none to set.
+    apparmor: String,
+}
+
 /// What is ready before the monitor is started.
 struct Prepared {
     rootfs: OwnedFd,
@@ -242,13 +250,16 @@ impl Making {
     }
 
     async fn prepare(&self, container: &Arc<Container>) -> Result<Prepared, Error> {
-        let target = self.target_pidns()?;
+        let given = Given {
+            target: self.target_pidns()?,
+            apparmor: self.apparmor().await?,
+        };
         let inner = self.inner.clone();
         let (pod, image, spec) = (self.pod.clone(), self.image.clone(), self.spec.clone());
         let (id, log_path) = (container.id.clone(), container.now().log_path.clone());
         let _clock = self.inner.deps.metrics.step("create_container", "prepare");
         let prepared = blocking::run("prepare a container", move || {
-            prepare_blocking(&inner, &id, &pod, &image, &spec, target, &log_path)
+            prepare_blocking(&inner, &id, &pod, &image, &spec, &given, &log_path)
         })
         .await;
         let prepared = prepared.map_err(|(step, kind, problem)| match kind {
@@ -265,6 +276,12 @@ impl Making {
         }
         drop(record);
         Ok(prepared)
+    }
+
+    async fn apparmor(&self) -> Result<String, Error> {
+        let (spec, apparmor) = (&self.spec, &self.inner.deps.apparmor);
+        let resolved = apparmor.resolve(&spec.apparmor, spec.privileged).await;
+        resolved.map_err(|e| self.failed("choose the AppArmor profile", e.kind(), chain(&e)))
     }
 
     /// The PID namespace of the container that this one looks into (row F017).
@@ -378,7 +395,7 @@ fn prepare_blocking(
     pod: &ReadyPod,
     image: &ResolvedImage,
     spec: &ContainerSpec,
-    target: Option<PathBuf>,
+    given: &Given,
     log_path: &str,
 ) -> Result<Prepared, Failed> {
     let deps = &inner.deps;
@@ -405,8 +422,9 @@ fn prepare_blocking(
         rootfs: &inner.rootfs_path(),
         mounts: &mounts,
         devices: &nodes,
-        target_pidns: target.as_deref(),
+        target_pidns: given.target.as_deref(),
         cpuset: cpuset.as_ref(),
+        apparmor: &given.apparmor,
     })
     .map_err(|e| invalid(chain(&e)))?;
 

@@ -57,7 +57,7 @@ impl Kinded for Error {
 /// What the machine and this build can do, as far as a request may ask for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Abilities {
-    /// AppArmor is enabled on the host.
+    /// AppArmor profiles can be applied on the host.
     pub apparmor: bool,
     /// SELinux is enabled on the host.
     pub selinux: bool,

@@ -117,6 +117,7 @@ fn pod_config(spec: &PodSpec) -> Value {
                 "run_as_group": spec.run_as_group,
                 "supplemental_groups": spec.supplemental_groups,
                 "seccomp": format!("{:?}", spec.seccomp),
+                "apparmor": format!("{:?}", spec.apparmor),
             },
         },
     })
@@ -199,6 +200,7 @@ fn container_security(spec: &ContainerSpec) -> Value {
         "masked_paths": spec.masked_paths,
         "readonly_paths": spec.readonly_paths,
         "seccomp": format!("{:?}", spec.seccomp),
+        "apparmor": format!("{:?}", spec.apparmor),
     })
 }
 

@@ -11,20 +11,20 @@ use crate::network::Network;
 
 pub(super) fn describe(config: &Arc<Config>, parts: &Parts) -> Node {
     let facts = &parts.facts;
-    let notices = notices(facts);
+    let (notices, apparmor) = (notices(facts), parts.apparmor.clone());
     let (reported, told) = (parts.network.clone(), parts.network.clone());
     Node {
         config: config.clone(),
         cgroup_driver: parts.driver.name(),
         abilities: Abilities {
-            apparmor: facts.apparmor,
+            apparmor: apparmor.works(),
             selinux: facts.selinux,
             mount_options: true,
         },
         handlers: Vec::new(),
         runtime: Box::new(Condition::ready),
         network: Box::new(move || report(&reported)),
-        notices: Box::new(move || notices.clone()),
+        notices: Box::new(move || [notices.clone(), apparmor.notices()].concat()),
         pod_cidr: Box::new(move |cidr| {
             let (network, cidr) = (told.clone(), cidr.to_owned());
             tokio::spawn(async move {
@@ -45,12 +45,10 @@ fn notices(facts: &HostFacts) -> Vec<String> {
             facts.min_oom_score_adj
         ));
     }
-    for (on, name) in [(facts.apparmor, "AppArmor"), (facts.selinux, "SELinux")] {
-        if on {
-            notices.push(format!(
-                "{name} is on, and Berth does not label containers for it yet: containers that ask for nothing run unconfined, others are refused"
-            ));
-        }
+    if facts.selinux {
+        notices.push(
+            "SELinux is on, and Berth does not label containers for it yet: containers that ask for nothing run unconfined, others are refused".to_owned(),
+        );
     }
     notices
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CapabilityRequest, GroupsPolicy, ImageId, NamespaceModes, Resources, SeccompProfile, SignalName,
+    AppArmorProfile, CapabilityRequest, GroupsPolicy, ImageId, NamespaceModes, Resources,
+    SeccompProfile, SignalName,
 };
 use crate::id::{ContainerId, PodId};
 
@@ -72,6 +73,9 @@ pub struct ContainerSpec {
     pub readonly_paths: Vec<String>,
     /// System call filter.
     pub seccomp: SeccompProfile,
+    /// AppArmor profile.
+    #[serde(default)]
+    pub apparmor: AppArmorProfile,
     /// Signal for StopContainer; `None`: the image's, else SIGTERM.
     pub stop_signal: Option<SignalName>,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GroupsPolicy, Resources, SeccompProfile};
+use super::{AppArmorProfile, GroupsPolicy, Resources, SeccompProfile};
 use crate::id::PodId;
 
 /// The four values that name a sandbox; unique among living ones.
@@ -50,6 +50,9 @@ pub struct PodSpec {
     pub privileged: bool,
     /// Filter of the pause process.
     pub seccomp: SeccompProfile,
+    /// AppArmor profile of the pause process.
+    #[serde(default)]
+    pub apparmor: AppArmorProfile,
     /// User of the pause process.
     pub run_as_user: Option<u32>,
     /// Group of the pause process.

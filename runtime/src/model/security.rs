@@ -14,6 +14,20 @@ pub enum SeccompProfile {
     Localhost(String),
 }
 
+/// Which AppArmor profile to run under.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmorProfile {
+    /// Nothing was said: Berth's own where it can be had (row F036).
+    #[default]
+    Unset,
+    /// Berth's own.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// The name of one that is loaded.
+    Localhost(String),
+}
+
 /// Capabilities to add to and drop from the default set. Names as given; `ALL` allowed in both.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

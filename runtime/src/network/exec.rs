@@ -1,31 +1,18 @@
 //! Runs one CNI plugin: environment and standard input in, JSON on standard output.
 //!
-//! A plugin is trusted to be what the administrator installed, and not trusted to work: its time,
-//! its output and its messages are bounded.
+//! A plugin is trusted to be what the administrator installed, and not trusted to work
+//! ([`crate::program`]).
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
-use tokio::sync::watch;
 
 use crate::model::{Kind, Kinded};
-
-/// The most that a plugin may write, bytes.
-const OUTPUT_LIMIT: usize = 1 << 20;
-/// The part of a plugin's standard error that goes into a message, bytes.
-const MESSAGE_LIMIT: usize = 2048;
-/// How long output is read after the plugin's end, when a child of it holds the pipe open.
-const LINGER: Duration = Duration::from_millis(200);
-/// Attempts, and the pause between them, while the executable is being written (`ETXTBSY`).
-const BUSY_ATTEMPTS: u32 = 20;
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
+use crate::program::{self, OUTPUT_LIMIT, Program, printable};
 
 /// What a plugin is asked to do (CNI 1.1.0, section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,137 +157,23 @@ pub(super) async fn run(
     input: &[u8],
     limit: Duration,
 ) -> Result<Vec<u8>, Failure> {
-    let mut child = spawn(path, environment).await.map_err(Failure::Run)?;
-    // The group must not outlive this call, also when the caller goes away.
-    let group = Group(child.id());
-    let (ended, end) = watch::channel(false);
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let feed = async {
-        if let Some(mut stdin) = stdin {
-            // A plugin that does not read its input may have no need of it.
-            let _ = stdin.write_all(input).await;
-        }
+    let plugin = Program {
+        path,
+        arguments: &[],
+        environment,
+        input,
+        limit,
     };
-    let wait = async {
-        let status = child.wait().await;
-        let _ = ended.send(true);
-        status
-    };
-    // A flood on standard output ends the plugin at once; on standard error it is only not kept.
-    let work = async {
-        tokio::join!(
-            feed,
-            wait,
-            collect(stdout, end.clone(), || group.kill()),
-            collect(stderr, end.clone(), || ())
-        )
-    };
-    let Ok(((), status, output, messages)) = tokio::time::timeout(limit, work).await else {
-        group.kill();
-        let _ = child.wait().await;
-        return Err(Failure::Timeout(limit));
-    };
-    group.disarm();
-    let status = status.map_err(Failure::Run)?;
-    if output.overflow {
-        return Err(Failure::TooMuchOutput);
-    }
-    if status.success() {
-        return Ok(output.kept);
-    }
-    Err(failure(status, &output.kept, &messages.kept))
-}
-
-async fn spawn(path: &Path, environment: &[(&str, String)]) -> io::Result<Child> {
-    let mut command = Command::new(path);
-    command
-        .envs(environment.iter().map(|(key, value)| (key, value)))
-        // Not for plugins: it would let them speak to the service manager as the daemon.
-        .env_remove("NOTIFY_SOCKET")
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    let mut attempt = 1;
-    loop {
-        match command.spawn() {
-            Err(error)
-                if error.kind() == io::ErrorKind::ExecutableFileBusy && attempt < BUSY_ATTEMPTS =>
-            {
-                attempt += 1;
-                tokio::time::sleep(BUSY_PAUSE).await;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// The process group of a plugin; killed when dropped armed.
-struct Group(Option<u32>);
-
-impl Group {
-    fn kill(&self) {
-        let pid = self.0.and_then(|id| Pid::from_raw(id.cast_signed()));
-        if let Some(pid) = pid {
-            // It may have ended already.
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
-    }
-
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// What came through a pipe.
-#[derive(Default)]
-struct Collected {
-    kept: Vec<u8>,
-    /// There was more than the limit, and only the beginning was kept.
-    overflow: bool,
-}
-
-/// Reads until the end, or a little longer than the plugin lives.
-async fn collect<R: AsyncRead + Unpin>(
-    pipe: Option<R>,
-    mut ended: watch::Receiver<bool>,
-    too_much: impl Fn(),
-) -> Collected {
-    let mut all = Collected::default();
-    let Some(mut pipe) = pipe else {
-        return all;
-    };
-    let over = async {
-        let _ = ended.wait_for(|ended| *ended).await;
-        tokio::time::sleep(LINGER).await;
-    };
-    tokio::pin!(over);
-    let mut buffer = vec![0; 16 << 10];
-    loop {
-        tokio::select! {
-            read = pipe.read(&mut buffer) => match read {
-                Ok(0) | Err(_) => break,
-                Ok(count) if !all.overflow => {
-                    all.kept.extend(buffer.iter().take(count));
-                    if all.kept.len() > OUTPUT_LIMIT {
-                        all.overflow = true;
-                        all.kept.truncate(MESSAGE_LIMIT);
-                        too_much();
-                    }
-                }
-                Ok(_) => {}
-            },
-            () = &mut over => break,
-        }
-    }
-    all
+    program::run(&plugin).await.map_err(|failed| match failed {
+        program::Failure::Run(error) => Failure::Run(error),
+        program::Failure::Timeout(limit) => Failure::Timeout(limit),
+        program::Failure::TooMuchOutput => Failure::TooMuchOutput,
+        program::Failure::Ended {
+            status,
+            output,
+            messages,
+        } => failure(status, &output, &messages),
+    })
 }
 
 fn failure(status: ExitStatus, output: &[u8], messages: &[u8]) -> Failure {
@@ -326,20 +199,6 @@ fn failure(status: ExitStatus, output: &[u8], messages: &[u8]) -> Failure {
     }
 }
 
-/// The end of what was written, on one line, with control characters escaped.
-fn printable(bytes: &[u8]) -> String {
-    let from = bytes.len().saturating_sub(MESSAGE_LIMIT);
-    let text = String::from_utf8_lossy(bytes.get(from..).unwrap_or_default());
-    let line = text.trim().replace('\n', " | ");
-    line.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = (!c.is_control()).then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,25 +214,12 @@ mod tests {
     async fn try_run(body: &str, limit: Duration) -> Result<String, Failure> {
         let dir = tempfile::tempdir().unwrap();
         let path = script(dir.path(), body);
-        let environment = [("CNI_COMMAND", "ADD".to_owned())];
-        run(&path, &environment, b"the input", limit)
+        run(&path, &[], b"the input", limit)
             .await
             .map(|output| String::from_utf8(output).unwrap())
     }
 
     const LONG: Duration = Duration::from_secs(20);
-
-    #[tokio::test]
-    async fn input_environment_and_output_pass_through() {
-        let output = try_run("echo \"$CNI_COMMAND: $(cat)\"; echo noise >&2", LONG).await;
-        assert_eq!(output.unwrap(), "ADD: the input\n");
-    }
-
-    #[tokio::test]
-    async fn a_plugin_need_not_read_its_input() {
-        let output = try_run("exec 0<&-; echo {}", LONG).await;
-        assert_eq!(output.unwrap(), "{}\n");
-    }
 
     #[tokio::test]
     async fn an_error_in_json_is_told_with_code_message_details_and_stderr() {
@@ -402,45 +248,6 @@ mod tests {
             .unwrap_err();
         assert!(failure.to_string().contains("signal: 9"), "{failure}");
         assert!(failure.to_string().contains("oops"), "{failure}");
-    }
-
-    #[tokio::test]
-    async fn a_plugin_that_hangs_is_killed_with_its_children() {
-        let dir = tempfile::tempdir().unwrap();
-        let mark = dir.path().join("pid");
-        let body = format!("sleep 300 & echo $! > {}; wait", mark.display());
-        let failure = try_run(&body, Duration::from_secs(2)).await.unwrap_err();
-        assert!(matches!(failure, Failure::Timeout(_)), "{failure}");
-        let pid = std::fs::read_to_string(mark).unwrap();
-        // Reaped by whoever inherited it, or a zombie; soon, for signals take a moment.
-        let ended = || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-            stat.map_or(true, |stat| stat.contains(") Z "))
-        };
-        let start = std::time::Instant::now();
-        while !ended() {
-            assert!(
-                start.elapsed() < Duration::from_secs(10),
-                "child {pid} lives"
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_flood_is_cut_off() {
-        let failure = try_run("yes", LONG).await.unwrap_err();
-        assert!(matches!(failure, Failure::TooMuchOutput), "{failure}");
-        let output = try_run("head -c 3000000 /dev/zero >&2; echo {}", LONG).await;
-        assert_eq!(output.unwrap(), "{}\n");
-    }
-
-    #[tokio::test]
-    async fn a_child_that_holds_the_pipe_is_not_waited_for() {
-        let start = std::time::Instant::now();
-        let output = try_run("sleep 5 & echo {}", LONG).await;
-        assert_eq!(output.unwrap(), "{}\n");
-        assert!(start.elapsed() < Duration::from_secs(3));
     }
 
     #[test]

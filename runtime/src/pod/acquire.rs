@@ -82,6 +82,7 @@ impl<'a> Acquiring<'a> {
             record.cgroup_parent.clone()
         };
         self.save().await?;
+        let apparmor = self.apparmor().await?;
         let cpuset = self.make_parent(parent.clone()).await?;
         let input = spec::PauseInput {
             id: &self.pod.id,
@@ -89,6 +90,7 @@ impl<'a> Acquiring<'a> {
             cgroup_parent: &parent,
             facts,
             cpuset: cpuset.as_ref(),
+            apparmor: &apparmor,
         };
         spec::pause(&input).map_err(|e| Error::Invalid(chain(&e)))
     }
@@ -104,6 +106,14 @@ impl<'a> Acquiring<'a> {
         });
         made.await
             .map_err(|e| self.failed("make the parent cgroup", Kind::Unknown, chain(&e)))
+    }
+
+    /// Pause is confined like a container: it is the first process of a PID namespace that they may share,
+    /// and what shares one profile may signal and trace itself as if there were none.
+    async fn apparmor(&self) -> Result<String, Error> {
+        let (spec, apparmor) = (&self.pod.spec, &self.inner.deps.apparmor);
+        let resolved = apparmor.resolve(&spec.apparmor, spec.privileged).await;
+        resolved.map_err(|e| self.failed("choose the AppArmor profile", e.kind(), chain(&e)))
     }
 
     async fn files(&self) -> Result<(), Error> {

@@ -1,6 +1,8 @@
 //! What the tests of this module share.
 
-use crate::model::{GroupsPolicy, NamespaceModes, PodMetadata, PodSpec, SeccompProfile};
+use crate::model::{
+    AppArmorProfile, GroupsPolicy, NamespaceModes, PodMetadata, PodSpec, SeccompProfile,
+};
 
 /// A pod that asks for nothing.
 pub(super) fn spec() -> PodSpec {
@@ -22,6 +24,7 @@ pub(super) fn spec() -> PodSpec {
         namespaces: NamespaceModes::default(),
         privileged: false,
         seccomp: SeccompProfile::Unconfined,
+        apparmor: AppArmorProfile::Unset,
         run_as_user: None,
         run_as_group: None,
         supplemental_groups: Vec::new(),

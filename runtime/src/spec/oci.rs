@@ -34,18 +34,22 @@ pub(super) fn config(
             [spec.readonly_paths.clone(), mounts.read_only.clone()].concat(),
         )
     };
+    let mut shown = json!({
+        "terminal": process.terminal,
+        "user": { "uid": process.uid, "gid": process.gid, "additionalGids": process.groups },
+        "args": lossy(&process.args),
+        "env": lossy(&process.env),
+        // The worker enters the real one: it may have to make it, perhaps inside a volume.
+        "cwd": "/",
+        "oomScoreAdj": process.oom_score_adj,
+    });
+    if !process.apparmor.is_empty() {
+        shown["apparmorProfile"] = json!(process.apparmor);
+    }
     Ok(json!({
         "ociVersion": OCI_VERSION,
         "root": { "path": input.rootfs, "readonly": spec.read_only_root },
-        "process": {
-            "terminal": process.terminal,
-            "user": { "uid": process.uid, "gid": process.gid, "additionalGids": process.groups },
-            "args": lossy(&process.args),
-            "env": lossy(&process.env),
-            // The worker enters the real one: it may have to make it, perhaps inside a volume.
-            "cwd": "/",
-            "oomScoreAdj": process.oom_score_adj,
-        },
+        "process": shown,
         "mounts": mounts.oci,
         "linux": {
             "namespaces": namespaces(input)?,

@@ -9,7 +9,7 @@ use super::{
     ContainerInput, ContainerPlan, Error, PauseInput, PausePlan, capabilities, devices, mounts,
     oci, process, users,
 };
-use crate::host::{CgroupFacts, HostFacts};
+use crate::host::CgroupFacts;
 use crate::model::{Resources, SeccompProfile};
 
 /// `oom_score_adj` of pause: the last to go before the node's own daemons (row X053).
@@ -190,7 +190,7 @@ pub fn pause(input: &PauseInput<'_>) -> Result<PausePlan, Error> {
         input.cpuset,
     )?;
     Ok(PausePlan {
-        process: pause_process(input.facts, uid, gid, groups),
+        process: pause_process(input, uid, gid, groups),
         cgroup,
         seccomp: if spec.privileged {
             SeccompProfile::Unconfined
@@ -201,8 +201,9 @@ pub fn pause(input: &PauseInput<'_>) -> Result<PausePlan, Error> {
 }
 
 /// Pause reaps and waits; it needs no privilege for that, whatever the pod's containers get.
-fn pause_process(facts: &HostFacts, uid: u32, gid: u32, groups: Vec<u32>) -> Process {
-    let (oom_score_adj, _) = process::oom_score_adj(PAUSE_OOM_SCORE_ADJ, facts.min_oom_score_adj);
+fn pause_process(input: &PauseInput<'_>, uid: u32, gid: u32, groups: Vec<u32>) -> Process {
+    let lowest = input.facts.min_oom_score_adj;
+    let (oom_score_adj, _) = process::oom_score_adj(PAUSE_OOM_SCORE_ADJ, lowest);
     Process {
         args: vec![b"pause".to_vec()],
         env: Vec::new(),
@@ -223,7 +224,7 @@ fn pause_process(facts: &HostFacts, uid: u32, gid: u32, groups: Vec<u32>) -> Pro
         rows: 0,
         columns: 0,
         umask: None,
-        apparmor: String::new(),
+        apparmor: input.apparmor.to_owned(),
         selinux: String::new(),
     }
 }

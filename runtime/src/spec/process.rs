@@ -34,7 +34,7 @@ pub(super) fn first(
         rows: 0,
         columns: 0,
         umask: None,
-        apparmor: String::new(),
+        apparmor: input.apparmor.to_owned(),
         selinux: String::new(),
     };
     Ok((process, clamped))

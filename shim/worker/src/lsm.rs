@@ -60,3 +60,54 @@ fn write(proc: BorrowedFd<'_>, files: &[&str], value: &str) -> std::result::Resu
     }
     rustix::io::write(result?, value.as_bytes()).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::path::{Path, PathBuf};
+
+    /// A stand-in for procfs with these files.
+    fn proc(name: &str, files: &[&str]) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("berth-lsm-{name}-{}", std::process::id()));
+        for file in files {
+            let file = dir.join("thread-self/attr").join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+        dir
+    }
+
+    fn apply(dir: &Path, label: &Label) -> Result<()> {
+        label.apply(fs::File::open(dir).unwrap().as_fd())
+    }
+
+    #[test]
+    fn the_file_that_is_apparmors_alone_comes_first() {
+        let label = Label::new("a b", "").unwrap();
+        for (name, files, written) in [
+            ("new", &["apparmor/exec", "exec"][..], "apparmor/exec"),
+            ("old", &["exec"][..], "exec"),
+        ] {
+            let dir = proc(name, files);
+            apply(&dir, &label).unwrap();
+            for file in files {
+                let text = fs::read_to_string(dir.join("thread-self/attr").join(file)).unwrap();
+                let expected = if *file == written { "exec a b" } else { "" };
+                assert_eq!(text, expected, "{file}");
+            }
+            fs::remove_dir_all(dir).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_profile_that_cannot_be_set_is_named_and_none_is_nothing() {
+        let dir = proc("none", &["current"]);
+        let error = apply(&dir, &Label::new("missing", "").unwrap()).unwrap_err();
+        assert!(error.to_string().contains("exec missing"), "{error}");
+        apply(&dir, &Label::new("", "").unwrap()).unwrap();
+        fs::remove_dir_all(dir).unwrap();
+        assert!(Label::new("a\nb", "").is_err());
+    }
+}

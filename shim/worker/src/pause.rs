@@ -50,7 +50,12 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
         let _clamped = process::set_oom_score(proc.as_fd(), score);
     }
     let made = cgroup::make(cgroup)?;
-    let running = Running::spawn(&plan, &exe, &made.joins()?, !request.pid.is_empty())?;
+    let pause = Program {
+        plan: &plan,
+        exe: &exe,
+        proc: &proc,
+    };
+    let running = Running::spawn(&pause, &made.joins()?, !request.pid.is_empty())?;
     let pin = if request.pid.is_empty() {
         None
     } else {
@@ -71,6 +76,13 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
     })
 }
 
+/// What the new process executes, and the host's procfs.
+struct Program<'a> {
+    plan: &'a Plan,
+    exe: &'a OwnedFd,
+    proc: &'a OwnedFd,
+}
+
 /// A pause process that has not been executed yet; killed on drop.
 struct Running {
     pid: i32,
@@ -79,7 +91,7 @@ struct Running {
 }
 
 impl Running {
-    fn spawn(plan: &Plan, exe: &OwnedFd, joins: &Joins, pid_namespace: bool) -> Result<Self> {
+    fn spawn(program: &Program<'_>, joins: &Joins, pid_namespace: bool) -> Result<Self> {
         let null = engine::null()?;
         let (error, child_error) =
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(|| "make a pipe".to_owned())?;
@@ -97,8 +109,10 @@ impl Running {
                 error,
             }),
             Cloned::Child => {
-                let failure = match settle(joins, &null) {
-                    Ok(()) => plan.execute_file(exe.as_fd(), c"pause"),
+                let plan = program.plan;
+                let settled = settle(joins, &null).and_then(|()| plan.label(program.proc.as_fd()));
+                let failure = match settled {
+                    Ok(()) => plan.execute_file(program.exe.as_fd(), c"pause"),
                     Err(e) => e,
                 };
                 fail(child_error.as_fd(), &failure.to_string())

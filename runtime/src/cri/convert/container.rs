@@ -57,6 +57,7 @@ pub(in crate::cri) fn spec(
         masked_paths: security.masked_paths,
         readonly_paths: security.readonly_paths,
         seccomp: security.seccomp,
+        apparmor: security.apparmor,
         stop_signal: signals::stop_signal(&at.field("stop_signal"), config.stop_signal)?,
     })
 }
@@ -109,6 +110,7 @@ struct Security {
     masked_paths: Vec<String>,
     readonly_paths: Vec<String>,
     seccomp: crate::model::SeccompProfile,
+    apparmor: crate::model::AppArmorProfile,
 }
 
 impl Security {
@@ -127,13 +129,6 @@ impl Security {
         }
         let user = user(at, &given)?;
         security::selinux(&at.field("selinux_options"), given.selinux_options)?;
-        security::apparmor(
-            at,
-            given.apparmor,
-            &given.apparmor_profile,
-            given.privileged,
-            abilities,
-        )?;
         let namespaces_at = at.field("namespace_options");
         Ok(Self {
             capabilities: capabilities(&at.field("capabilities"), given.capabilities)?,
@@ -153,6 +148,13 @@ impl Security {
                 .field("readonly_paths")
                 .each(given.readonly_paths, At::text)?,
             seccomp: security::seccomp(at, given.seccomp, given.seccomp_profile_path)?,
+            apparmor: security::apparmor(
+                at,
+                given.apparmor,
+                &given.apparmor_profile,
+                given.privileged,
+                abilities,
+            )?,
         })
     }
 }

@@ -44,6 +44,7 @@ pub(in crate::cri) fn spec(
         namespaces,
         privileged: pause.privileged,
         seccomp: pause.seccomp,
+        apparmor: pause.apparmor,
         run_as_user: pause.user,
         run_as_group: pause.group,
         supplemental_groups: pause.groups,
@@ -58,6 +59,7 @@ pub(in crate::cri) fn spec(
 struct Pause {
     privileged: bool,
     seccomp: crate::model::SeccompProfile,
+    apparmor: crate::model::AppArmorProfile,
     user: Option<u32>,
     group: Option<u32>,
     groups: Vec<u32>,
@@ -71,7 +73,6 @@ fn pause(
     abilities: Abilities,
 ) -> Result<Pause, Error> {
     security::selinux(&at.field("selinux_options"), given.selinux_options)?;
-    security::apparmor(at, given.apparmor, "", given.privileged, abilities)?;
     let user = security::id(&at.field("run_as_user"), given.run_as_user)?;
     let group_at = at.field("run_as_group");
     let group = security::id(&group_at, given.run_as_group)?;
@@ -82,6 +83,7 @@ fn pause(
     Ok(Pause {
         privileged: given.privileged,
         seccomp: security::seccomp(at, given.seccomp, given.seccomp_profile_path)?,
+        apparmor: security::apparmor(at, given.apparmor, "", given.privileged, abilities)?,
         user,
         group,
         groups: security::groups(&at.field("supplemental_groups"), given.supplemental_groups)?,

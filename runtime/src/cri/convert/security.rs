@@ -3,7 +3,7 @@
 use berth_cri_api::v1;
 
 use super::{Abilities, At, Error};
-use crate::model::{GroupsPolicy, SeccompProfile};
+use crate::model::{AppArmorProfile, GroupsPolicy, SeccompProfile};
 
 /// The prefix of the older text forms, which some clients put before the newer ones too (row G030).
 const LOCALHOST: &str = "localhost/";
@@ -44,24 +44,19 @@ fn file(at: &At<'_>, name: &str) -> Result<SeccompProfile, Error> {
     Ok(SeccompProfile::Localhost(at.text(name.to_owned())?))
 }
 
-/// What is asked of AppArmor.
-enum AppArmor {
-    Unset,
-    RuntimeDefault,
-    Unconfined,
-    Localhost,
-}
-
-/// Refuses what AppArmor would be needed for, since no profile is applied yet. An unset profile is what
-/// the kubelet sends for every pod that says nothing, so it passes; a host without AppArmor has no default
-/// profile to apply, so that passes there (row F036); so does it with privileged, which means unconfined.
+/// The AppArmor profile: the newer field wins over the older text.
+///
+/// On a host without AppArmor whoever names a profile counts on it and is refused, the default one too: the
+/// kubelet sends RuntimeDefault only for a pod that asks for it, and itself turns such a pod away there. What
+/// means unconfined passes: nothing said, Unconfined, and RuntimeDefault for a privileged container. Whether
+/// a named profile is loaded is seen when it is applied.
 pub(super) fn apparmor(
     at: &At<'_>,
     profile: Option<v1::SecurityProfile>,
     older: &str,
     privileged: bool,
     abilities: Abilities,
-) -> Result<(), Error> {
+) -> Result<AppArmorProfile, Error> {
     let newer = profile.is_some();
     let at = at.field(if newer {
         "apparmor"
@@ -70,29 +65,39 @@ pub(super) fn apparmor(
     });
     let wanted = match profile {
         Some(profile) => match at.field("profile_type").known(profile.profile_type)? {
-            v1::security_profile::ProfileType::RuntimeDefault => AppArmor::RuntimeDefault,
-            v1::security_profile::ProfileType::Unconfined => AppArmor::Unconfined,
-            v1::security_profile::ProfileType::Localhost => AppArmor::Localhost,
+            v1::security_profile::ProfileType::RuntimeDefault => AppArmorProfile::RuntimeDefault,
+            v1::security_profile::ProfileType::Unconfined => AppArmorProfile::Unconfined,
+            v1::security_profile::ProfileType::Localhost => {
+                loaded(&at.field("localhost_ref"), &profile.localhost_ref)?
+            }
         },
         None => match older {
-            "" => AppArmor::Unset,
-            "runtime/default" => AppArmor::RuntimeDefault,
-            "unconfined" => AppArmor::Unconfined,
-            other if other.starts_with(LOCALHOST) => AppArmor::Localhost,
+            "" => AppArmorProfile::Unset,
+            "runtime/default" => AppArmorProfile::RuntimeDefault,
+            "unconfined" => AppArmorProfile::Unconfined,
+            other if other.starts_with(LOCALHOST) => loaded(&at, other)?,
             other => return Err(at.invalid(format!("{other:?} is not an AppArmor profile"))),
         },
     };
-    match wanted {
-        AppArmor::Unset | AppArmor::Unconfined => Ok(()),
-        AppArmor::RuntimeDefault if privileged || !abilities.apparmor => Ok(()),
-        AppArmor::Localhost if !abilities.apparmor => {
-            Err(at.invalid("names a profile, but AppArmor is not enabled on this host"))
-        }
-        AppArmor::RuntimeDefault | AppArmor::Localhost => Err(at.not_built(
-            "AppArmor profiles are not built into this version of Berth; \
-             leave the profile out or ask for Unconfined",
-        )),
+    let counted_on = match &wanted {
+        AppArmorProfile::Unset | AppArmorProfile::Unconfined => None,
+        AppArmorProfile::RuntimeDefault if privileged => None,
+        AppArmorProfile::RuntimeDefault => Some("RuntimeDefault"),
+        AppArmorProfile::Localhost(name) => Some(name.as_str()),
+    };
+    match counted_on.filter(|_| !abilities.apparmor) {
+        None => Ok(wanted),
+        Some(name) => Err(at.invalid(format!(
+            "names the profile {name:?}, but AppArmor is not enabled on this host; \
+             leave the profile out, or use a node that has AppArmor"
+        ))),
     }
+}
+
+fn loaded(at: &At<'_>, name: &str) -> Result<AppArmorProfile, Error> {
+    let name = name.strip_prefix(LOCALHOST).unwrap_or(name);
+    let name = at.line(at.filled(name.to_owned())?)?;
+    Ok(AppArmorProfile::Localhost(name))
 }
 
 /// Refuses labels, with SELinux on the host or without: somebody counts on them. A kubelet sends none unless

@@ -10,8 +10,8 @@ use prost_reflect::{DescriptorPool, DynamicMessage};
 use super::*;
 use crate::id::{ContainerId, PodId};
 use crate::model::{
-    ContainerExit, ContainerSpec, ContainerState, ContainerStatus, ContainerUser, ExitReason,
-    NamespaceMode, PodSpec, PodState, PodStatus, SeccompProfile, SignalName,
+    AppArmorProfile, ContainerExit, ContainerSpec, ContainerState, ContainerStatus, ContainerUser,
+    ExitReason, NamespaceMode, PodSpec, PodState, PodStatus, SeccompProfile, SignalName,
 };
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -163,39 +163,116 @@ fn the_newer_profile_wins_over_the_older_text() {
 }
 
 #[test]
-fn apparmor_is_refused_only_where_it_would_count() {
-    let (off, on) = (
-        Abilities::default(),
-        Abilities {
-            apparmor: true,
-            ..Abilities::default()
-        },
-    );
-    let default = "apparmor { profile_type: RuntimeDefault }";
-    let localhost = "apparmor { profile_type: Localhost localhost_ref: 'localhost/x' }";
-    for (text, off_passes, on_passes) in [
-        ("", true, true),
-        ("apparmor { profile_type: Unconfined }", true, true),
-        ("apparmor_profile: 'unconfined'", true, true),
-        (default, true, false),
-        ("apparmor_profile: 'runtime/default'", true, false),
+fn the_apparmor_profile_is_read_from_both_fields() {
+    use AppArmorProfile::{Localhost, RuntimeDefault, Unconfined, Unset};
+    let named = |name: &str| Localhost(name.to_owned());
+    let reference =
+        |name: &str| format!("apparmor {{ profile_type: Localhost localhost_ref: '{name}' }}");
+    let text = str::to_owned;
+    // What is asked for, what is made of it, and whether a host without AppArmor takes it.
+    let cases = [
+        (String::new(), Unset, true),
         (
-            "privileged: true apparmor { profile_type: RuntimeDefault }",
-            true,
+            text("apparmor { profile_type: Unconfined }"),
+            Unconfined,
             true,
         ),
-        (localhost, false, false),
-        ("apparmor_profile: 'localhost/x'", false, false),
+        (text("apparmor_profile: 'unconfined'"), Unconfined, true),
+        (
+            text("apparmor { profile_type: RuntimeDefault }"),
+            RuntimeDefault,
+            false,
+        ),
+        (
+            text("apparmor_profile: 'runtime/default'"),
+            RuntimeDefault,
+            false,
+        ),
+        (reference("x y"), named("x y"), false),
+        (reference("localhost/x"), named("x"), false),
+        (text("apparmor_profile: 'localhost/x'"), named("x"), false),
+        // One prefix is the form, another one is a part of the name.
+        (
+            text("apparmor_profile: 'localhost/localhost/x'"),
+            named("localhost/x"),
+            false,
+        ),
         // The newer field wins.
         (
-            "apparmor { profile_type: Unconfined } apparmor_profile: 'localhost/x'",
-            true,
+            text("apparmor { profile_type: Unconfined } apparmor_profile: 'localhost/x'"),
+            Unconfined,
             true,
         ),
-    ] {
-        assert_eq!(with_security(text, off).is_ok(), off_passes, "off: {text}");
-        assert_eq!(with_security(text, on).is_ok(), on_passes, "on: {text}");
+        (
+            format!("{} apparmor_profile: 'nonsense'", reference("y")),
+            named("y"),
+            false,
+        ),
+    ];
+    for (text, expected, off_passes) in cases {
+        for privileged in [false, true] {
+            let text = format!("privileged: {privileged} {text}");
+            let made = with_security(&text, WITH_APPARMOR).unwrap();
+            assert_eq!(made.apparmor, expected, "{text}");
+            // Privileged means unconfined anyway, unless a profile is named.
+            let passes = off_passes || (privileged && expected == RuntimeDefault);
+            match with_security(&text, Abilities::default()) {
+                Ok(made) => assert!(passes && made.apparmor == expected, "off: {text}"),
+                Err(error) => {
+                    assert!(!passes, "off: {text}: {error}");
+                    assert_eq!(error.kind(), Kind::InvalidArgument);
+                    assert!(error.to_string().contains("not enabled on this host"));
+                }
+            }
+        }
     }
+}
+
+const WITH_APPARMOR: Abilities = Abilities {
+    apparmor: true,
+    selinux: false,
+    mount_options: false,
+};
+
+#[test]
+fn what_is_no_apparmor_profile_is_refused_by_its_field() {
+    for (text, field) in [
+        (
+            "apparmor { profile_type: Localhost }",
+            "apparmor.localhost_ref",
+        ),
+        (
+            "apparmor { profile_type: Localhost localhost_ref: 'localhost/' }",
+            "apparmor.localhost_ref",
+        ),
+        (
+            "apparmor { profile_type: Localhost localhost_ref: 'a\\nb' }",
+            "apparmor.localhost_ref",
+        ),
+        ("apparmor_profile: 'nonsense'", "apparmor_profile"),
+        ("apparmor_profile: 'localhost/'", "apparmor_profile"),
+    ] {
+        let error = with_security(text, WITH_APPARMOR).unwrap_err().to_string();
+        let field = format!("config.linux.security_context.{field}");
+        assert!(error.contains(&field), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_sandbox_has_an_apparmor_profile_too() {
+    let make = |text: &str, abilities| {
+        let mut config = kubelet_pod();
+        let security = parse("LinuxSandboxSecurityContext", text);
+        config.linux.as_mut().unwrap().security_context = Some(security);
+        let made = pod::spec(&At::root("config"), config, String::new(), abilities);
+        made.map(|pod| pod.apparmor)
+    };
+    let localhost = "apparmor { profile_type: Localhost localhost_ref: 'x' }";
+    let off = Abilities::default();
+    assert_eq!(make("", off).unwrap(), AppArmorProfile::Unset);
+    assert!(make(localhost, off).is_err());
+    let named = AppArmorProfile::Localhost("x".into());
+    assert_eq!(make(localhost, WITH_APPARMOR).unwrap(), named);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::AppArmorProfile;
 
 /// A request and all that is known with it; tests change what they are about.
 pub(super) struct Case {
@@ -16,6 +17,7 @@ pub(super) struct Case {
     pub(super) devices: Vec<DeviceNode>,
     pub(super) target: Option<PathBuf>,
     pub(super) cpuset: Option<Cpuset>,
+    pub(super) apparmor: String,
 }
 
 impl Case {
@@ -102,6 +104,7 @@ impl Case {
             devices: Vec::new(),
             target: None,
             cpuset: None,
+            apparmor: String::new(),
         }
     }
 
@@ -127,6 +130,7 @@ impl Case {
             devices: &self.devices,
             target_pidns: self.target.as_deref(),
             cpuset: self.cpuset.as_ref(),
+            apparmor: &self.apparmor,
         })
     }
 
@@ -182,6 +186,7 @@ pub(super) fn pod_spec() -> PodSpec {
         },
         privileged: false,
         seccomp: SeccompProfile::RuntimeDefault,
+        apparmor: AppArmorProfile::Unset,
         run_as_user: None,
         run_as_group: None,
         supplemental_groups: Vec::new(),
@@ -225,6 +230,7 @@ pub(super) fn container_spec() -> ContainerSpec {
         masked_paths: vec!["/proc/acpi".into(), "/proc/keys".into()],
         readonly_paths: vec!["/proc/sys".into()],
         seccomp: SeccompProfile::RuntimeDefault,
+        apparmor: AppArmorProfile::Unset,
         stop_signal: None,
     }
 }

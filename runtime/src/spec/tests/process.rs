@@ -189,6 +189,23 @@ fn oom_score_adj_is_clamped_and_said_so() {
 }
 
 #[test]
+fn the_apparmor_profile_reaches_every_process() {
+    let mut case = Case::v2();
+    case.apparmor = "with space".into();
+    let plan = case.plan().unwrap();
+    assert_eq!(plan.process.apparmor, "with space");
+    // For people only: libcontainer never sees it, the worker applies it.
+    assert_eq!(plan.oci["process"]["apparmorProfile"], "with space");
+    let request = ExecRequest {
+        command: vec!["ls".into()],
+        tty: false,
+        timeout: None,
+    };
+    let made = exec(&plan.process, &request).unwrap();
+    assert_eq!(made.apparmor, "with space");
+}
+
+#[test]
 fn exec_takes_the_containers_credentials() {
     let process = Case::v2().plan().unwrap().process;
     let request = |tty, command: &[&str]| ExecRequest {
@@ -224,6 +241,7 @@ fn pause_has_no_privileges_and_its_own_cgroup() {
             cgroup_parent: "/kubepods/pod1",
             facts: &case.facts,
             cpuset: case.cpuset.as_ref(),
+            apparmor: &case.apparmor,
         })
     };
     let made = plan(|_| {}, Case::v1()).unwrap();
@@ -233,6 +251,9 @@ fn pause_has_no_privileges_and_its_own_cgroup() {
     );
     assert_eq!(made.process.capabilities.unwrap().bounding, 0);
     assert_eq!(made.process.oom_score_adj, Some(-998));
+    let mut confined = Case::v1();
+    confined.apparmor = "own".into();
+    assert_eq!(plan(|_| {}, confined).unwrap().process.apparmor, "own");
     assert_eq!(made.seccomp, SeccompProfile::RuntimeDefault);
     assert_json_snapshot!("pause_v1", shown_cgroup(&made.cgroup));
     assert_json_snapshot!(
