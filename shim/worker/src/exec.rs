@@ -200,13 +200,7 @@ impl Child<'_> {
         if self.user_namespace {
             // The namespace's own root, so that files made from here on are its.
             nix::unistd::setgroups(&[]).context(|| "clear groups".to_owned())?;
-            let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
-            nix::unistd::setresgid(gid, gid, gid)
-                .context(|| "become the namespace's root".to_owned())?;
-            nix::unistd::setresuid(uid, uid, uid)
-                .context(|| "become the namespace's root".to_owned())?;
-            // The change of ids has made the process dumpable or not by a host setting; it must not be.
-            not_dumpable()?;
+            process::change_ids(0, 0)?;
         }
         match self.terminal {
             Some(terminal) => terminal.take()?,
@@ -222,10 +216,4 @@ impl Child<'_> {
         self.plan.label(self.proc)?;
         Ok(again)
     }
-}
-
-/// Until execve, nobody in the container may look into a process of ours.
-pub(crate) fn not_dumpable() -> Result<()> {
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .context(|| "make the process non-dumpable".to_owned())
 }

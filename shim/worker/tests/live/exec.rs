@@ -228,9 +228,9 @@ fn user_groups_umask_and_environment_are_as_asked() {
     }
 }
 
-#[test]
-fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
-    let fixture = Fixture::new();
+/// Runs a process in a user namespace that has the host's files: its output, and its `/proc/PID/status` at the
+/// end of the output.
+fn in_a_user_namespace(process: shim_protocol::worker::Process) -> (String, String) {
     // A container's init in a user namespace, made by hand: the daemon pins such a namespace.
     let mut holder = std::process::Command::new("/usr/bin/unshare")
         .args(["-U", "-n", "-u", "-i", "-m", "sleep", "100"])
@@ -247,12 +247,6 @@ fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).unwrap();
     let (error, error_write) = pipe();
     let (stdout, stdout_write) = pipe();
-    let mut process = argv(&[
-        "/bin/sh",
-        "-c",
-        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
-    ]);
-    process.cwd = b"/".to_vec();
     let request = shim_protocol::worker::Exec {
         init: i32::try_from(pid).unwrap(),
         process: Some(process),
@@ -272,17 +266,32 @@ fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
     assert_eq!(read(error), "");
     let text = read(stdout);
     let status = fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
-    assert!(
-        status.contains("Uid:\t100000\t100000\t100000\t100000"),
-        "{status}"
-    );
     kill(started.pid);
     wait(&exec);
     holder.kill().unwrap();
     holder.wait().unwrap();
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "100000", "65536"]);
-    drop(fixture);
+}
+
+/// As on a network file system that refuses root.
+#[test]
+fn a_working_directory_that_only_the_user_may_enter_is_entered() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let inner = dir.path().join("closed/inner");
+    fs::create_dir_all(&inner).unwrap();
+    let closed = inner.parent().unwrap();
+    fs::set_permissions(closed, fs::Permissions::from_mode(0o700)).unwrap();
+    // A group that the namespace does not know takes its root's rights away.
+    chown(closed, Some(100_007), Some(0)).unwrap();
+    let mut process = argv(&["/bin/sh", "-c", "pwd; exec sleep 100 >&2"]);
+    process.cwd = inner.display().to_string().into_bytes();
+    process.uid = 7;
+    process.gid = 7;
+    let (text, _) = in_a_user_namespace(process);
+    assert_eq!(text.trim(), inner.display().to_string());
 }
 
 #[test]
@@ -300,3 +309,19 @@ fn resource_limits_are_the_containers() {
         ("20\n30\n".into(), 0)
     );
 }
+    (text, status)
+}
+
+#[test]
+fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
+    let mut process = argv(&[
+        "/bin/sh",
+        "-c",
+        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
+    ]);
+    process.cwd = b"/".to_vec();
+    let (text, status) = in_a_user_namespace(process);
+    assert!(
+        status.contains("Uid:\t100000\t100000\t100000\t100000"),
+        "{status}"
+    );
