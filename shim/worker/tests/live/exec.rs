@@ -177,6 +177,32 @@ fn it_is_cloned_into_a_unified_cgroup() {
     fs::remove_dir(&own).unwrap();
 }
 
+/// A privileged container may do that; what it gets for it is a reason.
+#[test]
+fn a_threaded_cgroup_of_the_container_is_told_as_the_reason() {
+    let fixture = Fixture::new();
+    let container = sleeping(&fixture);
+    let leaf = fixture
+        .leaves()
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|l| l.join("cgroup.controllers").exists())
+        .expect("no cgroup v2 hierarchy on this machine");
+    let (threads, own) = (leaf.join("threads"), leaf.join("exec-4"));
+    fs::create_dir(&threads).unwrap();
+    fs::write(threads.join("cgroup.type"), "threaded").unwrap();
+    let mut request = container.exec_request(sh("true"));
+    request.join_cgroup = Vec::new();
+    request.own_cgroup = vec![own.display().to_string()];
+    let error = container.try_exec(request, None).err().unwrap();
+    assert!(
+        error.contains("exec-4 takes no process") && error.contains("threaded"),
+        "{error}"
+    );
+    assert!(!own.exists());
+    fs::remove_dir(&threads).unwrap();
+}
+
 #[test]
 fn a_terminal_comes_from_the_containers_devpts() {
     let fixture = Fixture::new();
@@ -270,6 +296,22 @@ fn in_a_user_namespace(process: shim_protocol::worker::Process) -> (String, Stri
     wait(&exec);
     holder.kill().unwrap();
     holder.wait().unwrap();
+    (text, status)
+}
+
+#[test]
+fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
+    let mut process = argv(&[
+        "/bin/sh",
+        "-c",
+        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
+    ]);
+    process.cwd = b"/".to_vec();
+    let (text, status) = in_a_user_namespace(process);
+    assert!(
+        status.contains("Uid:\t100000\t100000\t100000\t100000"),
+        "{status}"
+    );
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "100000", "65536"]);
 }
@@ -309,19 +351,3 @@ fn resource_limits_are_the_containers() {
         ("20\n30\n".into(), 0)
     );
 }
-    (text, status)
-}
-
-#[test]
-fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
-    let mut process = argv(&[
-        "/bin/sh",
-        "-c",
-        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
-    ]);
-    process.cwd = b"/".to_vec();
-    let (text, status) = in_a_user_namespace(process);
-    assert!(
-        status.contains("Uid:\t100000\t100000\t100000\t100000"),
-        "{status}"
-    );
