@@ -104,7 +104,9 @@ impl Container {
             }
         }
         for (index, stream) in self.streams.iter().enumerate() {
-            add(Ready::Output(index), stream.fd(), PollFlags::IN);
+            if let Some(fd) = stream.fd() {
+                add(Ready::Output(index), fd, PollFlags::IN);
+            }
         }
         if let Some((fd, flags)) = self.oom.fd() {
             add(Ready::Oom, fd, flags);
@@ -119,9 +121,11 @@ impl Container {
             _ => None,
         };
         let execs = self.execs.iter().filter_map(Exec::deadline).min();
+        let streams = self.streams.iter().filter_map(Stream::deadline).min();
         [
             phase,
             execs,
+            streams,
             self.kill_at,
             self.oom.deadline(),
             self.log.deadline(),
@@ -147,13 +151,7 @@ impl Container {
                     self.on_verdict(verdict, out);
                 }
             }
-            Ready::Output(index) => {
-                if let Some(stream) = self.streams.get_mut(index)
-                    && self.log.pump(stream) == Progress::End
-                {
-                    self.streams.swap_remove(index);
-                }
-            }
+            Ready::Output(index) => self.on_output(index),
             Ready::Oom => {
                 if self.oom.on_event() {
                     self.tell_oom(out);
@@ -163,6 +161,25 @@ impl Container {
                 if let Some(exec) = self.execs.iter_mut().find(|e| e.key == key) {
                     exec.on_readable(out);
                 }
+            }
+        }
+    }
+
+    fn on_output(&mut self, index: usize) {
+        let Some(stream) = self.streams.get_mut(index) else {
+            return;
+        };
+        match self.log.pump(stream) {
+            Progress::Some | Progress::Empty => {}
+            Progress::Closed if !matches!(&self.phase, Phase::Ending(e) if e.is_draining()) => {
+                stream.pause();
+            }
+            Progress::Closed => {
+                self.log.end(stream);
+                self.streams.swap_remove(index);
+            }
+            Progress::End => {
+                self.streams.swap_remove(index);
             }
         }
     }
@@ -193,7 +210,14 @@ impl Container {
         if self.log.deadline().is_some_and(|at| now >= at) {
             self.log.tell();
         }
-        self.execs.iter_mut().for_each(|exec| exec.on_time(now));
+        let resumes = |stream: &&mut Stream| stream.deadline().is_some_and(|at| now >= at);
+        self.streams
+            .iter_mut()
+            .filter(resumes)
+            .for_each(Stream::resume);
+        self.execs
+            .iter_mut()
+            .for_each(|exec| exec.on_time(now, out));
         self.execs.retain_mut(|exec| !exec.finish(out));
         self.end_step(now, out);
     }

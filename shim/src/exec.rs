@@ -21,6 +21,13 @@ const WORKER_LIMIT: Duration = Duration::from_secs(60);
 const KILL_AGAIN: Duration = Duration::from_millis(10);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
+/// How often a cgroup whose last tasks are on their way out is removed again, and for how long.
+const REMOVE_AGAIN: Duration = Duration::from_millis(2);
+const REMOVE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The exit status of a process that SIGKILL has ended.
+const KILLED: i32 = 137;
+
 /// Where it stands.
 enum Step {
     /// A worker is making it.
@@ -52,6 +59,8 @@ pub(crate) struct Exec {
     silent: bool,
     /// It was killed: nothing of its tree may outlive it. When to look again, when to give up.
     killing: Option<(Instant, Instant)>,
+    /// It is over, but for its cgroup. When to look again, when to give up.
+    removing: Option<(Instant, Instant)>,
 }
 
 impl Exec {
@@ -108,6 +117,7 @@ impl Exec {
             timed_out: false,
             silent: false,
             killing: None,
+            removing: None,
         })
     }
 
@@ -154,12 +164,14 @@ impl Exec {
 
     /// When [`Exec::on_time`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        if let Some((again, _)) = self.killing {
+        if let Some((again, _)) = self.removing.or(self.killing) {
             return Some(again);
         }
         let job = match &self.step {
             Step::Making(job) => Some(job.deadline),
-            _ => None,
+            // It was in time, even if what is left of it takes longer.
+            Step::Ended(_) => return None,
+            Step::Starting(_) | Step::Running(_) => None,
         };
         [job, self.time_up].into_iter().flatten().min()
     }
@@ -190,6 +202,8 @@ impl Exec {
             Err(failure) => {
                 self.refuse(failure, out);
                 self.step = Step::Ended(128);
+                // A worker that dies after it has cloned leaves a command that nobody knows of.
+                self.kill();
             }
         }
     }
@@ -273,10 +287,38 @@ impl Exec {
     }
 
     /// A deadline has passed.
-    pub(crate) fn on_time(&mut self, now: Instant) {
-        if self.deadline().is_some_and(|at| now >= at) {
-            self.timed_out |= self.time_up.is_some_and(|at| now >= at);
-            self.kill();
+    pub(crate) fn on_time(&mut self, now: Instant, out: &mut Outbox) {
+        if self.removing.is_some() || self.deadline().is_none_or(|at| now < at) {
+            return;
+        }
+        let ended = matches!(self.step, Step::Ended(_));
+        self.timed_out |= !ended && self.time_up.is_some_and(|at| now >= at);
+        self.kill();
+        if !ended && self.killing.is_some_and(|(_, give_up)| now >= give_up) {
+            self.give_up(out);
+        }
+    }
+
+    /// It does not die (an uninterruptible wait). Whoever waits for it is told as if it had; it stays known
+    /// until it is reaped.
+    fn give_up(&mut self, out: &mut Outbox) {
+        if self.caller.is_some() {
+            let text = "it was killed before it ran, and does not end";
+            self.refuse(failure(FailureKind::Internal, text), out);
+        }
+        self.tell(KILLED, out);
+    }
+
+    /// Tells of its end, once.
+    fn tell(&mut self, code: i32, out: &mut Outbox) {
+        if !std::mem::replace(&mut self.silent, true) {
+            let exec_id = std::mem::take(&mut self.id);
+            let exit = ExecExit {
+                exec_id,
+                code,
+                timed_out: self.timed_out,
+            };
+            out.push(Letter::Event(Event::ExecExited(exit)));
         }
     }
 
@@ -288,29 +330,33 @@ impl Exec {
         if self.maker.is_some() {
             return false;
         }
-        if let Some((_, give_up)) = self.killing {
-            let now = Instant::now();
-            if !cgroup::kill(&self.own_cgroup) && now < give_up {
-                self.killing = Some((now + KILL_AGAIN, give_up));
+        let now = Instant::now();
+        if let Some((_, give_up)) = self.killing
+            && !cgroup::kill(&self.own_cgroup)
+            && now < give_up
+        {
+            self.killing = Some((now + KILL_AGAIN, give_up));
+            return false;
+        }
+        let give_up = self.removing.map_or(now + REMOVE_LIMIT, |r| r.1);
+        if !self.remove_cgroup() && now < give_up {
+            self.removing = Some((now + REMOVE_AGAIN, give_up));
+            return false;
+        }
+        self.tell(code, out);
+        true
+    }
+
+    /// False if a moment later it may work.
+    fn remove_cgroup(&self) -> bool {
+        let emptying = |dir: &&String| {
+            if cgroup::remove(dir).is_ok() {
                 return false;
             }
-        }
-        for dir in &self.own_cgroup {
-            if cgroup::remove(dir).is_err() {
-                // What the command left running goes on, as a part of the container.
-                cgroup::empty_into_parent(dir);
-                let _ = cgroup::remove(dir);
-            }
-        }
-        if !self.silent {
-            let exec_id = std::mem::take(&mut self.id);
-            let exit = ExecExit {
-                exec_id,
-                code,
-                timed_out: self.timed_out,
-            };
-            out.push(Letter::Event(Event::ExecExited(exit)));
-        }
-        true
+            // What the command left running goes on, as a part of the container.
+            cgroup::empty_into_parent(dir);
+            cgroup::remove(dir).is_err() && cgroup::is_emptying(dir)
+        };
+        self.own_cgroup.iter().filter(emptying).count() == 0
     }
 }

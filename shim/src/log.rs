@@ -9,7 +9,7 @@ mod format;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -37,29 +37,61 @@ const DEFAULT_PIPE: usize = 64 << 10;
 /// What the pipe of a busy stream is asked to hold: fewer switches between writer and reader.
 const BUSY_PIPE: usize = 1 << 20;
 
+/// How often a terminal that no process has open is looked at: nothing tells when one opens it.
+const OPENED_AGAIN: Duration = Duration::from_millis(200);
+
 /// One source of output.
 pub(crate) struct Stream {
     fd: OwnedFd,
     source: Source,
+    /// The only master of the container's terminal. Closed, it would hang up the terminal for good.
+    terminal: bool,
+    /// When to look again whether somebody has opened the terminal.
+    again: Option<Instant>,
     /// The beginning of a line whose end has not been read yet.
     rest: Vec<u8>,
     enlarged: bool,
 }
 
 impl Stream {
-    /// Wraps the non-blocking read end of a pipe or the master of a terminal.
+    /// Wraps the non-blocking read end of a pipe.
     pub(crate) fn new(fd: OwnedFd, source: Source) -> Self {
         Self {
             fd,
             source,
+            terminal: false,
+            again: None,
             rest: Vec::new(),
             enlarged: false,
         }
     }
 
-    /// To be polled for input.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// Wraps the non-blocking master of a terminal.
+    pub(crate) fn terminal(fd: OwnedFd) -> Self {
+        Self {
+            terminal: true,
+            ..Self::new(fd, Source::Stdout)
+        }
+    }
+
+    /// To be polled for input; nothing while a terminal that nobody has open would only say so.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.again.is_none().then(|| self.fd.as_fd())
+    }
+
+    /// When [`Stream::fd`] is to be polled again.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.again
+    }
+
+    /// Leaves it out for a moment.
+    pub(crate) fn pause(&mut self) {
+        self.again = Some(Instant::now() + OPENED_AGAIN);
+    }
+
+    /// Ends a pause.
+    pub(crate) fn resume(&mut self) {
+        self.again = None;
     }
 }
 
@@ -70,6 +102,8 @@ pub(crate) enum Progress {
     Some,
     /// Nothing just now.
     Empty,
+    /// Nothing, from a terminal that no process has open; one may open it again.
+    Closed,
     /// The stream has ended, and its last bytes are written.
     End,
 }
@@ -103,7 +137,7 @@ impl Log {
             Ok(0) => return self.end(stream),
             Ok(got) => got,
             Err(Errno::AGAIN | Errno::INTR) => return Progress::Empty,
-            // EIO is a terminal whose last user has gone (pty(7)); nothing else can be read from either.
+            Err(Errno::IO) if stream.terminal => return Progress::Closed,
             Err(_) => return self.end(stream),
         };
         if got >= DEFAULT_PIPE && !stream.enlarged {

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use shim_protocol::monitor::OomSource;
 
-/// v1 tells of the trouble before it kills, so the counter is read again for a while.
+/// v1 tells of the trouble before it kills, so the counter is read again for a while. v2 tells of every
+/// reclaim at a limit too, up to a hundred times a second: after an event without a kill it is not listened to
+/// for this long.
 const RECHECK: Duration = Duration::from_millis(50);
 const RECHECKS: u32 = 20;
 
@@ -60,7 +62,9 @@ impl Oom {
     pub(crate) fn fd(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match (&self.event, &self.counter) {
             (Some(event), _) => Some((event.as_fd(), PollFlags::IN)),
-            (None, Some(counter)) if self.pod.is_some() => Some((counter.as_fd(), PollFlags::PRI)),
+            (None, Some(counter)) if self.polled && self.recheck_at.is_none() => {
+                Some((counter.as_fd(), PollFlags::PRI))
+            }
             _ => None,
         }
     }
@@ -75,6 +79,9 @@ impl Oom {
         if let Some(event) = &self.event {
             let _ = rustix::io::read(event, &mut [0; 8]);
             self.rechecks = RECHECKS;
+        } else {
+            // One for the reading below, one for the end of the pause.
+            self.rechecks = 2;
         }
         self.refresh()
     }
@@ -166,6 +173,27 @@ mod tests {
         });
         oom.latch(true);
         assert_eq!((oom.kills(), oom.fd().is_none()), (0, true));
+    }
+
+    #[test]
+    fn v2_is_listened_to_unless_it_has_just_told_of_no_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = dir.path().join("memory.events");
+        std::fs::write(&events, "max 1\noom_kill 0\n").unwrap();
+        // Without the pod's counter too.
+        let mut oom = Oom::watch(&OomSource {
+            v2_dir: dir.path().to_string_lossy().into_owned(),
+            ..OomSource::default()
+        });
+        assert!(oom.fd().is_some() && oom.deadline().is_none());
+        assert!(!oom.on_event());
+        assert!(oom.fd().is_none() && oom.deadline().is_some());
+        assert!(!oom.refresh());
+        assert!(oom.fd().is_some() && oom.deadline().is_none());
+        assert!(!oom.on_event());
+        std::fs::write(&events, "max 2\noom_kill 1\n").unwrap();
+        assert!(oom.refresh());
+        assert!(oom.fd().is_some() && oom.deadline().is_none());
     }
 
     #[test]

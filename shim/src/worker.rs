@@ -39,6 +39,10 @@ pub(crate) struct Job {
     pid: Pid,
     socket: Option<OwnedFd>,
     decoder: Decoder,
+    /// Why its request did not reach it.
+    unsent: Option<String>,
+    /// Its pid may be somebody else's.
+    reaped: bool,
     /// It is killed at this time.
     pub(crate) deadline: Instant,
 }
@@ -73,16 +77,21 @@ impl Job {
             call: Some(call),
             fds: roles,
         };
-        // A worker that cannot read has died, and its end says more than this error.
-        let _ = frame::send(&ours, &request.encode_to_vec(), &fds);
+        let sent = frame::send(&ours, &request.encode_to_vec(), &fds);
         rustix::io::ioctl_fionbio(&ours, true)?;
-        let deadline = Instant::now() + limit;
-        Ok(Self {
+        let job = Self {
             pid,
             socket: Some(ours),
             decoder: Decoder::default(),
-            deadline,
-        })
+            unsent: sent.err().map(|e| e.to_string()),
+            reaped: false,
+            deadline: Instant::now() + limit,
+        };
+        if job.unsent.is_some() {
+            // Else it waits for the rest of its request. Its end tells, if it has not died by itself.
+            job.kill();
+        }
+        Ok(job)
     }
 
     /// The worker's pid.
@@ -97,7 +106,9 @@ impl Job {
 
     /// Kills the worker; [`Job::on_end`] follows.
     pub(crate) fn kill(&self) {
-        let _ = kill_process(self.pid, Signal::KILL);
+        if !self.reaped {
+            let _ = kill_process(self.pid, Signal::KILL);
+        }
     }
 
     /// The answer, if it has arrived. The worker has nothing to do after it, and is killed, because it stands
@@ -129,10 +140,15 @@ impl Job {
         }
     }
 
-    /// The worker has ended with this status: its answer, or why there is none.
+    /// The worker has ended with this status and is reaped: its answer, or why there is none.
     pub(crate) fn on_end(&mut self, code: i32) -> Result<Made, Failure> {
+        self.reaped = true;
         self.receive().unwrap_or_else(|| {
-            let text = format!("the worker ended with status {code} and gave no answer");
+            let unsent = self.unsent.as_ref();
+            let unsent = unsent.map_or_else(String::new, |why| {
+                format!(" (its request could not be sent: {why})")
+            });
+            let text = format!("the worker ended with status {code} and gave no answer{unsent}");
             Err(failure(FailureKind::Internal, text))
         })
     }

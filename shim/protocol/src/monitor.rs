@@ -284,7 +284,8 @@ pub struct ExecExit {
     /// Which.
     #[prost(string, tag = "1")]
     pub exec_id: String,
-    /// Exit status; 128 + signal number after a signal.
+    /// Exit status; 128 + signal number after a signal. 137 also stands for a process that was killed and has
+    /// not ended for seconds (an uninterruptible wait): it is not awaited any longer.
     #[prost(int32, tag = "2")]
     pub code: i32,
     /// It was killed because its time was up.

@@ -240,7 +240,7 @@ impl Container {
                 let text = format!("the terminal cannot be read: {e}");
                 return self.on_failed(caller, failure(FailureKind::Internal, text), out);
             }
-            self.streams.push(Stream::new(console, Source::Stdout));
+            self.streams.push(Stream::terminal(console));
         }
         let pidfd = init.pidfd.try_clone().ok().map(|fd| (Fd::Pidfd, fd));
         let fds = pidfd.into_iter().collect();

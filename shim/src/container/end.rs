@@ -48,6 +48,11 @@ impl Ending {
     pub(super) fn deadline(&self) -> Instant {
         self.again
     }
+
+    /// Nobody is left who could write.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining
+    }
 }
 
 impl Container {
@@ -124,6 +129,8 @@ impl Container {
             ending.draining = true;
             ending.give_up = now + DRAIN_LIMIT;
             ending.again = ending.give_up;
+            // A terminal that was closed says so again at once, and that is its end now.
+            self.streams.iter_mut().for_each(Stream::resume);
         }
         if !self.streams.is_empty() && now < ending.give_up {
             return;
@@ -139,7 +146,7 @@ impl Container {
         for _ in 0..LAST_READS {
             match self.log.pump(stream) {
                 Progress::Some => {}
-                Progress::Empty => break,
+                Progress::Empty | Progress::Closed => break,
                 Progress::End => return,
             }
         }

@@ -6,9 +6,8 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
-use shim_protocol::Fd;
 use shim_protocol::monitor::{Call, Empty, Event, Exec, FailureKind, KillExec, Outcome};
-use shim_protocol::worker;
+use shim_protocol::{Fd, worker};
 
 use crate::Test;
 use crate::harness::{Cgroup, Shim, eventually, is_gone, kill, pid_in, script};
@@ -24,6 +23,19 @@ pub(crate) const TESTS: &[Test] = &[
     ("exec_needs_a_running_container", needs_running),
     ("exec_a_time_limit_kills_the_whole_tree", timeout_kills_tree),
     ("exec_a_time_limit_covers_the_worker", timeout_covers_worker),
+    (
+        "exec_one_that_does_not_die_is_given_up_after_its_limit",
+        undying,
+    ),
+    (
+        "exec_a_cgroup_that_is_busy_for_a_moment_is_removed",
+        busy_cgroup,
+    ),
+    (
+        "exec_a_worker_that_dies_takes_its_process_along",
+        worker_dies_late,
+    ),
+    ("exec_a_request_that_cannot_be_handed_on_is_told", unsent),
     ("exec_kill_is_for_one", kill_one),
     ("exec_what_a_command_leaves_running_goes_on", leftovers),
     ("exec_many_at_once", many),
@@ -180,6 +192,85 @@ fn timeout_covers_worker() {
     let id = shim.daemon.send_exec("a", &["@hang"], exec, &[]);
     match shim.daemon.answer(id).0 {
         Outcome::Failure(failure) => assert_eq!(failure.kind(), FailureKind::Timeout),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A frozen process of a v1 hierarchy stands for one in an uninterruptible wait.
+fn undying() {
+    let cgroup = Cgroup::new("freezer");
+    let mut shim = Shim::running(script(FOREVER));
+    let (exec, own) = in_cgroup(&cgroup, 500);
+    let began = Instant::now();
+    let (started, _) = shim.daemon.exec("a", FOREVER, exec, &[]).unwrap();
+    fs::write(format!("{own}/freezer.state"), "FROZEN").unwrap();
+    let exit = shim.daemon.exec_exit();
+    let took = began.elapsed();
+    let pid = Pid::from_raw(started.pid).unwrap();
+    assert!(!is_gone(pid), "it was not frozen");
+    fs::write(format!("{own}/freezer.state"), "THAWED").unwrap();
+    assert_eq!(
+        (exit.exec_id.as_str(), exit.code, exit.timed_out),
+        ("a", 137, true)
+    );
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    // Reaped and cleared away all the same, and nothing is told twice.
+    eventually("its end", || is_gone(pid) && !fs::exists(&own).unwrap());
+    shim.daemon
+        .exec("a", "exit 1", Exec::default(), &[])
+        .unwrap();
+    assert_eq!(shim.daemon.exec_exit().code, 1);
+}
+
+/// A process further down stands for one on its way out: neither is seen, and both keep the cgroup busy.
+fn busy_cgroup() {
+    let cgroup = Cgroup::new("pids");
+    let mut shim = Shim::running(script(FOREVER));
+    let (exec, own) = in_cgroup(&cgroup, 0);
+    let text = format!("mkdir -p {own}/a/b; sleep 0.3 & echo $! > {own}/a/b/cgroup.procs; exit 6");
+    shim.daemon.exec("a", &text, exec, &[]).unwrap();
+    assert_eq!(shim.daemon.exec_exit().code, 6);
+    assert!(!fs::exists(&own).unwrap());
+}
+
+fn worker_dies_late() {
+    let cgroup = Cgroup::new("pids");
+    let mut shim = Shim::running(script(FOREVER));
+    let (exec, own) = in_cgroup(&cgroup, 0);
+    let id = shim.daemon.send_exec("a", &["@orphans"], exec, &[]);
+    match shim.daemon.answer(id).0 {
+        Outcome::Failure(failure) => assert!(failure.message.contains("status 4"), "{failure:?}"),
+        other => panic!("{other:?}"),
+    }
+    let children = format!("/proc/{0}/task/{0}/children", shim.pid());
+    eventually("only the init", || {
+        let children = fs::read_to_string(&children).unwrap();
+        children.split_ascii_whitespace().count() == 1
+    });
+    eventually("the cgroup's end", || !fs::exists(&own).unwrap());
+}
+
+/// More than a socket holds, for a worker that ends without reading it.
+fn unsent() {
+    let mut shim = Shim::running(script(FOREVER));
+    let process = worker::Process {
+        args: vec![vec![b'x'; 2 << 20]],
+        ..worker::Process::default()
+    };
+    let exec = worker::Exec {
+        process: Some(process),
+        ..worker::Exec::default()
+    };
+    let call = Call::Exec(Exec {
+        exec_id: "a".into(),
+        exec: Some(exec),
+        ..Exec::default()
+    });
+    let exe = fs::File::open("/bin/true").unwrap();
+    match shim.daemon.call(call, &[(Fd::WorkerExe, exe.as_fd())]).0 {
+        Outcome::Failure(failure) => {
+            assert!(failure.message.contains("could not be sent"), "{failure:?}");
+        }
         other => panic!("{other:?}"),
     }
 }

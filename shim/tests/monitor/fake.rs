@@ -46,6 +46,10 @@ pub(crate) fn main() {
         },
         b"@orphans" => {
             // What a worker may leave behind when it fails half-way.
+            for dir in &cgroup {
+                fs::create_dir_all(dir).unwrap();
+                fs::write(format!("{dir}/cgroup.procs"), "0").unwrap();
+            }
             clone_as_sibling(|| {
                 loop {
                     std::thread::park();

@@ -22,6 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
         "log_a_foreign_holder_of_the_pipe_delays_the_end_only_briefly",
         foreign_holder,
     ),
+    (
+        "log_a_terminal_that_nobody_has_open_for_a_moment_goes_on",
+        terminal_reopened,
+    ),
     ("log_throughput", throughput),
 ];
 
@@ -220,6 +224,25 @@ fn foreign_holder() {
     let holder = lines[1].strip_prefix("stdout F ").unwrap().parse().unwrap();
     kill(Pid::from_raw(holder).unwrap(), Signal::KILL);
     assert_eq!((lines.len(), lines[0].as_str()), (2, "stdout F first"));
+    shim.ended();
+}
+
+fn terminal_reopened() {
+    let mut wish = script(
+        "echo one; tty=$(tty); exec < /dev/null > /dev/null 2>&1; sleep 0.5; echo two > $tty; \
+         sleep 0.5; echo three > $tty; sleep 0.5; exit 3",
+    );
+    wish.terminal = true;
+    let mut shim = Shim::running(wish);
+    let began = Instant::now();
+    assert_eq!(shim.daemon.exit().code, 3);
+    // Nothing was left to wait for.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(
+        shim.lines(),
+        ["stdout F one", "stdout F two", "stdout F three"]
+    );
     shim.ended();
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 use shim_protocol::worker;
 
 use crate::devices;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, reason};
 
 /// How long killed processes may take to leave a cgroup that is being undone.
 const EMPTYING: Duration = Duration::from_secs(2);
@@ -137,7 +137,9 @@ impl Drop for Made {
 
 /// Kills what is in a cgroup; true once it is empty.
 fn kill_all(leaf: &Path) -> bool {
-    let Ok(processes) = fs::read_to_string(leaf.join("cgroup.procs")) else {
+    // v1 first: there `cgroup.procs` is covered in this mount namespace (see `cover`) and looks empty.
+    let read = |name| fs::read_to_string(leaf.join(name));
+    let Ok(processes) = read("tasks").or_else(|_| read("cgroup.procs")) else {
         return true;
     };
     let own = std::process::id().to_string();
@@ -260,44 +262,18 @@ impl Joins {
         self.v2.as_ref().map(|(_, fd)| fd)
     }
 
-    /// Replaces the v2 directory by the one that a process is in now: the given one does not take
-    /// processes any more (its owner has enabled controllers for its children).
-    pub(crate) fn follow(&mut self, proc: impl AsFd, pid: i32) -> Result<()> {
-        let Some((dir, _)) = &self.v2 else {
-            return Ok(());
+    /// Why a clone has failed. Two reasons are the v2 cgroup's (cgroups(7)): a privileged container may have
+    /// changed the one that it stands in.
+    pub(crate) fn refused(&self, error: &io::Error) -> Error {
+        let why = match error.raw_os_error() {
+            Some(libc::EBUSY) => "the container has enabled controllers for its children",
+            Some(libc::EOPNOTSUPP) => "the container has made cgroups of its own threaded",
+            _ => return Error::internal(format!("clone into the container: {}", reason(error))),
         };
-        let root = v2_root(dir);
-        let path = format!("{pid}/cgroup");
-        let file = rustix::fs::openat(proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| format!("open /proc/{path}"))?;
-        let text =
-            io::read_to_string(fs::File::from(file)).context(|| format!("read /proc/{path}"))?;
-        let inside = text
-            .lines()
-            .find_map(|l| l.strip_prefix("0::/"))
-            .ok_or_else(|| Error::internal(format!("/proc/{path} names no unified cgroup")))?;
-        let now = root.join(inside);
-        let fd = rustix::fs::open(
-            &now,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .context(|| format!("open cgroup {}", now.display()))?;
-        self.v2 = Some((now, fd));
-        Ok(())
+        let leaf = self.v2.as_ref().map(|(dir, _)| dir.display());
+        let leaf = leaf.map_or_else(String::new, |dir| format!(" {dir}"));
+        Error::state(format!("cgroup{leaf} takes no process: {why}"))
     }
-}
-
-/// Where the hierarchy that a v2 directory belongs to is mounted.
-fn v2_root(dir: &Path) -> PathBuf {
-    let mut root = dir;
-    while let Some(parent) = root
-        .parent()
-        .filter(|p| p.join("cgroup.controllers").exists())
-    {
-        root = parent;
-    }
-    root.to_owned()
 }
 
 /// Moves an init into the v2 leaf if libcontainer does not know it (the unified hierarchy of a hybrid
@@ -310,8 +286,13 @@ pub(crate) fn join_rest(leaves: &[String], pid: i32) -> Result<()> {
         }
         let procs = leaf.join("cgroup.procs");
         let inside = fs::read_to_string(&procs).context(|| format!("read {}", procs.display()))?;
-        if !inside.lines().any(|p| p == own) {
-            fs::write(&procs, &own).context(|| format!("join cgroup {}", leaf.display()))?;
+        if inside.lines().any(|p| p == own) {
+            continue;
+        }
+        match fs::write(&procs, &own) {
+            // It is dead already, which its exit tells better than a failed create.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other.context(|| format!("join cgroup {}", leaf.display()))?,
         }
     }
     Ok(())
@@ -373,7 +354,11 @@ impl Own {
 impl Drop for Own {
     fn drop(&mut self) {
         for (parent, name) in self.made.iter().rev() {
-            // This worker may be in it; nobody else is.
+            let remove = || rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR);
+            if remove() != Err(rustix::io::Errno::BUSY) {
+                continue;
+            }
+            // v1: this worker is in it; nobody else is. On v2 it is not, and must not join the container's.
             let procs = rustix::fs::openat(
                 parent,
                 "cgroup.procs",
@@ -381,7 +366,7 @@ impl Drop for Own {
                 Mode::empty(),
             );
             let _moved = procs.and_then(|procs| rustix::io::write(procs, b"0"));
-            let _used = rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::REMOVEDIR);
+            let _used = remove();
         }
     }
 }
@@ -438,5 +423,39 @@ mod tests {
             ..Default::default()
         };
         assert!(make(&relative).is_err());
+    }
+
+    /// As a v1 leaf looks once its `cgroup.procs` is covered.
+    #[test]
+    fn what_is_left_in_a_covered_leaf_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut left = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        fs::write(dir.path().join("cgroup.procs"), "").unwrap();
+        fs::write(dir.path().join("tasks"), format!("{}\n", left.id())).unwrap();
+        assert!(!kill_all(dir.path()));
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(left.wait().unwrap().signal(), Some(libc::SIGKILL));
+        fs::write(dir.path().join("tasks"), "").unwrap();
+        assert!(kill_all(dir.path()));
+    }
+
+    #[test]
+    fn a_dead_process_has_joined() {
+        let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+            .map(Path::new)
+            .into_iter()
+            .find(|root| root.join("cgroup.controllers").exists())
+            .expect("no cgroup v2 hierarchy on this machine");
+        let leaf = root.join(format!("berth-join-{}", std::process::id()));
+        fs::create_dir(&leaf).unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let pid = i32::try_from(dead.id()).unwrap();
+        let joined = join_rest(&[leaf.display().to_string()], pid);
+        fs::remove_dir(&leaf).unwrap();
+        joined.unwrap();
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
     if let Some(score) = process.oom_score_adj {
         process::set_oom_score(proc.as_fd(), score)?;
     }
-    let (own, mut joins) = cgroups(request)?;
+    let (own, joins) = cgroups(request)?;
 
     // From here on the container's files, users and processes are all around; only descriptors are ours.
     let cgroup_namespace = flags & libc::CLONE_NEWCGROUP != 0;
@@ -87,7 +87,7 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
         user_namespace: flags & libc::CLONE_NEWUSER != 0,
         cgroup_namespace,
     };
-    let (pid, pidfd) = start(child, &mut joins, request.init)?;
+    let (pid, pidfd) = start(&child, &joins)?;
     own.keep();
     // Gone already and reaped is no failure of the exec.
     let start_time = process::start_time(proc.as_fd(), pid).unwrap_or_default();
@@ -163,29 +163,21 @@ fn enter(init: BorrowedFd<'_>, flags: i32) -> Result<()> {
         .context(|| "enter the container's namespaces".to_owned())
 }
 
-fn start(child: Child<'_>, joins: &mut Joins, init: i32) -> Result<(i32, OwnedFd)> {
+fn start(child: &Child<'_>, joins: &Joins) -> Result<(i32, OwnedFd)> {
     let parent = u64::from(libc::CLONE_PARENT.cast_unsigned());
-    let mut cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
-    if cloned
-        .as_ref()
-        .is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
-    {
-        joins.follow(child.proc, init)?;
-        cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
-    }
-    match cloned.context(|| "clone into the container".to_owned())? {
+    let cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
+    match cloned.map_err(|e| joins.refused(&e))? {
         Cloned::Parent(pid, pidfd) => Ok((pid, pidfd)),
         Cloned::Child => {
-            let error = child.error;
             let failure = child.become_process();
-            fail(error, &failure.to_string())
+            fail(child.error, &failure.to_string())
         }
     }
 }
 
 impl Child<'_> {
     /// In the new process; returns only on failure.
-    fn become_process(self) -> Error {
+    fn become_process(&self) -> Error {
         match self.settle() {
             Ok(again) => self.plan.execute(again, self.error),
             Err(e) => e,
@@ -200,13 +192,7 @@ impl Child<'_> {
         if self.user_namespace {
             // The namespace's own root, so that files made from here on are its.
             nix::unistd::setgroups(&[]).context(|| "clear groups".to_owned())?;
-            let (uid, gid) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
-            nix::unistd::setresgid(gid, gid, gid)
-                .context(|| "become the namespace's root".to_owned())?;
-            nix::unistd::setresuid(uid, uid, uid)
-                .context(|| "become the namespace's root".to_owned())?;
-            // The change of ids has made the process dumpable or not by a host setting; it must not be.
-            not_dumpable()?;
+            process::change_ids(0, 0)?;
         }
         match self.terminal {
             Some(terminal) => terminal.take()?,
@@ -222,10 +208,4 @@ impl Child<'_> {
         self.plan.label(self.proc)?;
         Ok(again)
     }
-}
-
-/// Until execve, nobody in the container may look into a process of ours.
-pub(crate) fn not_dumpable() -> Result<()> {
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .context(|| "make the process non-dumpable".to_owned())
 }

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 
 fn serve() -> Result<()> {
     sys::clear_environment();
-    exec::not_dumpable()?;
+    process::not_dumpable()?;
     rustix::thread::set_name(c"berth-worker").context(|| "set the name".to_owned())?;
     let socket = take_socket()?;
     let socket = socket.as_fd();

@@ -93,27 +93,28 @@ impl Plan {
     /// Enters the working directory as root; made if missing when `make`. Returns whether it has to
     /// be tried again as the user (a network file system may refuse root).
     pub(crate) fn enter_cwd(&self, make: bool) -> Result<bool> {
-        let root = rustix::fs::open(
-            "/",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .context(|| "open the container's root".to_owned())?;
-        let shown = String::from_utf8_lossy(&self.cwd).into_owned();
         let opened = if make {
-            path::make_directories(root.as_fd(), &self.cwd)
+            path::make_directories(container_root()?.as_fd(), &self.cwd)
         } else {
-            path::open_directory(root.as_fd(), &self.cwd)
+            path::open_directory(container_root()?.as_fd(), &self.cwd)
         };
-        let entered = opened.and_then(|d| rustix::process::fchdir(d).map_err(io::Error::from));
-        match entered {
+        match opened.and_then(|d| rustix::process::fchdir(d).map_err(io::Error::from)) {
             Ok(()) => Ok(false),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(true),
-            Err(e) => Err(Error::invalid(format!(
-                "working directory {shown:?}: {}",
-                reason(&e)
-            ))),
+            Err(e) => Err(self.no_cwd(&e)),
         }
+    }
+
+    /// As [`Plan::enter_cwd`], as the user. Bound to the root like there, whatever links the path has.
+    fn enter_cwd_again(&self) -> Result<()> {
+        path::open_directory(container_root()?.as_fd(), &self.cwd)
+            .and_then(|d| rustix::process::fchdir(d).map_err(io::Error::from))
+            .map_err(|e| self.no_cwd(&e))
+    }
+
+    fn no_cwd(&self, why: &io::Error) -> Error {
+        let shown = String::from_utf8_lossy(&self.cwd);
+        Error::invalid(format!("working directory {shown:?}: {}", reason(why)))
     }
 
     /// Gives standard input, output and error to the user, so that `/dev/stdout` can be opened.
@@ -173,7 +174,9 @@ impl Plan {
                 )
             })?;
         }
-        sys::close_on_exec_from(3).context(|| "mark descriptors close-on-exec".to_owned())?;
+        // Not only closed by execve: while that resolves its path, `/proc/self/fd/N/..` of the image would lead
+        // to the host through any directory that is still open here (CVE-2024-21626).
+        sys::close_others(error_pipe).context(|| "close descriptors".to_owned())?;
         self.credentials(chdir_again.then_some(()))?;
         die_with_monitor(error_pipe)?;
         self.seal()
@@ -193,14 +196,9 @@ impl Plan {
             .collect();
         nix::unistd::setgroups(&groups).context(|| "set supplementary groups".to_owned())?;
         rustix::thread::set_keep_capabilities(true).context(|| "keep capabilities".to_owned())?;
-        let gid = nix::unistd::Gid::from_raw(self.gid);
-        nix::unistd::setresgid(gid, gid, gid).context(|| format!("change to gid {}", self.gid))?;
-        let uid = nix::unistd::Uid::from_raw(self.uid);
-        nix::unistd::setresuid(uid, uid, uid).context(|| format!("change to uid {}", self.uid))?;
+        change_ids(self.uid, self.gid)?;
         if chdir_again.is_some() {
-            rustix::process::chdir(self.cwd.as_slice()).context(|| {
-                format!("working directory {:?}", String::from_utf8_lossy(&self.cwd))
-            })?;
+            self.enter_cwd_again()?;
         }
         // A change from root to another user empties the effective set; loading a filter needs it.
         let held = caps::read(None, CapSet::Permitted).map_err(|e| capability("read", &e))?;
@@ -293,6 +291,30 @@ impl Sets {
             ambient: set(masks.ambient, "ambient")?,
         })
     }
+}
+
+/// Changes the user and group ids. Each change makes the process dumpable or not by a host setting
+/// (`fs.suid_dumpable`, proc(5)), and until execve it must not be.
+pub(crate) fn change_ids(uid: u32, gid: u32) -> Result<()> {
+    let (user, group) = (
+        nix::unistd::Uid::from_raw(uid),
+        nix::unistd::Gid::from_raw(gid),
+    );
+    nix::unistd::setresgid(group, group, group).context(|| format!("change to gid {gid}"))?;
+    not_dumpable()?;
+    nix::unistd::setresuid(user, user, user).context(|| format!("change to uid {uid}"))?;
+    not_dumpable()
+}
+
+/// Until execve, nobody in the container may look into a process of ours.
+pub(crate) fn not_dumpable() -> Result<()> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context(|| "make the process non-dumpable".to_owned())
+}
+
+fn container_root() -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/", flags, Mode::empty()).context(|| "open the container's root".to_owned())
 }
 
 fn drop_bounding(keep: &CapsHashSet) -> Result<()> {

@@ -138,9 +138,24 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     close_range(first, libc::CLOSE_RANGE_CLOEXEC)
 }
 
+/// Closes all descriptors but the standard ones and `kept`, which is marked close-on-exec. Whatever owned the
+/// others must never be dropped afterwards: the caller goes on to execve or to [`exit_now`].
+pub(crate) fn close_others(kept: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = kept.as_raw_fd().unsigned_abs();
+    if kept > 3 {
+        close_between(3, kept - 1, 0)?;
+    }
+    close_from((kept + 1).max(3))?;
+    close_on_exec_from(3)
+}
+
 fn close_range(first: u32, flags: libc::c_uint) -> io::Result<()> {
+    close_between(first, u32::MAX, flags)
+}
+
+fn close_between(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: callers go on to execve or hold no descriptor in the range.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
 }
 
 /// A copy of `fd` at exactly the number `at`, close-on-exec.

@@ -63,7 +63,15 @@ struct Query {
     ids: u64,
     count: u32,
     padding: u32,
+    program_flags: u64,
+    link_ids: u64,
+    link_flags: u64,
+    revision: u64,
 }
+
+// Since Linux 6.17 a query of a cgroup writes `revision` whatever size the caller gives
+// (`__cgroup_bpf_query` in kernel/bpf/cgroup.c).
+const _: () = assert!(std::mem::offset_of!(Query, revision) == 56 && size_of::<Query>() == 64);
 
 #[repr(C)]
 #[derive(Default)]

@@ -177,6 +177,32 @@ fn it_is_cloned_into_a_unified_cgroup() {
     fs::remove_dir(&own).unwrap();
 }
 
+/// A privileged container may do that; what it gets for it is a reason.
+#[test]
+fn a_threaded_cgroup_of_the_container_is_told_as_the_reason() {
+    let fixture = Fixture::new();
+    let container = sleeping(&fixture);
+    let leaf = fixture
+        .leaves()
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|l| l.join("cgroup.controllers").exists())
+        .expect("no cgroup v2 hierarchy on this machine");
+    let (threads, own) = (leaf.join("threads"), leaf.join("exec-4"));
+    fs::create_dir(&threads).unwrap();
+    fs::write(threads.join("cgroup.type"), "threaded").unwrap();
+    let mut request = container.exec_request(sh("true"));
+    request.join_cgroup = Vec::new();
+    request.own_cgroup = vec![own.display().to_string()];
+    let error = container.try_exec(request, None).err().unwrap();
+    assert!(
+        error.contains("exec-4 takes no process") && error.contains("threaded"),
+        "{error}"
+    );
+    assert!(!own.exists());
+    fs::remove_dir(&threads).unwrap();
+}
+
 #[test]
 fn a_terminal_comes_from_the_containers_devpts() {
     let fixture = Fixture::new();
@@ -228,9 +254,9 @@ fn user_groups_umask_and_environment_are_as_asked() {
     }
 }
 
-#[test]
-fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
-    let fixture = Fixture::new();
+/// Runs a process in a user namespace that has the host's files: its output, and its `/proc/PID/status` at the
+/// end of the output.
+fn in_a_user_namespace(process: shim_protocol::worker::Process) -> (String, String) {
     // A container's init in a user namespace, made by hand: the daemon pins such a namespace.
     let mut holder = std::process::Command::new("/usr/bin/unshare")
         .args(["-U", "-n", "-u", "-i", "-m", "sleep", "100"])
@@ -247,12 +273,6 @@ fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).unwrap();
     let (error, error_write) = pipe();
     let (stdout, stdout_write) = pipe();
-    let mut process = argv(&[
-        "/bin/sh",
-        "-c",
-        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
-    ]);
-    process.cwd = b"/".to_vec();
     let request = shim_protocol::worker::Exec {
         init: i32::try_from(pid).unwrap(),
         process: Some(process),
@@ -272,17 +292,48 @@ fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
     assert_eq!(read(error), "");
     let text = read(stdout);
     let status = fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
-    assert!(
-        status.contains("Uid:\t100000\t100000\t100000\t100000"),
-        "{status}"
-    );
     kill(started.pid);
     wait(&exec);
     holder.kill().unwrap();
     holder.wait().unwrap();
+    (text, status)
+}
+
+#[test]
+fn a_user_namespace_is_joined_and_its_root_is_not_the_hosts() {
+    let mut process = argv(&[
+        "/bin/sh",
+        "-c",
+        "id -u > /dev/stdout; cat /proc/self/uid_map; exec sleep 100 >&2",
+    ]);
+    process.cwd = b"/".to_vec();
+    let (text, status) = in_a_user_namespace(process);
+    assert!(
+        status.contains("Uid:\t100000\t100000\t100000\t100000"),
+        "{status}"
+    );
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "100000", "65536"]);
-    drop(fixture);
+}
+
+/// As on a network file system that refuses root.
+#[test]
+fn a_working_directory_that_only_the_user_may_enter_is_entered() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let inner = dir.path().join("closed/inner");
+    fs::create_dir_all(&inner).unwrap();
+    let closed = inner.parent().unwrap();
+    fs::set_permissions(closed, fs::Permissions::from_mode(0o700)).unwrap();
+    // A group that the namespace does not know takes its root's rights away.
+    chown(closed, Some(100_007), Some(0)).unwrap();
+    let mut process = argv(&["/bin/sh", "-c", "pwd; exec sleep 100 >&2"]);
+    process.cwd = inner.display().to_string().into_bytes();
+    process.uid = 7;
+    process.gid = 7;
+    let (text, _) = in_a_user_namespace(process);
+    assert_eq!(text.trim(), inner.display().to_string());
 }
 
 #[test]

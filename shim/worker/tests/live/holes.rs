@@ -216,6 +216,53 @@ fn the_workers_file_cannot_be_overwritten_from_a_container() {
     let _ = MoveMountFlags::empty();
 }
 
+/// CVE-2024-21626: the path of the program leads through a directory of the host that the process which is to
+/// become it has open, or stands in.
+#[test]
+fn no_path_of_the_image_leads_to_the_host() {
+    let fixture = Fixture::new();
+    let host = fixture.dir.path().join("host");
+    fs::create_dir(&host).unwrap();
+    fs::copy(fixture.tree("bin/busybox"), host.join("true")).unwrap();
+    let up = format!("{}{}", "/..".repeat(30), host.display());
+    fs::create_dir(fixture.tree("holes")).unwrap();
+    let mut path = String::from("PATH=/holes/cwd");
+    std::os::unix::fs::symlink(format!("/proc/self/cwd{up}"), fixture.tree("holes/cwd")).unwrap();
+    for fd in 0..64 {
+        let link = fixture.tree(&format!("holes/{fd}"));
+        std::os::unix::fs::symlink(format!("/proc/self/fd/{fd}{up}"), link).unwrap();
+        path.push_str(&format!(":/holes/{fd}"));
+    }
+    let mut process = argv(&["true"]);
+    process.env = vec![path.into_bytes()];
+    let mut init = fixture.create(process.clone());
+    let missing = "exec: \"true\": executable file not found in $PATH";
+    assert_eq!(init.start().unwrap_err(), missing);
+    init.wait();
+    remove_cgroup(&fixture.leaves());
+
+    let container = fixture.run(argv(&["cat"]));
+    let mut request = container.exec_request(process.clone());
+    // With a cgroup of its own the worker holds its parents open.
+    let own = |leaf: &String| format!("{leaf}/exec-1");
+    request.own_cgroup = request.join_cgroup.iter().map(own).collect();
+    let escaped = container.try_exec(request.clone(), None);
+    let escaped = escaped.map(Execed::finish);
+    for dir in &request.own_cgroup {
+        until("the exec's cgroup can be removed", || {
+            fs::remove_dir(dir).is_ok()
+        });
+    }
+    assert_eq!(escaped, Err(missing.to_owned()));
+    // The links are right: it is only that nothing is open.
+    let copy = fixture.tree("holes/true");
+    fs::copy(fixture.tree("bin/busybox"), &copy).unwrap();
+    let env = process.env[0].clone();
+    process.env = vec![[env.as_slice(), b":/holes"].concat()];
+    let exec = container.try_exec(container.exec_request(process), None);
+    assert_eq!(exec.unwrap().finish().1, 0);
+}
+
 /// libcontainer leaves the streams to root.
 #[test]
 fn an_ordinary_user_opens_its_standard_streams() {
