@@ -14,7 +14,7 @@ disk=8G
 
 # What the tests run inside, beside the base: the rest of what Berth needs comes with its package.
 packages=systemd-sysv,dbus,udev,kmod,openssh-server,apparmor,iproute2,nftables,iptables,procps,sudo,ca-certificates
-packages=$packages,curl,conntrack,e2fsprogs,util-linux,util-linux-extra,docker-registry,libseccomp2,initramfs-tools,zstd,bash-completion
+packages=$packages,curl,conntrack,e2fsprogs,util-linux,util-linux-extra,gcc,libc6-dev,docker-registry,libseccomp2,initramfs-tools,zstd,bash-completion
 
 say() { printf '%s\n' "vm image: $*" >&2; }
 die() { say "$*"; exit 1; }

@@ -11,7 +11,7 @@ mod update;
 use std::io;
 use std::path::PathBuf;
 
-pub use count::{memory_in_use, oom_kills};
+pub use count::{distributes, memory_in_use, oom_kills};
 pub use end::{kill, processes, remove, remove_parents, remove_shims};
 pub use make::{cpuset, ensure_shims, join, make_parents};
 pub use update::apply_writes;

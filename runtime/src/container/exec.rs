@@ -77,9 +77,14 @@ fn plan(
     let exec_id = format!("e{}", inner.exec_ids.fetch_add(1, Ordering::Relaxed));
     // The daemon's pid makes the id unique for the monitor's life, which is longer than the daemon's.
     let exec_id = format!("{}-{exec_id}", std::process::id());
-    let limited = request.timeout.is_some();
+    // A container that distributes its controllers takes no process beside its own groups.
+    let apart = request.timeout.is_some()
+        || record
+            .leaves
+            .iter()
+            .any(|leaf| crate::cgroup::distributes(leaf));
     let facts = &inner.deps.facts.cgroup;
-    let (own_cgroup, join_cgroup) = cgroups(facts, &record.leaves, &exec_id, limited);
+    let (own_cgroup, join_cgroup) = cgroups(facts, &record.leaves, &exec_id, apart);
     let seccomp = match record.seccomp.as_str() {
         "" => None,
         name => {
@@ -119,11 +124,11 @@ fn cgroups(
     facts: &CgroupFacts,
     leaves: &[String],
     exec_id: &str,
-    limited: bool,
+    apart: bool,
 ) -> (Vec<String>, Vec<String>) {
     let own = |leaf: &String| format!("{leaf}/exec-{exec_id}");
     let (holders, others): (Vec<&String>, Vec<&String>) = match facts {
-        CgroupFacts::V2 { .. } if !limited => (Vec::new(), leaves.iter().collect()),
+        CgroupFacts::V2 { .. } if !apart => (Vec::new(), leaves.iter().collect()),
         CgroupFacts::V2 { .. } => (leaves.iter().collect(), Vec::new()),
         CgroupFacts::V1 { .. } => {
             let pids = facts
