@@ -18,4 +18,4 @@ for n in $(seq "$times"); do
 	"$here/vm.sh" reset "$name" || { echo "FAIL vm::cut_$n::boots"; echo "vm: 0 passed, 1 failed, 0 skipped"; exit 1; }
 	"$here/vm.sh" ssh "$name" "sh '$inside/after.sh' $n" </dev/null || bad=1
 done
-exit ${bad:-0}
+exit "${bad:-0}"

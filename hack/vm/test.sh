@@ -9,7 +9,6 @@ set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
-build=${BERTH_BUILD_DIR:-$project/.build}
 what=${1:-smoke}
 name=test-$$
 inside=$project/hack/vm/inside
@@ -51,9 +50,8 @@ until grep -q . "$work/registry"; do
 	sleep 0.2
 done
 find "$work/hosts" -name hosts.toml -exec sed -i 's/127\.0\.0\.1/10.0.2.2/' {} +
-tar -C "$work" -cf - hosts busybox.tar | vm ssh "$name" "mkdir -p /var/tmp/vm /etc/berth && tar -C /var/tmp/vm -xf - && cp -r /var/tmp/vm/hosts/. /etc/berth/certs.d/" 2>/dev/null ||
-	tar -C "$work" -cf - hosts busybox.tar | vm ssh "$name" "mkdir -p /var/tmp/vm /etc/berth/certs.d && tar -C /var/tmp/vm -xf - && cp -r /var/tmp/vm/hosts/. /etc/berth/certs.d/" ||
-	fail "the machine takes no files"
+take='mkdir -p /var/tmp/vm /etc/berth/certs.d && tar -C /var/tmp/vm -xf - && cp -r /var/tmp/vm/hosts/. /etc/berth/certs.d/'
+tar -C "$work" -cf - hosts busybox.tar | vm ssh "$name" "$take" || fail "the machine takes no files"
 in_vm "cp '$project'/target/debian/berth*.deb /run/berth-build/bin/crictl /var/tmp/vm/" || fail "no package inside"
 in_vm "sh '$project/vagrant/provision.sh' /var/tmp/vm" || fail "the package cannot be installed"
 

@@ -94,7 +94,9 @@ impl Snapshot {
                 }
                 let path = entry.path();
                 let text = path.display().to_string();
-                if marks.iter().any(|mark| text.contains(mark)) {
+                // systemd keeps the slices that somebody has named; the kubelet removes its own.
+                let slice = text.ends_with("pods.slice");
+                if !slice && marks.iter().any(|mark| text.contains(mark)) {
                     self.add("cgroup", &text);
                 }
                 stack.push(path);

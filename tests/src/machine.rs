@@ -35,6 +35,13 @@ pub fn has_apparmor() -> Option<&'static str> {
 
 const PLUGIN_TABLES: [&str; 2] = ["inet cni_plugins_masquerade", "ip cni_hostport"];
 
+/// systemd is PID 1, and cgroup v2 is alone.
+#[must_use]
+pub fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").exists()
+        && Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// The nftables tables of the machine, as `family name`.
 #[must_use]
 pub fn tables() -> BTreeSet<String> {

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::cri::Cri;
 use crate::leak::{Scope, Snapshot};
-use crate::{paths, process};
+use crate::{machine, paths, process};
 
 /// Which program is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,10 +144,25 @@ impl Instance {
         self.folder().join("daemon.log")
     }
 
-    /// The cgroup below which its pods go.
+    /// The cgroup below which its pods go, as a kubelet would name it to this runtime.
     #[must_use]
     pub fn cgroup_parent(&self) -> String {
-        format!("/{}-pods", self.name)
+        match self.has_systemd_driver() {
+            true => format!("{}pods.slice", self.name),
+            false => format!("/{}-pods", self.name),
+        }
+    }
+
+    /// The path of that cgroup.
+    #[must_use]
+    pub fn cgroup_parent_path(&self) -> String {
+        let parent = self.cgroup_parent();
+        format!("/{}", parent.trim_start_matches('/'))
+    }
+
+    /// Berth takes systemd's driver by itself where it can; containerd is not configured to.
+    fn has_systemd_driver(&self) -> bool {
+        self.options.kind == Kind::Berth && machine::has_systemd()
     }
 
     /// The client.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::runner::{Case, Test};
-use berth_tests::runtime::{Instance, Net, Options};
+use berth_tests::runtime::{Instance, Kind, Net, Options};
 use berth_tests::{ensure_eq, paths, test};
 use tonic::Code;
 
@@ -72,10 +72,12 @@ async fn runtime_config(case: &mut Case) -> Result<()> {
         .await?
         .into_inner();
     let driver = answer.linux.context("no linux part")?.cgroup_driver();
-    let systemd = std::path::Path::new("/run/systemd/system").exists();
-    if !systemd {
-        ensure_eq!(driver, CgroupDriver::Cgroupfs);
-    }
+    let systemd = berth_tests::machine::has_systemd() && Kind::from_env()? == Kind::Berth;
+    let wanted = match systemd {
+        true => CgroupDriver::Systemd,
+        false => CgroupDriver::Cgroupfs,
+    };
+    ensure_eq!(driver, wanted);
     Ok(())
 }
 

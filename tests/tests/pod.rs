@@ -351,7 +351,7 @@ async fn cgroup_parent_holds_everything(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
     let container = pod.start(&script("exec sleep 4321")).await?;
     let pause = pid_of(&pod.cri.pod_status_verbose(&pod.id).await?.info)?;
-    let parent = case.instance()?.cgroup_parent();
+    let parent = case.instance()?.cgroup_parent_path();
     for (what, pid) in [("pause", pause), ("container", container.pid().await?)] {
         let path = process::cgroup_of(pid, "memory")
             .or_else(|| process::cgroup_of(pid, ""))

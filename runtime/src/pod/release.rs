@@ -1,7 +1,8 @@
 //! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::record::{Phase, Process};
 use super::{Error, Inner, Pod};
@@ -9,6 +10,10 @@ use crate::events::Event;
 use crate::model::{PodState, chain};
 use crate::sys;
 use crate::undo::{Failures, Steps};
+
+/// How long systemd may take to see that a scope is empty, and how often that is looked at.
+const SCOPE_END: Duration = Duration::from_secs(1);
+const SCOPE_LOOK: Duration = Duration::from_millis(5);
 
 /// How long a chain of CNI plugins may take in all; each has a limit of its own.
 const NETWORK_LIMIT: Duration = Duration::from_secs(600);
@@ -87,15 +92,19 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         });
     }
     if let Some(scope) = record.scope.filter(|_| same_boot) {
-        // It goes with its last process; this is for one that holds something foreign.
         let inner = inner.clone();
         let dirs = crate::spec::leaves(&inner.deps.facts.cgroup, &record.cgroup_parent);
         steps.push("scope", async move {
-            if !dirs.iter().any(|dir| std::path::Path::new(dir).exists()) {
-                return Ok(());
+            // It goes with its last process. What stays holds something foreign.
+            let end = Instant::now() + SCOPE_END;
+            while dirs.iter().any(|dir| Path::new(dir).exists()) {
+                if Instant::now() > end {
+                    let stopped = inner.deps.cgroups.stop(&scope.unit).await;
+                    return stopped.map_err(|e| chain(&e));
+                }
+                tokio::time::sleep(SCOPE_LOOK).await;
             }
-            let stopped = inner.deps.cgroups.stop(&scope.unit).await;
-            stopped.map_err(|e| chain(&e))
+            Ok(())
         });
     }
     if let Some(netns) = record.netns {

@@ -153,6 +153,11 @@ impl Launcher {
         self.spawner.spawn(exe, name, stdin, birth).await
     }
 
+    /// Whether systemd makes the cgroups.
+    pub(super) fn has_scope(&self) -> bool {
+        self.scope.is_some()
+    }
+
     async fn spawn_monitor(&self, stdin: OwnedFd) -> io::Result<OwnedFd> {
         let (exe, name) = (&self.shim, c"berth-shim");
         let started = match &self.scope {

@@ -33,8 +33,8 @@ pub struct PodWorker {
     pid: i32,
     /// Closed when this is dropped.
     unused: oneshot::Sender<()>,
-    /// Ends when the worker is reaped.
-    burial: JoinHandle<()>,
+    /// Ends when the worker is reaped. Waited for where the worker stands in the pod's scope.
+    burial: Option<JoinHandle<()>>,
 }
 
 /// A pod's pause process.
@@ -71,7 +71,7 @@ impl PodWorker {
             pause,
             pid,
             unused,
-            burial,
+            burial: launcher.has_scope().then_some(burial),
         };
         match worker
             .call(worker::Call::Pod(pod), Vec::new(), "make namespaces")
@@ -88,8 +88,8 @@ impl PodWorker {
         self.pid
     }
 
-    /// Has the worker start the pause process, and waits for the worker's end: it may stand in the pod's cgroup.
-    /// `seccomp` is pause's system call filter.
+    /// Has the worker start the pause process. `seccomp` is its system call filter. Under systemd the worker
+    /// is gone when this returns: nothing but the pod's own cgroups is left in its scope.
     ///
     /// # Errors
     /// What the worker says; it has undone its part then.
@@ -112,8 +112,10 @@ impl PodWorker {
             return Err(self.nonsense(what));
         };
         drop((self.stream, self.unused));
-        // It is killed when it does not end by itself; what cannot be killed is not waited for.
-        let _ = tokio::time::timeout(2 * END, self.burial).await;
+        if let Some(burial) = self.burial {
+            // It is killed when it does not end by itself; what cannot be killed is not waited for.
+            let _ = tokio::time::timeout(2 * END, burial).await;
+        }
         Ok(PauseHandle {
             pid,
             start_time,

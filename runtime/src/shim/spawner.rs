@@ -158,27 +158,32 @@ struct Place {
 /// A cgroup of v2.
 struct Cgroup {
     path: PathBuf,
-    /// It is ours to make.
-    own: bool,
-    fd: RefCell<Option<OwnedFd>>,
+    /// Kept for one of our own. That of another is not held: it would stay, dead, when it is removed.
+    own: Option<RefCell<OwnedFd>>,
 }
 
 impl Cgroup {
-    /// Opens it, and makes it if it is ours.
-    fn open(&self) -> io::Result<()> {
-        if self.own {
-            make(&self.path)?;
-        }
-        self.fd.replace(Some(fs::File::open(&self.path)?.into()));
-        Ok(())
+    fn own(path: PathBuf) -> io::Result<Self> {
+        let own = Some(RefCell::new(fs::File::open(&path)?.into()));
+        Ok(Self { path, own })
     }
 
-    /// Starts a program in it, if it is known and has not been removed.
+    fn foreign(path: PathBuf) -> Self {
+        Self { path, own: None }
+    }
+
+    /// Starts a program in it; one of our own is made again after somebody has removed it.
     fn bear(&self, program: process::Program<'_>) -> io::Result<(i32, OwnedFd)> {
-        match &*self.fd.borrow() {
-            Some(fd) => process::spawn_into(program, fd.as_fd()),
-            None => Err(io::ErrorKind::NotFound.into()),
+        let Some(own) = &self.own else {
+            return process::spawn_into(program, fs::File::open(&self.path)?.as_fd());
+        };
+        match process::spawn_into(program, own.borrow().as_fd()) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {}
+            other => return other,
         }
+        make(&self.path)?;
+        own.replace(fs::File::open(&self.path)?.into());
+        process::spawn_into(program, own.borrow().as_fd())
     }
 }
 
@@ -194,15 +199,10 @@ impl Place {
             null,
             files,
         };
-        let cgroup = |path, own| Cgroup {
-            path,
-            own,
-            fd: RefCell::new(None),
-        };
         let paths = match groups {
             Groups::Own(paths) => paths,
             Groups::Foreign(path) => {
-                place.born = Some(cgroup(path, false));
+                place.born = Some(Cgroup::foreign(path));
                 return Ok(place);
             }
         };
@@ -213,9 +213,7 @@ impl Place {
                     // 0 is the writing thread.
                     return write(&tasks, "0");
                 }
-                let cgroup = cgroup(path.clone(), true);
-                cgroup.open()?;
-                place.born = Some(cgroup);
+                place.born = Some(Cgroup::own(path.clone())?);
                 Ok(())
             });
             entered.map_err(|source| Error::Cgroup { path, source })?;
@@ -249,13 +247,7 @@ impl Place {
             stdin,
             null,
         };
-        match cgroup.bear(program) {
-            Err(e) if matches!(e.raw_os_error(), None | Some(libc::ENODEV | libc::ENOENT)) => {
-                cgroup.open()?;
-                cgroup.bear(program)
-            }
-            other => other,
-        }
+        cgroup.bear(program)
     }
 }
 

@@ -118,6 +118,9 @@ async fn run(
         .current_dir(work)
         .arg("-runtime-endpoint")
         .arg(format!("unix://{}", instance.socket().display()))
+        // Else it is that of /etc/crictl.yaml.
+        .arg("-image-endpoint")
+        .arg(format!("unix://{}", instance.socket().display()))
         .args([
             "-config",
             "/dev/null",
