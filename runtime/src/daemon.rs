@@ -97,6 +97,9 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
     ready.set();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.listen.display(), "serving the CRI");
+    if let Err(error) = sys::memory::release_code() {
+        tracing::debug!(%error, "the code of start-up stays in memory");
+    }
 
     let mut cri_server = cri_server;
     let failed = tokio::select! {

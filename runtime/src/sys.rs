@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod fs;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod process;

@@ -1,0 +1,68 @@
+//! The daemon's own memory.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+
+/// Gives back the pages of this program's code: what start-up needed alone is most of it, and the rest is mapped
+/// again from the page cache when it is next executed. Pages of code are never written, so nothing is lost.
+///
+/// # Errors
+/// When `/proc/self` cannot be read, or the kernel refuses.
+pub fn release_code() -> io::Result<()> {
+    let own = std::fs::metadata("/proc/self/exe")?.ino();
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    for (start, end) in maps.lines().filter_map(|line| code_of(line, own)) {
+        // SAFETY: the range is one mapping of our executable file, private and without leave to write
+        // (`code_of` wants `r-xp`), so its pages are the file's and come back as they were.
+        let outcome = unsafe {
+            libc::madvise(
+                std::ptr::with_exposed_provenance_mut(start),
+                end - start,
+                libc::MADV_DONTNEED,
+            )
+        };
+        if outcome != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// The range of a line of `/proc/PID/maps`, if it is code of the file with this inode (proc_pid_maps(5)).
+fn code_of(line: &str, inode: u64) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    if fields.next()? != "r-xp" || fields.nth(2)?.parse() != Ok(inode) {
+        return None;
+    }
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    Some((number(start)?, number(end)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_code_of_the_file_is_meant() {
+        let line = |mode, inode| format!("55d0-66f0 {mode} 00002000 fe:00 {inode}  /usr/bin/berth");
+        assert_eq!(code_of(&line("r-xp", 7), 7), Some((0x55d0, 0x66f0)));
+        for other in [
+            line("r--p", 7),
+            line("rwxp", 7),
+            line("r-xs", 7),
+            line("r-xp", 8),
+        ] {
+            assert_eq!(code_of(&other, 7), None, "{other}");
+        }
+        assert_eq!(code_of("7ffc-7ffd r-xp 0 00:00 0 [vdso]", 7), None);
+    }
+
+    #[test]
+    fn the_program_goes_on_without_its_pages() {
+        for _ in 0..3 {
+            release_code().unwrap();
+        }
+    }
+}
