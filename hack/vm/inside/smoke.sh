@@ -30,7 +30,7 @@ podname=limits
 pod=$(pod $podname '"cgroup_parent":"kubepods-burstable-podvm.slice"')
 need pod_runs "$pod"
 limits='"resources":{"cpu_shares":512,"cpu_quota":50000,"cpu_period":100000,"memory_limit_in_bytes":67108864,"oom_score_adj":-500,
-	"unified":{"memory.high":"50331648","memory.min":"1048576"}}'
+	"hugepage_limits":[{"page_size":"2MB","limit":4194304}],"unified":{"memory.high":"50331648","memory.min":"1048576"}}'
 ctr=$(container "$pod" limited 'echo started; exec sleep 10000' "$limits")
 need container_runs "$ctr"
 slice=/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podvm.slice
@@ -46,6 +46,7 @@ check memory_limit equal memory.max "$(of memory.max)" 67108864
 check no_swap equal memory.swap.max "$(of memory.swap.max)" 0
 check unified_memory_high equal memory.high "$(of memory.high)" 50331648
 check unified_memory_min equal memory.min "$(of memory.min)" 1048576
+check hugepage_limit equal hugetlb.2MB.max "$(of hugetlb.2MB.max)" 4194304
 check cpu_weight equal cpu.weight "$(of cpu.weight)" 59
 check cpu_quota equal cpu.max "$(of cpu.max)" "50000 100000"
 pid=$(crictl inspect --output go-template --template '{{.info.pid}}' "$ctr")

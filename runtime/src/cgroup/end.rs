@@ -230,20 +230,32 @@ fn remove_tree(leaf: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes the cgroups of the monitors if none is left. The kernel keeps a cgroup busy for a moment after its
-/// last thread has ended; one with a monitor stays.
+/// Removes the cgroups of the monitors if none is left; one with a monitor stays. The kernel keeps a cgroup busy
+/// for a moment after its last thread has ended, and lists a thread for a moment after it was joined.
 pub fn remove_shims(dirs: &[PathBuf]) {
     let deadline = Instant::now() + REMOVE_TIME;
     for dir in dirs {
-        let empty = || pids_of(dir).is_ok_and(|pids| pids.is_empty());
+        let left = || pids_of(dir).is_ok_and(|pids| !pids.into_iter().any(stays));
         while let Err(error) = std::fs::remove_dir(dir) {
-            let passing = error.raw_os_error() == Some(libc::EBUSY) && empty();
+            let passing = error.raw_os_error() == Some(libc::EBUSY) && left();
             if !passing || Instant::now() > deadline {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Whether this is another process than ours, and one that has not ended (proc_pid_stat(5): the state follows
+/// the name in parentheses).
+fn stays(pid: i32) -> bool {
+    let ours = u32::try_from(pid) == Ok(std::process::id());
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim_start().chars().next());
+    !ours && !matches!(state, None | Some('Z' | 'X'))
 }
 
 /// Removes cgroups that Berth itself made above its containers ([`super::make_parents`]), innermost first, as

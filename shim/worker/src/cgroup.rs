@@ -189,13 +189,38 @@ fn enable_controllers(enable: &worker::CgroupWrite) -> Result<()> {
         if on.split_whitespace().any(|c| c == name) {
             continue;
         }
-        match fs::write(&file, format!("+{name}")) {
+        let switch = || fs::write(&file, format!("+{name}"));
+        let enabled = match switch() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !enable.optional => {
+                file.parent().map_or(Ok(()), |dir| hand_down(dir, name))?;
+                switch()
+            }
+            other => other,
+        };
+        match enabled {
             // Nothing that was asked for needs it: without it a statistic is missing, no limit.
             Err(_) if enable.optional => {}
             other => other.context(|| format!("enable controller {name} in {}", file.display()))?,
         }
     }
     Ok(())
+}
+
+/// Has a cgroup be given a controller by those above it. systemd hands none down that it does not know itself
+/// (hugetlb), and the kubelet none below its own cgroups.
+fn hand_down(dir: &Path, name: &str) -> Result<()> {
+    let Some(parent) = dir.parent() else {
+        return Ok(());
+    };
+    // Above the root of the hierarchy there is no such file.
+    let Ok(has) = fs::read_to_string(parent.join("cgroup.controllers")) else {
+        return Ok(());
+    };
+    if !has.split_whitespace().any(|known| known == name) {
+        hand_down(parent, name)?;
+    }
+    fs::write(parent.join("cgroup.subtree_control"), format!("+{name}"))
+        .context(|| format!("enable controller {name} in {}", parent.display()))
 }
 
 fn write_file(write: &worker::CgroupWrite) -> Result<()> {
