@@ -16,6 +16,6 @@ for n in $(seq "$times"); do
 	sleep "$pause"
 	echo "-- cut $n after $pause s"
 	"$here/vm.sh" reset "$name" || { echo "FAIL vm::cut_$n::boots"; echo "vm: 0 passed, 1 failed, 0 skipped"; exit 1; }
-	"$here/vm.sh" ssh "$name" "sh '$inside/after.sh' $n" </dev/null || bad=1
+	"$here/vm.sh" ssh "$name" "sh '$inside/after.sh' cut_$n" </dev/null || bad=1
 done
 exit "${bad:-0}"

@@ -42,7 +42,7 @@ $(tail -n 5 "$out/debootstrap.log")"
 
 # Only what the disk needs: an initrd of everything takes an emulated machine seconds to unpack.
 printf 'MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n' >"$tree/etc/initramfs-tools/conf.d/berth"
-printf 'virtio_pci\nvirtio_blk\next4\n' >>"$tree/etc/initramfs-tools/modules"
+printf 'virtio_pci\nvirtio_blk\nvirtio_net\next4\n' >>"$tree/etc/initramfs-tools/modules"
 mount -t proc proc "$tree/proc"
 say "kernel"
 DEBIAN_FRONTEND=noninteractive chroot "$tree" apt-get -qq install -y --no-install-recommends linux-image-amd64 \

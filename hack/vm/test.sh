@@ -2,7 +2,8 @@
 # Tests Berth in a machine of its own: installed from its package on Debian 13 with systemd, cgroup v2 and AppArmor.
 #
 #   hack/vm/test.sh smoke       what only such a machine shows, and two power cuts (CI, ten minutes at most)
-#   hack/vm/test.sh full        that with twenty power cuts, then the integration suite and critest inside
+#   hack/vm/test.sh full        that with twenty power cuts, the integration suite and critest inside, and power cuts
+#                               replayed from a log of the disk's writes
 #
 # The package and the tests must be built: `make vm-smoke` and `make test-vm` do that. The last line counts.
 set -u
@@ -14,7 +15,7 @@ name=test-$$
 inside=$project/hack/vm/inside
 case $what in
 smoke) cuts=2 ;;
-full) cuts=20 ;;
+full) cuts=20 replays=8 ;;
 *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
@@ -67,6 +68,7 @@ part "power cuts" "$here/cut.sh" "$name" "$cuts"
 if [ "$what" = full ]; then
 	part "integration" in_vm "sh '$inside/integration.sh' '$project'"
 	part "critest" in_vm "sh '$inside/critest.sh' '$project'"
+	part "replayed power cuts" "$here/replay.sh" "$name" "$replays"
 fi
 awk '/^(vm|integration|critest): [0-9]+ passed/ { p += $2; f += $4; s += $6 } END { print p + 0, f + 0, s + 0 }' "$work/out" >"$work/sum"
 read -r passed failed skipped <"$work/sum"

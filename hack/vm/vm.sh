@@ -6,10 +6,12 @@
 #   hack/vm/vm.sh ssh NAME COMMAND...   runs a command inside, as root (`shell NAME` for a shell)
 #   hack/vm/vm.sh reset NAME            pulls the plug and boots again: what the guest had not written is lost
 #   hack/vm/vm.sh wait NAME             waits for SSH
+#   hack/vm/vm.sh halt NAME FILE        shuts it down, keeps its disk as FILE and deletes the rest
 #   hack/vm/vm.sh down [NAME]           ends it and deletes its disk
 #   hack/vm/vm.sh list
 #
 # The project lies inside where it lies here, read-only. BERTH_VM_MEMORY (MiB, 3072) and BERTH_VM_CPUS (2) set the size.
+# BERTH_VM_DISK is another raw image to start from; it is not written. BERTH_VM_LOG gets a log of all writes.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -65,15 +67,22 @@ up() {
 	! alive || { say "$name is up already"; return; }
 	mkdir -p "$dir"
 	rm -f "$dir/disk" "$dir/console"
-	qemu-img create -q -f qcow2 -b "$base/base.ext4" -F raw "$dir/disk"
+	qemu-img create -q -f qcow2 -b "$(realpath "${BERTH_VM_DISK:-$base/base.ext4}")" -F raw "$dir/disk"
+	drive=disk
+	if [ -n "${BERTH_VM_LOG:-}" ]; then
+		: >"$BERTH_VM_LOG"
+		drive=logged
+	fi
 	free_port >"$dir/port"
 	begin=$(date +%s)
 	accel=$(accelerator)
 	qemu-system-x86_64 -name "berth-$name" -accel "$accel" -machine q35 -cpu max -smp "${BERTH_VM_CPUS:-2}" \
 		-m "${BERTH_VM_MEMORY:-3072}" -nodefaults -display none -no-user-config \
 		-kernel "$base/vmlinuz" -initrd "$base/initrd" \
-		-append "root=/dev/vda rw console=ttyS0 quiet apparmor=1 security=apparmor swapaccount=1 panic=-1" \
-		-drive "file=$dir/disk,if=virtio,format=qcow2,cache=writeback,discard=unmap" \
+		-append "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet apparmor=1 security=apparmor swapaccount=1 panic=-1" \
+		-blockdev "driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename=$dir/disk" \
+		${BERTH_VM_LOG:+-blockdev "driver=blklogwrites,node-name=logged,discard=unmap,file=disk,log.driver=file,log.filename=$BERTH_VM_LOG"} \
+		-device "virtio-blk-pci,drive=$drive,write-cache=on" \
 		-netdev "user,id=net,hostfwd=tcp:127.0.0.1:$(cat "$dir/port")-:22" -device virtio-net-pci,netdev=net,romfile= \
 		-virtfs "local,path=$project,mount_tag=project,security_model=none,readonly=on,multidevs=remap" \
 		-virtfs "local,path=$build,mount_tag=build,security_model=none,readonly=on,multidevs=remap" \
@@ -103,6 +112,17 @@ down() {
 	rm -rf "$dir"
 }
 
+halt() {
+	inside systemctl poweroff </dev/null || true
+	limit=$(($(date +%s) + 180))
+	while alive; do
+		[ "$(date +%s)" -lt $limit ] || die "$name does not shut down; its console is $dir/console"
+		sleep 0.5
+	done
+	qemu-img convert -O raw "$dir/disk" "$1"
+	rm -rf "$dir"
+}
+
 need() { alive || die "$name is not up: hack/vm/vm.sh up $name"; }
 
 case $verb in
@@ -111,6 +131,7 @@ ssh) need; shift 2; inside "$@" ;;
 shell) need; inside -t ;;
 wait) need; wait_ssh; share ;;
 reset) need; monitor system_reset; sleep 1; wait_ssh; share ;;
+halt) need; halt "${3:?the file of the disk}" ;;
 down) down ;;
 list) for at in "$base"/machines/*/; do [ -d "$at" ] && name=$(basename "$at") dir=$at && alive && echo "$name port $(cat "$at/port")"; done || true ;;
 *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;

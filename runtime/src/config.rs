@@ -3,6 +3,7 @@
 //! One table ([`table::KEYS`]) names every key with its type, default and description; parsing, the
 //! nearest-key hint, `berth config show`, `berth config default` and the manual page all come from it.
 
+mod limits;
 mod parse;
 mod table;
 mod template;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use limits::ResourceLimit;
 pub use parse::Error;
 pub use table::{KEYS, Key, Value};
 pub use template::template;
@@ -99,6 +101,8 @@ pub struct Config {
     pub streaming_address: SocketAddr,
     /// Longest payload of one log record, bytes.
     pub log_line_max: u32,
+    /// Resource limits of every container's processes; those that are not named are the daemon's own.
+    pub default_ulimits: Vec<ResourceLimit>,
     /// Each key with its value and where it came from, in the table's order.
     pub origins: Vec<(&'static str, Value, Origin)>,
 }
@@ -166,6 +170,7 @@ impl Config {
             default_cgroup_parent: settings.text("cgroup.default_parent"),
             streaming_address: settings.address("streaming.address")?,
             log_line_max: settings.number("containers.log_line_max", 256..=1 << 20)?,
+            default_ulimits: settings.limits("containers.default_ulimits")?,
             origins,
         })
     }
@@ -234,6 +239,10 @@ mod tests {
             ("instance = \"a/b\"", "instance"),
             ("[streaming]\naddress = \"nowhere\"", "streaming.address"),
             ("root = \"/x", "config.toml:1"),
+            (
+                "[containers]\ndefault_ulimits = [\"files=1\"]",
+                "config.toml:2",
+            ),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text}: {error}");

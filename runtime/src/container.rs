@@ -459,6 +459,16 @@ async fn all<F: Future<Output = Result<(), Error>> + Send + 'static>(
     outcome
 }
 
+/// The configured limits of a container's processes, for the worker.
+fn limits(config: &Config) -> Vec<shim_protocol::worker::Rlimit> {
+    let limit = |limit: &crate::config::ResourceLimit| shim_protocol::worker::Rlimit {
+        resource: limit.resource,
+        soft: limit.soft,
+        hard: limit.hard,
+    };
+    config.default_ulimits.iter().map(limit).collect()
+}
+
 fn status_of(container: &Container) -> ContainerStatus {
     let record = container.now();
     ContainerStatus {

@@ -1,16 +1,18 @@
 #!/bin/sh
-# After a power cut: what was promised of a disk that was left at any moment. Called by hack/vm/cut.sh.
+# After a power cut: what was promised of a disk that was left at any moment. Called by hack/vm/cut.sh and replay.sh.
+#
+#   after.sh NAME               how the checks are called
 set -u
 
 . "$(dirname "$0")/lib.sh"
-n=$1
+cut=$1
 image=registry.k8s.io/e2e-test-images/busybox:1.29-2
 
 answers() { within 60 crictl version >/dev/null || { journalctl --no-pager -n 30 -u berth; return 1; }; }
-check "cut_$n::daemon_starts" answers
-check "cut_$n::no_container_is_reported_running" equal running "$(crictl ps -q)" ""
-check "cut_$n::no_pod_is_reported_ready" equal ready "$(crictl pods -q --state ready)" ""
-check "cut_$n::no_record_was_damaged" equal log "$(journalctl -b --no-pager -u berth -p warning -q | grep -i 'cannot be used')" ""
+check "$cut::daemon_starts" answers
+check "$cut::no_container_is_reported_running" equal running "$(crictl ps -q)" ""
+check "$cut::no_pod_is_reported_ready" equal ready "$(crictl pods -q --state ready)" ""
+check "$cut::no_record_was_damaged" equal log "$(journalctl -b --no-pager -u berth -p warning -q | grep -i 'cannot be used')" ""
 
 # Every image that is listed is whole: a container of it reads all its files.
 whole() {
@@ -24,14 +26,14 @@ whole() {
 		crictl rmp -f "$pod" || return
 	done
 }
-check "cut_$n::listed_images_are_whole" whole
+check "$cut::listed_images_are_whole" whole
 again() { crictl pull "$image" && podname=again && pod=$(pod again) && id=$(container "$pod" again 'exec sleep 1000') && crictl exec -s "$id" true && crictl rmp -f "$pod"; }
-check "cut_$n::pods_run_again" again
+check "$cut::pods_run_again" again
 clean() {
 	for pod in $(crictl pods -q); do crictl rmp -f "$pod" || return; done
 	equal units "$(systemctl list-units --all --no-legend 'berth-*.scope' | grep -v berth-shims)" ""
 	equal netns "$(ls /run/netns 2>/dev/null | grep berth-)" ""
 	equal mounts "$(grep -c /run/berth/containers /proc/self/mountinfo)" 0
 }
-check "cut_$n::everything_can_be_removed" clean
+check "$cut::everything_can_be_removed" clean
 summary

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
+use super::limits::{self, ResourceLimit};
 use super::table::{self, KEYS};
 use super::{Origin, Value};
 
@@ -216,6 +217,14 @@ impl Settings<'_> {
             Some(path) => self.bad(key, format!("must hold absolute paths only, not {path:?}")),
             None => Ok(paths),
         }
+    }
+
+    pub(super) fn limits(&self, key: &str) -> Result<Vec<ResourceLimit>, Error> {
+        let Some((_, Value::List(list), _)) = self.get(key) else {
+            return self.bad(key, "must be a list of strings");
+        };
+        let limits: Result<_, String> = list.iter().map(|text| limits::parse(text)).collect();
+        limits.or_else(|why| self.bad(key, why))
     }
 
     pub(super) fn instance(&self, key: &str) -> Result<String, Error> {

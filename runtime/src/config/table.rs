@@ -227,4 +227,9 @@ pub const KEYS: &[Key] = &[
         16384,
         "longest payload of one container log record, in bytes",
     ),
+    list(
+        "containers.default_ulimits",
+        &[],
+        "resource limits of every container, e.g. [\"nofile=1024:524288\"]; else those of the daemon",
+    ),
 ];

@@ -321,7 +321,7 @@ impl Making {
                 process: Some(plan.process),
                 propagation: plan.propagation,
                 all_private: plan.all_private,
-                rlimits: Vec::new(),
+                rlimits: super::limits(&deps.config),
                 make_dirs: plan.make_dirs,
             }),
             boot_id: deps.facts.boot_id.clone(),

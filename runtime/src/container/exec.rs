@@ -102,7 +102,7 @@ fn plan(
         own_cgroup,
         join_cgroup,
         user_namespace: false,
-        rlimits: Vec::new(),
+        rlimits: super::limits(&inner.deps.config),
     };
     let timeout_ms = request
         .timeout

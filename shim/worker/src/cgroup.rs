@@ -80,20 +80,28 @@ impl Made {
         joins(&self.leaves)
     }
 
-    /// Moves this worker into the v1 leaves, so that an init is born there, and keeps the engine from moving
-    /// init once more: it would write to `cgroup.procs` (see [`Joins::enter_v1`]). `path` is that of the
-    /// leaves below the roots of their hierarchies. Needs a mount namespace of our own.
-    pub(crate) fn enter_v1(&mut self, path: &str) -> Result<()> {
-        let joins = self.joins()?;
-        for (leaf, _) in &joins.v1 {
+    /// Moves this worker into the v1 leaves, and gives the v2 leaf that a process is to be cloned into, so that an
+    /// init is born in them. Keeps the engine from moving init once more: it would write to `cgroup.procs` (see
+    /// [`Joins::enter_v1`]). `path` is that of the leaves below the roots of their hierarchies. Needs a mount
+    /// namespace of our own.
+    pub(crate) fn enter(&mut self, path: &str) -> Result<Joins> {
+        let mut joins = self.joins()?;
+        // The unified hierarchy of a hybrid machine is none that the engine knows: see `join_rest`.
+        if !unified() {
+            joins.v2 = None;
+        }
+        for (leaf, _) in joins.v1.iter().chain(&joins.v2) {
             let root = leaf.to_str().and_then(|leaf| leaf.strip_suffix(path));
             let root = root.ok_or_else(|| {
                 Error::invalid(format!("cgroup {} is not {path}", leaf.display()))
             })?;
-            self.entered.push(PathBuf::from(root));
             cover(Path::new(root), &leaf.join("cgroup.procs"))?;
+            if joins.v2.is_none() {
+                self.entered.push(PathBuf::from(root));
+            }
         }
-        joins.enter_v1()
+        joins.enter_v1()?;
+        Ok(joins)
     }
 }
 
@@ -137,9 +145,9 @@ impl Drop for Made {
 
 /// Kills what is in a cgroup; true once it is empty.
 fn kill_all(leaf: &Path) -> bool {
-    // v1 first: there `cgroup.procs` is covered in this mount namespace (see `cover`) and looks empty.
+    // By threads, of v1 or of v2: `cgroup.procs` is covered in this mount namespace (see `cover`), and looks empty.
     let read = |name| fs::read_to_string(leaf.join(name));
-    let Ok(processes) = read("tasks").or_else(|_| read("cgroup.procs")) else {
+    let Ok(processes) = read("tasks").or_else(|_| read("cgroup.threads")) else {
         return true;
     };
     let own = std::process::id().to_string();

@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::init::{Console, Init};
 use crate::message::{Fds, Made};
 use crate::process::{self, Plan};
-use crate::{cgroup, mounts, path, sys};
+use crate::{cgroup, inside, mounts, path, sys};
 
 /// Makes a container. Whatever fails, nothing of it is left.
 pub(crate) fn create(
@@ -49,7 +49,7 @@ pub(crate) fn create(
         &plan,
     )?;
     config.write(&scratch.bundle)?;
-    made.enter_v1(&cgroup.path)?;
+    let joins = made.enter(&cgroup.path)?;
 
     let init_proc = proc
         .try_clone()
@@ -74,7 +74,10 @@ pub(crate) fn create(
         standard,
         init,
     };
-    let pid = engine.create(job)?;
+    let pid = match joins.v2() {
+        Some(leaf) => inside::create(engine, job, leaf.as_fd(), |e| joins.refused(e))?,
+        None => engine.create(job)?,
+    };
     match finish(request, pid, proc.as_fd(), ours) {
         Ok(container) => {
             made.keep();

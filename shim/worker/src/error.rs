@@ -47,6 +47,14 @@ impl Error {
         }
     }
 
+    /// What came over the wire.
+    pub(crate) fn from_failure(failure: Failure) -> Self {
+        Self {
+            kind: failure.kind(),
+            message: failure.message,
+        }
+    }
+
     /// The form that goes over the wire.
     pub(crate) fn into_failure(self) -> Failure {
         Failure {

@@ -17,6 +17,7 @@ mod engine;
 mod error;
 mod exec;
 mod init;
+mod inside;
 mod lsm;
 mod message;
 mod mounts;
