@@ -30,7 +30,7 @@ podname=limits
 pod=$(pod $podname '"cgroup_parent":"kubepods-burstable-podvm.slice"')
 need pod_runs "$pod"
 limits='"resources":{"cpu_shares":512,"cpu_quota":50000,"cpu_period":100000,"memory_limit_in_bytes":67108864,"oom_score_adj":-500,
-	"hugepage_limits":[{"page_size":"2MB","limit":4194304}],"unified":{"memory.high":"50331648","memory.min":"1048576"}}'
+	"hugepage_limits":[{"page_size":"2MB","limit":4194304}],"unified":{"memory.high":"50331648","memory.min":"1048576","memory.oom.group":"1","io.weight":"default 50"}}'
 ctr=$(container "$pod" limited 'echo started; exec sleep 10000' "$limits")
 need container_runs "$ctr"
 slice=/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podvm.slice
@@ -46,11 +46,24 @@ check memory_limit equal memory.max "$(of memory.max)" 67108864
 check no_swap equal memory.swap.max "$(of memory.swap.max)" 0
 check unified_memory_high equal memory.high "$(of memory.high)" 50331648
 check unified_memory_min equal memory.min "$(of memory.min)" 1048576
+check unified_oom_group equal memory.oom.group "$(of memory.oom.group)" 1
+check unified_io_weight holds io.weight "$(of io.weight)" "default 50"
 check hugepage_limit equal hugetlb.2MB.max "$(of hugetlb.2MB.max)" 4194304
 check cpu_weight equal cpu.weight "$(of cpu.weight)" 59
 check cpu_quota equal cpu.max "$(of cpu.max)" "50000 100000"
 pid=$(crictl inspect --output go-template --template '{{.info.pid}}' "$ctr")
 check negative_oom_score equal oom_score_adj "$(cat "/proc/$pid/oom_score_adj")" -500
+as_the_unit() {
+	equal limit "$(crictl exec -s "$1" sh -c 'ulimit -Sn; ulimit -Hn' | tr '\n' :)" "$(systemctl show -P LimitNOFILESoft berth):$(systemctl show -P LimitNOFILE berth):"
+	equal umask "$(crictl exec -s "$1" sh -c umask)" 0022
+}
+check limits_and_umask_are_the_units as_the_unit "$ctr"
+check exec_has_the_containers_oom_score equal oom_score_adj "$(crictl exec -s "$ctr" cat /proc/self/oom_score_adj)" -500
+with_swap() {
+	id=$(container "$pod" swap 'exec sleep 10000' '"resources":{"memory_limit_in_bytes":33554432,"memory_swap_limit_in_bytes":50331648}') || return
+	equal memory.swap.max "$(cat "$cgroup$scope/$id/memory.swap.max")" 16777216
+}
+check swap_limit with_swap
 check pressure_is_reported holds cpu.pressure "$(of cpu.pressure)" some
 monitors_in_their_scope() {
 	equal slice "$(systemctl show -P ControlGroup berth-shims.scope)" /berth.slice/berth-shims.scope
@@ -113,6 +126,17 @@ new_bus() {
 	id=$(podname=newbus pod newbus) && crictl rmp -f "$id"
 }
 check pods_after_the_bus_was_killed new_bus
+raised() {
+	printf '[containers]\ndefault_ulimits = ["nofile=2048:1048570", "memlock=unlimited"]\n' >/etc/berth/conf.d/90-limits.toml
+	systemctl restart berth && within 30 crictl version >/dev/null &&
+		id=$(container "$pod" raised 'ulimit -Sn; ulimit -Hn; ulimit -l; exec sleep 10000') &&
+		within 10 grep -q unlimited /tmp/logs-limits/raised.log && grep -q 'F 2048$' /tmp/logs-limits/raised.log && grep -q 'F 1048570$' /tmp/logs-limits/raised.log &&
+		equal exec "$(crictl exec -s "$id" sh -c 'ulimit -Hn')" 1048570
+	good=$?
+	rm /etc/berth/conf.d/90-limits.toml
+	return $good
+}
+check limits_are_raised raised
 upgrade() { dpkg --force-confold -i "$(ls -t "$2"/berth*.deb | head -n 1)" && within 30 crictl version >/dev/null && running; }
 [ -z "${2:-}" ] || check upgrade_under_a_running_pod upgrade "$@"
 
