@@ -12,7 +12,8 @@ inside=$project/hack/vm/inside
 for n in $(seq "$times"); do
 	"$here/vm.sh" ssh "$name" "setsid sh '$inside/load.sh' </dev/null >/dev/null 2>&1 &" </dev/null
 	# Half a second to twenty: from the first bytes of a pull to containers at work.
-	pause=$(awk -v seed="$(od -An -N4 -tu4 /dev/urandom)" 'BEGIN { srand(seed); printf "%.1f", 0.5 + rand() * 19.5 }')
+	tenths=$(($(od -An -N4 -tu4 /dev/urandom) % 196 + 5))
+	pause=$((tenths / 10)).$((tenths % 10))
 	sleep "$pause"
 	echo "-- cut $n after $pause s"
 	"$here/vm.sh" reset "$name" || { echo "FAIL vm::cut_$n::boots"; echo "vm: 0 passed, 1 failed, 0 skipped"; exit 1; }

@@ -13,7 +13,7 @@ deb=$(ls -t "$dir"/berth*.deb | head -n 1)
 # The same files under a later number.
 newer() {
 	rm -rf /var/tmp/newer && dpkg-deb -R "$deb" /var/tmp/newer &&
-		sed -i 's/^Version: .*/&+newer/' /var/tmp/newer/DEBIAN/control && dpkg-deb -q -b -Znone /var/tmp/newer /var/tmp/newer.deb
+		sed -i 's/^Version: .*/&+newer/' /var/tmp/newer/DEBIAN/control && dpkg-deb -b -Znone /var/tmp/newer /var/tmp/newer.deb
 }
 installed() { dpkg-query -W -f '${Version}' berth; }
 running() { kill -0 "$pid" && crictl inspect "$ctr" | grep -q CONTAINER_RUNNING && [ "$(crictl exec -s "$ctr" echo yes)" = yes ]; }
