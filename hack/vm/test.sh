@@ -64,6 +64,7 @@ part() {
 	{ "$@" 2>&1 || echo "$*" >>"$work/broken"; } | tee -a "$work/out"
 }
 part "smoke" in_vm "sh '$inside/smoke.sh' /var/tmp/vm/busybox.tar /var/tmp/vm"
+part "cgroupfs driver" in_vm "sh '$inside/cgroupfs.sh' /var/tmp/vm/busybox.tar"
 part "package" in_vm "sh '$inside/package.sh' /var/tmp/vm/busybox.tar /var/tmp/vm '$project'"
 part "power cuts" "$here/cut.sh" "$name" "$cuts"
 if [ "$what" = full ]; then
