@@ -12,6 +12,7 @@ use crate::sys::fs::open_dir_path;
 pub(super) mod builder;
 mod hostile;
 mod lower;
+mod odd;
 mod property;
 mod replace;
 
@@ -157,7 +158,10 @@ fn a_layer_becomes_what_its_archive_says() {
     tar.symlink("usr/link", "/etc/passwd")
         .owner(5, 6)
         .mtime(4000);
-    tar.hard_link("usr/other", "usr/program");
+    tar.hard_link("usr/other", "usr/program")
+        .mode(0o4711)
+        .owner(3, 4)
+        .mtime(3000);
     tar.node("dev/null", b'3', 1, 3).mode(0o666);
     tar.node("dev/disk", b'4', 259, 1_048_575)
         .mode(0o640)

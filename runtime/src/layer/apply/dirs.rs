@@ -105,14 +105,38 @@ impl<'a> Dirs<'a> {
             self.leave()?;
         }
         let end = self.top().end;
-        let rest = dir.get(end..).unwrap_or_default();
-        for name in rest
-            .split(|byte| *byte == b'/')
-            .filter(|name| !name.is_empty())
-        {
-            self.push(name)?;
+        let mut rest = dir.get(end..).unwrap_or_default();
+        while !rest.is_empty() {
+            rest = rest.strip_prefix(b"/").unwrap_or(rest);
+            if self.jump(rest)? {
+                break;
+            }
+            let first = rest.split(|byte| *byte == b'/').next().unwrap_or(rest);
+            self.push(first)?;
+            rest = rest.get(first.len()..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Enters a directory several names away at once, if it is there and no link is on the way.
+    fn jump(&mut self, rest: &[u8]) -> Result<bool, Error> {
+        if !rest.contains(&b'/') {
+            return Ok(false);
+        }
+        let top = self.top();
+        let path = Path::new(OsStr::from_bytes(rest));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        match open_beneath(top.dir.as_fd(), path, flags, Mode::empty()) {
+            Ok(dir) => {
+                let level = Level::open(dir, top.real.join(path), 0)?;
+                self.add(rest, level)?;
+                Ok(true)
+            }
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+                _ => Err(Error::entry("open", rest, error)),
+            },
+        }
     }
 
     /// Enters the directory that was just made at the place at hand.
