@@ -53,6 +53,9 @@ struct Applier<'a> {
     block: u64,
 }
 
+/// Extended attributes of up to this many bytes, names included, fit into an inode of ext4; a capability does.
+const XATTRS_INSIDE: usize = 64;
+
 /// What making a name came to.
 enum Made<T> {
     Yes(T),
@@ -94,6 +97,10 @@ impl<'a> Applier<'a> {
                 limit: self.limits.entries,
             });
         }
+        // An inode has little room beside itself; nobody says how many blocks the rest takes.
+        let xattrs = entry.xattrs.iter();
+        let outside: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
+        self.recount |= outside > XATTRS_INSIDE;
         let raw = std::mem::take(&mut entry.name);
         let name = name::clean(&raw, self.limits.path).map_err(|why| Error::refused(&raw, why))?;
         if name.is_empty() {

@@ -409,3 +409,22 @@ fn s11_endless_headers_end_at_the_limit() {
     let error = apply(endless, bench.root.as_fd(), &limits).unwrap_err();
     assert!(matches!(error, Error::Limit { .. }), "{error}");
 }
+
+/// What is said of the space is true to the block, also where it cannot be told from sizes.
+#[test]
+fn the_space_is_what_the_file_system_says() {
+    let bench = Bench::new();
+    let mut tar = Tar::new();
+    let regions: Vec<(u64, u64)> = (0..20).map(|n| (n * 100_000, 1)).collect();
+    tar.sparse("0.1", "scattered", &regions, 3_000_000, &[1; 20]);
+    let value = "v".repeat(700);
+    for number in 0..10 {
+        tar.pax(&[("SCHILY.xattr.user.note", &format!("{number}{value}"))]);
+        tar.file(&format!("noted{number}"), b"x");
+        tar.pax(&[("SCHILY.xattr.user.note", &format!("{number}{value}"))]);
+        tar.dir(&format!("dir{number}/"));
+    }
+    let applied = bench.apply(tar).unwrap();
+    let usage = crate::sys::fs::tree_usage(bench.root.as_fd()).unwrap();
+    assert_eq!((applied.bytes, applied.inodes), (usage.bytes, usage.inodes));
+}
