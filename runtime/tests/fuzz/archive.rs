@@ -324,8 +324,10 @@ fn listing(dir: &Path) -> String {
         };
         let mut names = vec![0; 4096];
         let length = rustix::fs::llistxattr(&path, &mut names[..]).unwrap_or(0);
-        // Nobody says when an implied directory was made.
-        let mtime = if meta.is_dir() { 0 } else { meta.mtime() };
+        let names = String::from_utf8_lossy(&names[..length]);
+        // Nobody says when an implied directory, a whiteout, or what stands for a link was made.
+        let untimed = meta.is_dir() || meta.file_type().is_char_device() || names.contains("berth");
+        let mtime = if untimed { 0 } else { meta.mtime() };
         lines.push(format!(
             "{:?} {:o} {}:{} {} {mtime} {} {content} {:?}",
             path.strip_prefix(dir).unwrap(),
@@ -334,7 +336,7 @@ fn listing(dir: &Path) -> String {
             meta.gid(),
             meta.nlink(),
             meta.rdev(),
-            String::from_utf8_lossy(&names[..length]),
+            names,
         ));
         if meta.is_dir() {
             todo.extend(
