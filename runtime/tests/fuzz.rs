@@ -2,6 +2,8 @@
 //!
 //! See `fuzz/engine.rs` for how, and `docs/fuzzing.md` for what to do with a finding.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are tests, too.
+
 #[path = "fuzz/archive.rs"]
 mod archive;
 #[path = "fuzz/engine.rs"]

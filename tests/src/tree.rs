@@ -83,7 +83,7 @@ fn facts(path: &Path, name: &Path, twins: &mut BTreeMap<(u64, u64), PathBuf>) ->
         // Taken before the content was read.
         atime: (!kind.is_dir() && !kind.is_symlink()).then(|| (meta.atime(), meta.atime_nsec())),
         device: meta.rdev(),
-        size: kind.is_file().then(|| meta.len()),
+        size: kind.is_file().then_some(meta.len()),
         content,
         xattrs: xattrs(path)?,
         links: if kind.is_dir() { 1 } else { meta.nlink() },

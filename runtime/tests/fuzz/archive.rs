@@ -366,7 +366,7 @@ fn run(bytes: &[u8]) -> String {
                 usage.inodes.min(6),
             );
             let behaviour = format!("{kinds:?}").replace(['1', '2', '3', '4', '5', '6'], "i")
-                + &"e".repeat(kinds.3 as usize);
+                + &"e".repeat(usize::try_from(kinds.3).unwrap());
             // The same bytes again: the same tree.
             let again = Place::new();
             let second = again
