@@ -47,7 +47,7 @@ struct Applier<'a> {
     dirs: Dirs<'a>,
     attributes: Attributes,
     applied: Applied,
-    /// Sizes have to be added up at the end, because something was removed.
+    /// Sizes have to be added up at the end: something was removed, or takes nobody knows how much.
     recount: bool,
     /// Size of a block of the file system.
     block: u64,
@@ -174,6 +174,7 @@ impl<'a> Applier<'a> {
         self.dirs.leave_all()?;
         let parent = self.dirs.enter(dir)?;
         self.recount = true;
+        self.applied.replaced = true;
         self.dirs.added(b"");
         crate::sys::fs::remove_tree(parent.as_fd(), OsStr::from_bytes(base))
             .map_err(|error| Error::entry("replace", base, error))
