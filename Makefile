@@ -11,7 +11,7 @@ NAME ?= vm
 MUSL := $(shell uname -m)-unknown-linux-musl
 SHIMS := -p berth-shim -p berth-worker
 
-.PHONY: help deps build check fmt clippy deny doc test unit integration critest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
+.PHONY: help deps build check fmt clippy deny doc test unit fuzz integration critest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
 
 help: ## lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -63,6 +63,11 @@ test: build tools $(if $(BERTH_TEST_VM),vm-tests) ## everything: unit, integrati
 unit: ## unit, snapshot and property tests
 	cargo test --locked --workspace
 
+# The time is for all targets together. FUZZ_SEED repeats a run, FUZZ_KEEP=1 adds to the corpus.
+fuzz: export FUZZ_SECONDS ?= 60
+fuzz: ## new hostile bytes for what reads them, for FUZZ_SECONDS (60)
+	cargo test --locked -p berth --test fuzz -- --nocapture --test-threads 1
+
 integration: build tools ## real daemon, registry, networks and containers (as root)
 	cargo test --locked -q -p berth-tests --test integration -- $(ARGS)
 
@@ -70,7 +75,7 @@ critest: build tools ## the CRI conformance suite (as root)
 	cargo run --locked -q -p berth-tests --bin critest-run -- $(ARGS)
 
 tools:
-	hack/tools.sh busybox nginx cni crictl critest
+	hack/tools.sh busybox nginx cni crictl critest containerd runc
 
 vm: ## a machine with systemd, cgroup v2 and AppArmor: builds its disk and boots it (as root)
 	hack/install-deps.sh vm

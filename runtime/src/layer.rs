@@ -19,12 +19,19 @@
 //!
 //! * a name with a `..` component is refused (containerd confines it), so is what the tar parser finds
 //!   ambiguous: see [`Error`] and the tests named after rows S1 to S25 of the threat list;
-//! * an implied directory over a lower layer's *symbolic link* is a directory (as in Docker), it does not
-//!   go through the link: the layer below is not there yet when the entry is applied;
-//! * of extended attributes only `security.capability` and `user.*` are kept, and of those not
-//!   `user.overlay.*`: an image cannot say `redirect` or `opaque` itself. The others are counted and dropped;
-//! * a whiteout concerns lower layers only, in whatever order the entries come (OCI image-spec, layer.md);
-//!   a character device 0/0 is one, because overlayfs takes it for one.
+//! * an implied directory keeps the time that it has below (containerd: the time of unpacking);
+//! * the holes of a sparse file are holes (containerd writes zeros);
+//! * a hard link to a file of a lower layer works (containerd fails), and the entry of a hard link takes no capability
+//!   away from the file when it says nothing new of owner and mode;
+//! * of extended attributes only `security.capability`, access control lists and `user.*` are kept, and of those not
+//!   `user.overlay.*`: an image cannot say `redirect` or `opaque` itself, nor speak to the host's security modules.
+//!   The others are counted and dropped, and so are those that the file system does not know;
+//! * a whiteout concerns lower layers only, in whatever order the entries come (OCI image-spec, layer.md; containerd
+//!   fails when the name is there already); a character device 0/0 is one, because overlayfs takes it for one;
+//! * what aufs kept for itself (`.wh..wh.plnk` and the like) is left out, as in Docker.
+//!
+//! The same as in containerd, and not what the archive says: the root directory belongs to root with mode 0755, and a time
+//! before 1970 or after 2262 becomes 1970-01-01.
 
 mod apply;
 mod decode;
@@ -33,10 +40,9 @@ mod hash;
 mod tar;
 
 use std::io;
-use std::path::PathBuf;
 
 pub use apply::apply;
-pub use decode::{Compression, DEFAULT_WINDOW_LOG, Decoder, MAX_WINDOW_LOG, UnsupportedLayer};
+pub use decode::{Compression, Decoder, MAX_WINDOW_LOG, UnsupportedLayer};
 pub use finish::finish;
 pub use hash::HashingReader;
 
@@ -53,8 +59,6 @@ pub struct Limits {
     pub path: usize,
     /// Bytes of one extended header, long name or sparse map.
     pub header: u64,
-    /// Bytes remembered until the end: names of implied directories and of links to be resolved later.
-    pub memory: usize,
 }
 
 impl Default for Limits {
@@ -64,7 +68,6 @@ impl Default for Limits {
             bytes: 128 << 30,
             path: 4095,
             header: 1 << 20,
-            memory: 32 << 20,
         }
     }
 }
@@ -80,35 +83,27 @@ pub struct Applied {
     pub inodes: u64,
     /// Extended attributes that were not taken over.
     pub dropped_xattrs: u64,
-    /// Directories that no entry describes, relative to the root, parents first; the root is the empty path.
-    pub implicit: Vec<PathBuf>,
-    /// Names of files that are hard links to something in a lower layer.
-    pub deferred: Vec<DeferredLink>,
+    /// An entry took the place of an earlier one, whose content is gone.
+    pub replaced: bool,
+    /// Directories that no entry describes; each has the extended attribute [`IMPLIED`].
+    pub implied: u64,
+    /// Files that stand for a hard link to something in a lower layer: empty, with the extended attribute [`LINK`].
+    pub deferred: u64,
 }
 
 impl Applied {
     /// Whether [`finish()`] has anything to do.
     pub fn needs_lower(&self) -> bool {
-        !self.implicit.is_empty() || !self.deferred.is_empty()
+        self.implied > 0 || self.deferred > 0
     }
 }
 
-/// A name in the layer that is to become a hard link to a lower layer's file. Until then it is an empty
-/// file that carries the extended attribute [`DeferredLink::MARK`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeferredLink {
-    /// The name, relative to the root, free of links and dots.
-    pub path: PathBuf,
-    /// What the archive says it is a link to.
-    pub target: PathBuf,
-    /// Value of the mark, the same for all names of one file.
-    pub mark: u64,
-}
+/// Marks a directory that gets its attributes from below. Marks are on the disk and not in memory, because there is
+/// no end to what one archive may imply; in `trusted.`, which no archive can set.
+pub const IMPLIED: &str = "trusted.berth.implied";
 
-impl DeferredLink {
-    /// In `trusted.`, which no archive can set.
-    pub const MARK: &'static str = "trusted.berth.link";
-}
+/// Marks a file that gets its content from below: the value is the name that the archive says it is a link to.
+pub const LINK: &str = "trusted.berth.link";
 
 /// Why a layer was not applied. What is in the directory by then is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -156,10 +151,12 @@ pub enum Error {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Entry { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Kind::ResourceExhausted
-            }
-            Self::Entry { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => {
+            Self::Entry { source, .. } | Self::Read(source)
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
                 Kind::ResourceExhausted
             }
             _ => Kind::Unknown,

@@ -19,6 +19,7 @@ mod token;
 use std::path::PathBuf;
 
 pub use blob::Blob;
+pub use hosts::check_hosts;
 pub use manifest::{Content, MAX_CONFIG, MAX_MANIFEST, choose, matches_host, parse};
 pub use reference::{Reference, Target};
 pub use session::{Document, Registry, Session};

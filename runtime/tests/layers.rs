@@ -116,7 +116,7 @@ fn apply_throughput() {
         let staged = storage.stage_layer().unwrap();
         let start = std::time::Instant::now();
         let file = std::fs::File::open(&path).unwrap();
-        let decoder = Decoder::detect("", file, layer::DEFAULT_WINDOW_LOG).unwrap();
+        let decoder = Decoder::detect("", file, layer::MAX_WINDOW_LOG).unwrap();
         let hashed = std::env::var_os("BERTH_NO_HASH").is_none();
         let (applied, bytes) = if hashed {
             let mut reader = HashingReader::new(decoder);

@@ -3,6 +3,7 @@
 
 pub mod files;
 pub mod large;
+pub mod trees;
 
 use anyhow::{Context as _, Result};
 

@@ -17,3 +17,4 @@ pub mod process;
 pub mod registry;
 pub mod runner;
 pub mod runtime;
+pub mod tree;

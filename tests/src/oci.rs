@@ -197,6 +197,29 @@ impl Tree {
     /// When packing fails.
     pub fn layer(self, pack: Pack) -> Result<Layer> {
         let tar = self.tar.into_inner().context("finishing a layer")?;
+        Layer::of(tar, pack)
+    }
+}
+
+/// A packed layer.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// digest of the plain archive
+    pub diff_id: String,
+    /// how it is packed
+    pub pack: Pack,
+    /// digest of the packed archive
+    pub digest: String,
+    /// the packed archive
+    pub bytes: Vec<u8>,
+}
+
+impl Layer {
+    /// A layer of the plain archive.
+    ///
+    /// # Errors
+    /// When packing fails.
+    pub fn of(tar: Vec<u8>, pack: Pack) -> Result<Self> {
         let diff_id = digest(&tar);
         let bytes = match pack {
             Pack::Gzip => {
@@ -214,19 +237,6 @@ impl Tree {
             bytes,
         })
     }
-}
-
-/// A packed layer.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    /// digest of the plain archive
-    pub diff_id: String,
-    /// how it is packed
-    pub pack: Pack,
-    /// digest of the packed archive
-    pub digest: String,
-    /// the packed archive
-    pub bytes: Vec<u8>,
 }
 
 /// What goes into an image.

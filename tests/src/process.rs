@@ -108,6 +108,15 @@ pub fn pss_kib(pid: u32) -> u64 {
         .unwrap_or(0)
 }
 
+/// The most memory that a process had since `clear_refs` was told 5, or since it began.
+#[must_use]
+pub fn peak_rss_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
 /// CPU time of the process alone, in clock ticks of 10 ms: a container that its monitor has reaped is not the monitor's.
 #[must_use]
 pub fn cpu_ticks(pid: u32) -> u64 {

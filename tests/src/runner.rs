@@ -187,6 +187,25 @@ impl Case {
         Ok(instance)
     }
 
+    /// Starts a daemon and does nothing with it.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_bare(&mut self, options: Options) -> Result<&mut Instance> {
+        let instance = Instance::start(options).await?;
+        let before = instance.snapshot();
+        self.instances.push((instance, before));
+        self.instance()
+    }
+
+    /// The daemon that was started first.
+    ///
+    /// # Errors
+    /// When none was.
+    pub fn first(&self) -> Result<&Instance> {
+        Ok(&self.instances.first().context("no daemon was started")?.0)
+    }
+
     /// Starts the default daemon.
     ///
     /// # Errors

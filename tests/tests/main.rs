@@ -19,6 +19,7 @@ mod resources;
 mod restart;
 mod security;
 mod status;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,7 @@ fn tests() -> Vec<Test> {
         security::TESTS,
         holes::TESTS,
         memory::TESTS,
+        tree::TESTS,
     ]
     .concat()
 }

@@ -18,7 +18,7 @@ use super::flight::{Alone, Flights, Ticket};
 use super::progress::Progress;
 use super::shelf::{Shelf, Staged};
 use super::{Error, digest_of};
-use crate::layer::{DEFAULT_WINDOW_LOG, Decoder, HashingReader, Limits, apply};
+use crate::layer::{Decoder, HashingReader, Limits, MAX_WINDOW_LOG, apply};
 use crate::model::{ChainId, Digest};
 use crate::registry::{self, Blob, Session};
 
@@ -276,7 +276,7 @@ fn unpack(shelf: &Shelf, reader: impl Read, what: &What) -> Result<Staged, Error
     let read = |source: io::Error| failed(crate::layer::Error::Read(source));
     let staged = shelf.stage()?;
     let mut compressed = HashingReader::new(reader);
-    let decoder = Decoder::detect(&what.media_type, &mut compressed, DEFAULT_WINDOW_LOG);
+    let decoder = Decoder::detect(&what.media_type, &mut compressed, MAX_WINDOW_LOG);
     let mut plain = HashingReader::new(decoder.map_err(read)?);
     let applied = apply(&mut plain, staged.dir(), &Limits::default());
     let applied = match applied {

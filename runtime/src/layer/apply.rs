@@ -16,10 +16,11 @@ mod whiteout;
 mod write;
 
 use attributes::Attributes;
+pub(super) use attributes::{is_kept, own_as_root};
 use dirs::Dirs;
 
 use super::tar::{Archive, Entry, Type};
-use super::{Applied, DeferredLink, Error, Limits};
+use super::{Applied, Error, IMPLIED, LINK, Limits};
 
 /// Applies a plain tar archive to the empty directory `root`, and reads `reader` to its end.
 ///
@@ -46,13 +47,14 @@ struct Applier<'a> {
     dirs: Dirs<'a>,
     attributes: Attributes,
     applied: Applied,
-    /// Sizes have to be added up at the end, because something was removed.
+    /// Sizes have to be added up at the end: something was removed, or takes nobody knows how much.
     recount: bool,
-    /// Used up of [`Limits::memory`] by what is in `applied`.
-    memory: usize,
     /// Size of a block of the file system.
     block: u64,
 }
+
+/// Extended attributes of up to this many bytes, names included, fit into an inode of ext4; a capability does.
+const XATTRS_INSIDE: usize = 64;
 
 /// What making a name came to.
 enum Made<T> {
@@ -63,14 +65,15 @@ enum Made<T> {
 
 impl<'a> Applier<'a> {
     fn new(root: BorrowedFd<'a>, limits: &'a Limits) -> Result<Self, Error> {
-        let failed = |error: Errno| Error::entry("look at", b"", error);
-        let stat = rustix::fs::fstat(root).map_err(failed)?;
+        let failed = |error: io::Error| Error::entry("prepare the root for", b"", error);
+        attributes::own_as_root(root).map_err(failed)?;
+        let stat = rustix::fs::fstat(root).map_err(|error| failed(error.into()))?;
         let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         let block = u64::try_from(stat.st_blksize).unwrap_or(4096).max(512);
         Ok(Self {
             root,
             limits,
-            dirs: Dirs::new(root, limits.memory)?,
+            dirs: Dirs::new(root, limits.path)?,
             attributes: Attributes::new(),
             applied: Applied {
                 bytes,
@@ -78,7 +81,6 @@ impl<'a> Applier<'a> {
                 ..Applied::default()
             },
             recount: false,
-            memory: 0,
             block,
         })
     }
@@ -95,6 +97,10 @@ impl<'a> Applier<'a> {
                 limit: self.limits.entries,
             });
         }
+        // An inode has little room beside itself; nobody says how many blocks the rest takes.
+        let xattrs = entry.xattrs.iter();
+        let outside: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
+        self.recount |= outside > XATTRS_INSIDE;
         let raw = std::mem::take(&mut entry.name);
         let name = name::clean(&raw, self.limits.path).map_err(|why| Error::refused(&raw, why))?;
         if name.is_empty() {
@@ -108,15 +114,14 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// S4: the root is a directory, and stays the one it is.
+    /// S4: the root is a directory, and stays the one it is. It belongs to root and is open to all, whatever the
+    /// archive says, as containerd has it: archives packed in a temporary directory say 0700.
     fn root_entry(&mut self, raw: &[u8], entry: &Entry) -> Result<(), Error> {
         if entry.kind != Type::Dir {
             return Err(Error::refused(raw, "the root of a layer is a directory"));
         }
-        self.dirs.leave_all()?;
-        let root = self.root;
-        self.update_dir(b"", root, entry)?;
-        self.dirs.described_root(entry.mtime, entry.mode);
+        self.dirs.described_root(attributes::times(entry));
+        self.applied.dropped_xattrs += entry.xattrs.len() as u64;
         Ok(())
     }
 
@@ -169,6 +174,7 @@ impl<'a> Applier<'a> {
         self.dirs.leave_all()?;
         let parent = self.dirs.enter(dir)?;
         self.recount = true;
+        self.applied.replaced = true;
         self.dirs.added(b"");
         crate::sys::fs::remove_tree(parent.as_fd(), OsStr::from_bytes(base))
             .map_err(|error| Error::entry("replace", base, error))
@@ -191,9 +197,7 @@ impl<'a> Applier<'a> {
                     // Open directories remember a time to restore, perhaps that of this one by another name.
                     self.dirs.leave_all()?;
                     self.update_dir(name, found.as_fd(), entry)?;
-                    self.dirs.enter(dir)?;
-                    self.dirs.described(base);
-                    return Ok(());
+                    return self.dirs.described(found.as_fd());
                 }
                 other => {
                     opaque = matches!(other, Existing::Whiteout);
@@ -209,9 +213,9 @@ impl<'a> Applier<'a> {
         self.applied.bytes += self.dirs.empty_dir_bytes();
         let setgid = self.dirs.setgid();
         self.dirs.added(base);
-        let made = self
-            .dirs
-            .enter_made(base, entry.mtime, entry.mode & 0o2000 != 0)?;
+        let made =
+            self.dirs
+                .enter_made(base, attributes::times(entry), entry.mode & 0o2000 != 0)?;
         let attributes = &mut self.attributes;
         attributes
             .directory(made.as_fd(), entry, setgid)
@@ -242,7 +246,7 @@ impl<'a> Applier<'a> {
         if entry.link.is_empty() || entry.link.len() > self.limits.path {
             return Err(Error::refused(name, "its target is empty or too long"));
         }
-        self.make(dir, base, |this, parent| {
+        let dropped = self.make(dir, base, |this, parent| {
             match rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), parent, base) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => return Ok(Made::Exists),
@@ -251,11 +255,11 @@ impl<'a> Applier<'a> {
             let setgid = this.dirs.setgid();
             this.attributes
                 .link(parent, base, entry, setgid)
-                .map_err(|error| Error::entry("set the attributes of", name, error))?;
-            Ok(Made::Yes(()))
+                .map(Made::Yes)
+                .map_err(|error| Error::entry("set the attributes of", name, error))
         })?;
         self.applied.inodes += 1;
-        self.applied.dropped_xattrs += entry.xattrs.len() as u64;
+        self.applied.dropped_xattrs += dropped;
         // ext4 keeps a target shorter than this in the inode.
         if entry.link.len() >= 60 {
             self.applied.bytes += self.block;
@@ -271,7 +275,7 @@ impl<'a> Applier<'a> {
             _ => (FileType::Fifo, (0, 0)),
         };
         let device = rustix::fs::makedev(device.0, device.1);
-        self.make(dir, base, |this, parent| {
+        let dropped = self.make(dir, base, |this, parent| {
             let mode = Mode::RUSR | Mode::WUSR;
             match rustix::fs::mknodat(parent, base, kind, mode, device) {
                 Ok(()) => {}
@@ -280,11 +284,11 @@ impl<'a> Applier<'a> {
             }
             this.attributes
                 .node(parent, base, entry)
-                .map_err(|error| Error::entry("set the attributes of", name, error))?;
-            Ok(Made::Yes(()))
+                .map(Made::Yes)
+                .map_err(|error| Error::entry("set the attributes of", name, error))
         })?;
         self.applied.inodes += 1;
-        self.applied.dropped_xattrs += entry.xattrs.len() as u64;
+        self.applied.dropped_xattrs += dropped;
         Ok(())
     }
 
@@ -302,23 +306,11 @@ impl<'a> Applier<'a> {
             .map_err(|error| Error::entry("open", base, error))
     }
 
-    /// Counts what is kept in memory until the end.
-    fn remember(&mut self, bytes: usize) -> Result<(), Error> {
-        self.memory += bytes;
-        if self.memory > self.limits.memory {
-            return Err(Error::Limit {
-                what: "bytes of names to be remembered",
-                limit: self.limits.memory as u64,
-            });
-        }
-        Ok(())
-    }
-
     fn finish(mut self) -> Result<Applied, Error> {
         self.dirs.close()?;
         self.applied.bytes = self.applied.bytes.saturating_add(self.dirs.grown_bytes());
         self.applied.inodes += self.dirs.made_inodes();
-        self.applied.implicit = self.dirs.take_implicit();
+        self.applied.implied = self.dirs.implied();
         if self.recount {
             let usage = crate::sys::fs::tree_usage(self.root)
                 .map_err(|error| Error::entry("add up", b"", error))?;

@@ -10,10 +10,8 @@ use gzip::GzipReader;
 /// Input is read in pieces of this size.
 const INPUT: usize = 256 * 1024;
 
-/// zstd window of at most 8 MiB, what RFC 8878 wants every decoder to support.
-pub const DEFAULT_WINDOW_LOG: u32 = 23;
-
-/// zstd window of at most 128 MiB, for those who ask for it.
+/// zstd window of at most 128 MiB, which is what `zstd --long` makes and its decoder takes unasked. RFC 8878 wants 8 MiB
+/// of every decoder; what is above that is memory on top, and only as much as there is content.
 pub const MAX_WINDOW_LOG: u32 = 27;
 
 /// How a layer is compressed.
@@ -93,12 +91,12 @@ enum Inner<R: Read> {
 }
 
 impl<R: Read> Decoder<R> {
-    /// For a compression that is known, with the default window limit.
+    /// For a compression that is known, with the largest window limit.
     ///
     /// # Errors
     /// When zstd cannot be set up.
     pub fn new(compression: Compression, reader: R) -> io::Result<Self> {
-        Self::build(compression, Vec::new(), reader, DEFAULT_WINDOW_LOG)
+        Self::build(compression, Vec::new(), reader, MAX_WINDOW_LOG)
     }
 
     /// Looks at the first bytes to find out. `window_log` is the binary logarithm of the largest zstd window in

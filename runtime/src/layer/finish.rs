@@ -1,10 +1,10 @@
 //! What could not be done without the layers below.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
@@ -12,8 +12,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{Applied, DeferredLink, Error};
-use crate::sys::fs::{open_beneath, open_in_root, write_all};
+use super::apply::{is_kept, own_as_root};
+use super::{Applied, Error, IMPLIED, LINK};
+use crate::sys::fs::{Next, Visit, open_beneath, open_in_root, visit_tree, write_all};
 
 /// Extended attributes of one file are at most this long together (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTR: usize = 64 * 1024;
@@ -21,7 +22,7 @@ const XATTR: usize = 64 * 1024;
 /// Completes a layer in `root` now that the layers below can be seen.
 ///
 /// `lower` is a view of them, all together, as `Storage::view` makes it; none for the lowest layer. The
-/// counts in `applied` are brought up to date, and its lists are empty afterwards.
+/// counts in `applied` are brought up to date, and no mark is left.
 ///
 /// # Errors
 /// A hard link to something that no layer has, or what the file system says.
@@ -35,19 +36,34 @@ pub fn finish(
         lower,
         bytes: 0,
         inodes: 0,
-        implicit: std::mem::take(&mut applied.implicit),
+        hidden: Hidden::new(root),
     };
-    for link in std::mem::take(&mut applied.deferred) {
-        finisher.link(&link)?;
+    if std::mem::take(&mut applied.deferred) > 0 {
+        each(root, &mut |visit| finisher.file(visit))?;
     }
-    let mut implicit = std::mem::take(&mut finisher.implicit);
-    implicit.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-    for path in implicit {
-        finisher.directory(&path)?;
+    if std::mem::take(&mut applied.implied) > 0 {
+        each(root, &mut |visit| finisher.implied(visit))?;
     }
     applied.bytes += finisher.bytes;
     applied.inodes += finisher.inodes;
     Ok(())
+}
+
+/// Visits all of the layer until there is an error.
+fn each(
+    root: BorrowedFd<'_>,
+    todo: &mut dyn FnMut(&Visit<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut result = Ok(());
+    let visited = visit_tree(root, &mut |visit| {
+        result = todo(visit);
+        Ok(if result.is_ok() {
+            Next::Enter
+        } else {
+            Next::Stop
+        })
+    });
+    result.and(visited.map_err(|error| Error::entry("look through", b"", error)))
 }
 
 struct Finisher<'a> {
@@ -55,14 +71,66 @@ struct Finisher<'a> {
     lower: Option<BorrowedFd<'a>>,
     bytes: u64,
     inodes: u64,
-    implicit: Vec<PathBuf>,
+    hidden: Hidden<'a>,
 }
 
-/// The mark of a file that waits for a lower layer's content.
-pub(super) fn mark_of(file: BorrowedFd<'_>) -> Option<u64> {
-    let mut value = [0; 20];
-    let length = rustix::fs::fgetxattr(file, DeferredLink::MARK, &mut value[..]).ok()?;
-    std::str::from_utf8(value.get(..length)?).ok()?.parse().ok()
+/// A file that stands for a hard link to a lower layer's.
+struct Link {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+/// Which directories show nothing of what is below, by themselves or by one above them. Neighbours share most of
+/// their way, which is looked at once.
+struct Hidden<'a> {
+    root: BorrowedFd<'a>,
+    root_hides: bool,
+    dir: PathBuf,
+    /// For each component of `dir`.
+    hides: Vec<bool>,
+}
+
+impl<'a> Hidden<'a> {
+    fn new(root: BorrowedFd<'a>) -> Self {
+        Self {
+            root,
+            root_hides: is_opaque(root),
+            dir: PathBuf::new(),
+            hides: Vec::new(),
+        }
+    }
+
+    /// Whether this layer hides what is below at `path`.
+    fn is(&mut self, path: &Path) -> bool {
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let pairs = dir.components().zip(self.dir.components());
+        let common = pairs.take_while(|(new, old)| new == old).count();
+        self.hides.truncate(common);
+        let mut here: PathBuf = dir.components().take(common).collect();
+        let mut hides = self.hides.last().copied().unwrap_or(self.root_hides);
+        for part in dir.components().skip(common) {
+            here.push(part);
+            hides = hides
+                || open_beneath(self.root, &here, DIR, Mode::empty())
+                    .is_ok_and(|dir| is_opaque(dir.as_fd()));
+            self.hides.push(hides);
+        }
+        self.dir = here;
+        hides
+    }
+}
+
+/// What a file that waits for a lower layer's content is a link to.
+fn mark_of(file: BorrowedFd<'_>) -> io::Result<Option<PathBuf>> {
+    let mut value = vec![0; XATTR];
+    match rustix::fs::fgetxattr(file, LINK, &mut value[..]) {
+        Ok(length) => {
+            value.truncate(length);
+            Ok(Some(PathBuf::from(OsString::from_vec(value))))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn failed<'p>(action: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + 'p {
@@ -82,58 +150,69 @@ const DIR: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW);
 
 impl Finisher<'_> {
-    /// Gives a directory the attributes that it has below; else it is root's, and everybody may read it.
-    fn directory(&self, path: &Path) -> Result<(), Error> {
-        let dir = match open_beneath(self.root, path, DIR, Mode::empty()) {
+    /// Gives an implied directory the attributes that it has below; else it is root's, and everybody may read it.
+    fn implied(&mut self, visit: &Visit<'_>) -> Result<(), Error> {
+        if !matches!(visit.kind, FileType::Directory | FileType::Unknown) {
+            return Ok(());
+        }
+        let name = OsStr::from_bytes(visit.name.to_bytes());
+        let dir = match crate::sys::fs::open_dir(visit.parent, name) {
             Ok(dir) => dir,
-            // A later entry replaced it.
             Err(error) if is_absent(&error) => return Ok(()),
-            Err(error) => return Err(failed("open", path)(error)),
+            Err(error) => return Err(failed("open", visit.path)(error)),
         };
+        match rustix::fs::fremovexattr(&dir, IMPLIED) {
+            Ok(()) => self.directory(&dir, visit.path),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(failed("unmark", visit.path)(error.into())),
+        }
+    }
+
+    fn directory(&mut self, dir: &OwnedFd, path: &Path) -> Result<(), Error> {
         let below = match self.lower {
-            Some(lower) if !self.is_hidden(path) => {
-                open_beneath(lower, path, DIR, Mode::empty()).ok()
+            Some(lower) if !self.hidden.is(path) => {
+                match open_beneath(lower, path, DIR, Mode::empty()) {
+                    Ok(below) => Some(below),
+                    Err(error) if is_absent(&error) => None,
+                    Err(error) => return Err(failed("look below", path)(error)),
+                }
             }
             _ => None,
         };
         let set = match below {
             Some(below) => copy_attributes(below.as_fd(), dir.as_fd()),
-            None => own_as_root(&dir),
+            None => own_as_root(dir.as_fd()),
         };
         set.map_err(failed("set the attributes of", path))
     }
 
-    /// Whether this layer hides what is below at `path`, by an opaque directory above it.
-    fn is_hidden(&self, path: &Path) -> bool {
-        path.ancestors().skip(1).any(|above| {
-            let dir = open_beneath(self.root, above, DIR, Mode::empty());
-            dir.is_ok_and(|dir| is_opaque(dir.as_fd()))
-        })
+    /// Fills a file that stands for a hard link to a lower layer's file. All of its names are one file.
+    fn file(&mut self, visit: &Visit<'_>) -> Result<(), Error> {
+        if !matches!(visit.kind, FileType::RegularFile | FileType::Unknown) {
+            return Ok(());
+        }
+        let here = failed("look at", visit.path);
+        match rustix::fs::statat(visit.parent, visit.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if stat.st_size == 0 && FileType::from_raw_mode(stat.st_mode).is_file() => {}
+            Ok(_) | Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(here(error.into())),
+        }
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(visit.parent, visit.name, flags, Mode::empty());
+        let file = file.map_err(|error| failed("open", visit.path)(error.into()))?;
+        match mark_of(file.as_fd()).map_err(here)? {
+            None => Ok(()),
+            Some(target) => self.link(
+                &file,
+                &Link {
+                    path: visit.path.to_owned(),
+                    target,
+                },
+            ),
+        }
     }
 
-    /// Fills a file that stands for a hard link to a lower layer's file.
-    fn link(&mut self, link: &DeferredLink) -> Result<(), Error> {
-        let open = open_beneath(
-            self.root,
-            &link.path,
-            OFlags::PATH | OFlags::NOFOLLOW,
-            Mode::empty(),
-        );
-        let stat = match open.and_then(|fd| Ok(rustix::fs::fstat(&fd)?)) {
-            Ok(stat) => stat,
-            Err(error) if is_absent(&error) => return Ok(()),
-            Err(error) => return Err(failed("open", &link.path)(error)),
-        };
-        if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Ok(());
-        }
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW;
-        let file = open_beneath(self.root, &link.path, flags, Mode::empty())
-            .map_err(failed("open", &link.path))?;
-        // Filled already by another of its names, or replaced by a later entry.
-        if mark_of(file.as_fd()) != Some(link.mark) {
-            return Ok(());
-        }
+    fn link(&mut self, file: &OwnedFd, link: &Link) -> Result<(), Error> {
         let (target, stat) = self.target(link)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_dir() {
@@ -147,12 +226,12 @@ impl Finisher<'_> {
             return self.copy_node(link, &target, &stat);
         }
         let lower = self.lower.unwrap_or(self.root);
-        self.fill(&file, lower, link, &target)?;
+        self.fill(file, lower, link, &target)?;
         self.carry_target(link, &target)
     }
 
     /// Where the target really is below, and what it is.
-    fn target(&self, link: &DeferredLink) -> Result<(PathBuf, Stat), Error> {
+    fn target(&self, link: &Link) -> Result<(PathBuf, Stat), Error> {
         let absent = || {
             let name = link.path.as_os_str().as_bytes();
             Error::refused(name, "it is a hard link to something that no layer has")
@@ -175,7 +254,7 @@ impl Finisher<'_> {
         &mut self,
         file: &OwnedFd,
         lower: BorrowedFd<'_>,
-        link: &DeferredLink,
+        link: &Link,
         target: &Path,
     ) -> Result<(), Error> {
         let source = open_beneath(lower, target, READ, Mode::empty())
@@ -194,21 +273,20 @@ impl Finisher<'_> {
         }
         copy_attributes(source.as_fd(), file.as_fd())
             .map_err(failed("set the attributes of", &link.path))?;
-        let set = rustix::fs::fremovexattr(file, DeferredLink::MARK)
-            .and_then(|()| rustix::fs::fstat(file));
+        let set = rustix::fs::fremovexattr(file, LINK).and_then(|()| rustix::fs::fstat(file));
         let stat = set.map_err(|error| failed("finish", &link.path)(error.into()))?;
-        self.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        self.bytes += allocated(&stat);
         Ok(())
     }
 
     /// The target gets to be the same file as the link, as an overlay does when the link is made in it.
     /// Where this layer has something else by that name, or hides it, it is left alone.
-    fn carry_target(&mut self, link: &DeferredLink, target: &Path) -> Result<(), Error> {
+    fn carry_target(&mut self, link: &Link, target: &Path) -> Result<(), Error> {
         let above = target.parent().unwrap_or(Path::new(""));
-        if self.is_hidden(target) {
+        if self.hidden.is(target) {
             return Ok(());
         }
-        let Some((dir, time)) = self.way(above).map_err(failed("create", target))? else {
+        let Some((dir, time)) = self.way(above)? else {
             return Ok(());
         };
         let from_dir = link.path.parent().unwrap_or(Path::new(""));
@@ -226,36 +304,34 @@ impl Finisher<'_> {
     }
 
     /// Opens a directory of this layer, making what is missing; none if something else is in the way.
-    fn way(&mut self, path: &Path) -> io::Result<Option<(OwnedFd, Timestamps)>> {
-        let mut dir = open_beneath(self.root, Path::new(""), DIR, Mode::empty())?;
+    fn way(&mut self, path: &Path) -> Result<Option<(OwnedFd, Timestamps)>, Error> {
+        let failed = |error: io::Error| Error::entry("create", path.as_os_str().as_bytes(), error);
+        let mut dir = open_beneath(self.root, Path::new(""), DIR, Mode::empty()).map_err(failed)?;
         let mut here = PathBuf::new();
         for part in path.components() {
             let Component::Normal(name) = part else {
                 continue;
             };
             here.push(name);
-            let time = times_of(&rustix::fs::fstat(&dir)?);
-            match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) => {
-                    self.implicit.push(here.clone());
-                    self.inodes += 1;
-                    rustix::fs::futimens(&dir, &time)?;
-                }
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
+            let made = make_inside(&dir, name).map_err(failed)?;
             dir = match crate::sys::fs::open_dir(dir.as_fd(), name) {
                 Ok(dir) => dir,
                 Err(error) if is_absent(&error) => return Ok(None),
-                Err(error) => return Err(error),
+                Err(error) => return Err(failed(error)),
             };
+            if made {
+                self.inodes += 1;
+                let stat = rustix::fs::fstat(&dir).map_err(|error| failed(error.into()))?;
+                self.bytes += allocated(&stat);
+                self.directory(&dir, &here)?;
+            }
         }
-        let time = times_of(&rustix::fs::fstat(&dir)?);
-        Ok(Some((dir, time)))
+        let stat = rustix::fs::fstat(&dir).map_err(|error| failed(error.into()))?;
+        Ok(Some((dir, times_of(&stat))))
     }
 
     /// A link to a symbolic link or a special file becomes a copy of it: those cannot be filled in place.
-    fn copy_node(&self, link: &DeferredLink, target: &Path, stat: &Stat) -> Result<(), Error> {
+    fn copy_node(&self, link: &Link, target: &Path, stat: &Stat) -> Result<(), Error> {
         let lower = self.lower.unwrap_or(self.root);
         let copy = || -> io::Result<()> {
             let above = link.path.parent().unwrap_or(Path::new(""));
@@ -287,6 +363,22 @@ impl Finisher<'_> {
     }
 }
 
+fn allocated(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+}
+
+/// Makes a directory unless there is something by that name; the time of the one that it is in stays.
+fn make_inside(dir: &OwnedFd, name: &OsStr) -> io::Result<bool> {
+    let time = times_of(&rustix::fs::fstat(dir)?);
+    match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    rustix::fs::futimens(dir, &time)?;
+    Ok(true)
+}
+
 fn is_opaque(dir: BorrowedFd<'_>) -> bool {
     let mut value = [0; 1];
     let read = rustix::fs::fgetxattr(dir, "trusted.overlay.opaque", &mut value[..]);
@@ -313,19 +405,13 @@ fn times_of(stat: &Stat) -> Timestamps {
     }
 }
 
-fn own_as_root(dir: &OwnedFd) -> io::Result<()> {
-    rustix::fs::fchown(dir, Some(Uid::ROOT), Some(Gid::ROOT))?;
-    rustix::fs::fchmod(dir, Mode::from_raw_mode(0o755))?;
-    Ok(())
-}
-
 /// Owner, mode, extended attributes and times.
 fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let stat = rustix::fs::fstat(from)?;
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     rustix::fs::fchown(to, Some(uid), Some(gid))?;
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     copy_xattrs(from, to)?;
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     rustix::fs::futimens(to, &times_of(&stat))?;
     Ok(())
 }
@@ -344,7 +430,7 @@ fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
         .filter(|name| !name.is_empty())
     {
         // The kernel's own and overlayfs's are not for copying.
-        if name != b"security.capability" && !name.starts_with(b"user.") {
+        if !is_kept(name) {
             continue;
         }
         value.resize(XATTR, 0);

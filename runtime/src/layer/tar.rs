@@ -22,7 +22,7 @@ const PIECE: usize = 256 * 1024;
 const BUFFER: usize = 2 * PIECE;
 
 /// Seconds and nanoseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Time {
     pub(super) sec: i64,
     pub(super) nsec: u32,
@@ -40,6 +40,13 @@ pub(super) enum Type {
     Fifo,
 }
 
+impl Type {
+    /// Whether the kernel has no `user.*` attributes for it.
+    pub(super) fn is_special(self) -> bool {
+        !matches!(self, Self::File | Self::Dir)
+    }
+}
+
 /// One entry, nothing about it interpreted yet.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -50,6 +57,7 @@ pub(super) struct Entry {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) mtime: Time,
+    pub(super) atime: Option<Time>,
     /// Major and minor.
     pub(super) device: (u32, u32),
     /// Size of the file.
@@ -346,6 +354,7 @@ impl<'l, R: Read> Archive<'l, R> {
                 nsec: 0,
             },
         };
+        let atime = pax.atime.or_else(|| block.atime(format));
         let device = match kind {
             Type::Char | Type::Block => self.device(block)?,
             _ => (0, 0),
@@ -359,6 +368,7 @@ impl<'l, R: Read> Archive<'l, R> {
             uid,
             gid,
             mtime,
+            atime,
             device,
             size,
             sparse: None,

@@ -203,6 +203,17 @@ fn with_defaults(mut tls: Tls) -> Tls {
     tls
 }
 
+/// How many hosts the text of a `hosts.toml` names for a registry, itself included. Files that it names by a relative
+/// path are not found, for the text has no place.
+///
+/// # Errors
+/// A sentence on what is wrong with it.
+pub fn check_hosts(text: &str, registry: &str) -> Result<usize, String> {
+    parse(text, Path::new("/nonexistent"), registry)
+        .map(|endpoints| endpoints.len())
+        .map_err(|(_, reason)| reason)
+}
+
 fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Reason> {
     let file: File =
         toml::from_str(text).map_err(|error| (None, error.to_string().trim_end().to_owned()))?;

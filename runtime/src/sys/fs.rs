@@ -15,9 +15,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 mod remove;
+mod visit;
 mod walk;
 
 pub use remove::remove_tree;
+pub use visit::{Next, TreeUsage, Visit, tree_usage, visit_tree};
 pub use walk::{Place, make_dirs};
 
 /// `openat2` answers `EAGAIN` when a rename elsewhere made it unsure about `..`; this often is enough.
@@ -230,65 +232,6 @@ pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::OsString>> {
         }
     }
     Ok(names)
-}
-
-/// Blocks (in bytes) and inodes of a tree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TreeUsage {
-    /// Allocated bytes.
-    pub bytes: u64,
-    /// Inodes; a file with several names counts once per name.
-    pub inodes: u64,
-}
-
-/// Adds up a tree, itself included, on one file system, never through a link. What vanishes
-/// meanwhile is not counted; of a file with several names each name gets its part of the bytes.
-///
-/// # Errors
-/// What the kernel says, besides `ENOENT` and `ENOTDIR` of things that go away.
-pub fn tree_usage(dir: BorrowedFd<'_>) -> io::Result<TreeUsage> {
-    let mut usage = TreeUsage::default();
-    let own = rustix::fs::fstat(dir)?;
-    count(&mut usage, &own);
-    let mut stack = vec![rustix::fs::Dir::read_from(dir)?];
-    while let Some(top) = stack.last_mut() {
-        let Some(entry) = top.read() else {
-            stack.pop();
-            continue;
-        };
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let stat = match rustix::fs::statat(top.fd()?, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => continue,
-            result => result?,
-        };
-        count(&mut usage, &stat);
-        let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
-        if is_dir && stat.st_dev == own.st_dev {
-            match open_dir(top.fd()?, OsStr::from_bytes(name.to_bytes())) {
-                Ok(child) => stack.push(rustix::fs::Dir::new(child)?),
-                Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
-                Err(error) if error.raw_os_error() == Some(Errno::NOTDIR.raw_os_error()) => {}
-                Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(usage)
-}
-
-fn count(usage: &mut TreeUsage, stat: &rustix::fs::Stat) {
-    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-    let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
-    // The kernel's type of it differs between architectures.
-    #[allow(clippy::useless_conversion)]
-    let names = u64::from(stat.st_nlink).max(1);
-    let names = if is_dir { 1 } else { names };
-    usage.bytes += blocks / names;
-    usage.inodes += 1;
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! Owner, mode, extended attributes and times, with as few system calls as do it.
 //!
-//! Always in this order, because chown clears set-id bits and capabilities.
+//! Always in the order owner, extended attributes, mode, times: chown clears set-id bits and capabilities, and an
+//! access control list changes the mode, which the entry's mode has the last word on.
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
+};
 use rustix::io::Errno;
 
 use super::Entry;
@@ -19,24 +22,45 @@ pub(super) struct Attributes {
     umask: u32,
     /// Who owns what we create.
     owner: (u32, u32),
+    /// A directory may have a default access control list by now, which changes the modes of what is made in it.
+    lists: bool,
 }
 
-/// Both times are the entry's: what access time an archive was made with is of no interest.
-pub(super) fn times(time: Time) -> Timestamps {
-    let time = Timespec {
-        tv_sec: time.sec,
-        tv_nsec: time.nsec.into(),
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
+/// What a time becomes that cannot be counted in 64 bits of nanoseconds, or lies before 1970: the epoch, as in
+/// containerd and Docker, so that a layer looks the same on every file system.
+fn bounded(time: Time) -> Time {
+    /// 2262-04-11.
+    const LAST: i64 = i64::MAX / 1_000_000_000;
+    if (0..LAST).contains(&time.sec) {
+        time
+    } else {
+        Time::default()
     }
 }
 
-/// S21: `security.capability` and `user.*`, but nothing that overlayfs reads (also with `userxattr`).
-fn is_kept(name: &[u8]) -> bool {
-    name == b"security.capability"
-        || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+/// Both times of an entry. A file was not read before it was changed.
+pub(super) fn times(entry: &Entry) -> Timestamps {
+    let modified = bounded(entry.mtime);
+    let accessed = entry.atime.map_or(modified, bounded).max(modified);
+    Timestamps {
+        last_access: timespec(accessed),
+        last_modification: timespec(modified),
+    }
+}
+
+fn timespec(time: Time) -> Timespec {
+    Timespec {
+        tv_sec: time.sec,
+        tv_nsec: time.nsec.into(),
+    }
+}
+
+/// S21: capabilities, access control lists and `user.*`, but nothing that overlayfs reads (also with `userxattr`).
+pub(in crate::layer) fn is_kept(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
+    ) || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
 impl Attributes {
@@ -48,6 +72,7 @@ impl Attributes {
         Self {
             umask: umask().unwrap_or(0o777),
             owner,
+            lists: false,
         }
     }
 
@@ -63,7 +88,7 @@ impl Attributes {
 
     /// Everything about a new file but its content; returns how many extended attributes were dropped.
     pub(super) fn file(
-        &self,
+        &mut self,
         file: BorrowedFd<'_>,
         entry: &Entry,
         setgid_parent: bool,
@@ -72,11 +97,11 @@ impl Attributes {
         if self.is_foreign(entry, setgid_parent) {
             chown(file, entry)?;
         }
-        if mode_again {
+        let dropped = self.set_xattrs(file, entry)?;
+        if mode_again || self.lists {
             rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))?;
         }
-        let dropped = set_xattrs(file, entry)?;
-        rustix::fs::futimens(file, &times(entry.mtime))?;
+        rustix::fs::futimens(file, &times(entry))?;
         Ok(dropped)
     }
 
@@ -90,54 +115,148 @@ impl Attributes {
         if self.is_foreign(entry, setgid_parent) {
             chown(dir, entry)?;
         }
-        if setgid_parent || entry.mode & (0o6000 | self.umask) != 0 {
+        let dropped = self.set_xattrs(dir, entry)?;
+        if setgid_parent || self.lists || entry.mode & (0o6000 | self.umask) != 0 {
             rustix::fs::fchmod(dir, Mode::from_raw_mode(entry.mode))?;
         }
-        set_xattrs(dir, entry)
+        Ok(dropped)
     }
 
     /// Everything about a directory that was there already.
     pub(super) fn existing(&mut self, dir: BorrowedFd<'_>, entry: &Entry) -> io::Result<u64> {
         chown(dir, entry)?;
+        let dropped = self.set_xattrs(dir, entry)?;
         rustix::fs::fchmod(dir, Mode::from_raw_mode(entry.mode))?;
-        let dropped = set_xattrs(dir, entry)?;
-        rustix::fs::futimens(dir, &times(entry.mtime))?;
+        rustix::fs::futimens(dir, &times(entry))?;
         Ok(dropped)
     }
 
-    /// Owner and times of a new symbolic link.
+    /// Everything about a new symbolic link, which has no mode.
     pub(super) fn link(
-        &self,
+        &mut self,
         parent: BorrowedFd<'_>,
         base: &[u8],
         entry: &Entry,
         setgid_parent: bool,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         if self.is_foreign(entry, setgid_parent) {
             chown_at(parent, base, entry)?;
         }
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::utimensat(parent, base, &times(entry.mtime), flags)?;
-        Ok(())
+        let mut dropped = 0;
+        if !entry.xattrs.is_empty() {
+            dropped = self.set_xattrs_at(&handle(parent, base)?, entry)?;
+        }
+        set_times_at(parent, base, entry)?;
+        Ok(dropped)
     }
 
-    /// Owner, mode and times of a new device or pipe, which is never opened.
+    /// Everything about a new device or pipe, which is never opened.
     pub(super) fn node(
-        &self,
+        &mut self,
         parent: BorrowedFd<'_>,
         base: &[u8],
         entry: &Entry,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         chown_at(parent, base, entry)?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let node = rustix::fs::openat(parent, base, flags, Mode::empty())?;
-        // fchmod does not take such a descriptor (before Linux 6.6's fchmodat2), its name in /proc does.
-        let path = format!("/proc/self/fd/{}", node.as_fd().as_raw_fd());
-        rustix::fs::chmod(path, Mode::from_raw_mode(entry.mode))?;
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::utimensat(parent, base, &times(entry.mtime), flags)?;
-        Ok(())
+        let node = handle(parent, base)?;
+        let dropped = self.set_xattrs_at(&node, entry)?;
+        chmod_at(&node, entry)?;
+        set_times_at(parent, base, entry)?;
+        Ok(dropped)
     }
+
+    /// What the entry of a hard link says of the file that both names are of: the last entry counts, as in
+    /// containerd. What is right already is left alone, for chown would clear set-id bits and capabilities.
+    pub(super) fn linked(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        base: &[u8],
+        entry: &Entry,
+        stat: &Stat,
+    ) -> io::Result<u64> {
+        let is_symlink = FileType::from_raw_mode(stat.st_mode).is_symlink();
+        let foreign = (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid);
+        if foreign {
+            chown_at(parent, base, entry)?;
+        }
+        let mut dropped = 0;
+        let mode_again = !is_symlink && (foreign || stat.st_mode & 0o7777 != entry.mode);
+        if mode_again || !entry.xattrs.is_empty() {
+            let node = handle(parent, base)?;
+            dropped = self.set_xattrs_at(&node, entry)?;
+            if !is_symlink {
+                chmod_at(&node, entry)?;
+            }
+        }
+        set_times_at(parent, base, entry)?;
+        Ok(dropped)
+    }
+
+    fn set_xattrs(&mut self, fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<u64> {
+        self.each_xattr(entry, |name, value| {
+            rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty())
+        })
+    }
+
+    /// The same by a handle that cannot be written through.
+    fn set_xattrs_at(&mut self, node: &OwnedFd, entry: &Entry) -> io::Result<u64> {
+        let path = path_of(node);
+        self.each_xattr(entry, |name, value| {
+            rustix::fs::setxattr(&path, name, value, XattrFlags::empty())
+        })
+    }
+
+    fn each_xattr(
+        &mut self,
+        entry: &Entry,
+        set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>,
+    ) -> io::Result<u64> {
+        let mut dropped = 0;
+        for (name, value) in &entry.xattrs {
+            if !is_kept(name) {
+                dropped += 1;
+                continue;
+            }
+            match set(OsStr::from_bytes(name), value) {
+                Ok(()) => self.lists |= name.starts_with(b"system."),
+                // What the file system does not know, or (EPERM) not on links and devices, is no reason to refuse
+                // an image.
+                Err(Errno::OPNOTSUPP) => dropped += 1,
+                Err(Errno::PERM) if name.starts_with(b"user.") && entry.kind.is_special() => {
+                    dropped += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(dropped)
+    }
+}
+
+/// A descriptor of something that is neither opened nor followed.
+fn handle(parent: BorrowedFd<'_>, base: &[u8]) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(parent, base, flags, Mode::empty())?)
+}
+
+/// System calls on descriptors do not take a handle (chmod: before Linux 6.6's fchmodat2), its name in /proc they do.
+fn path_of(handle: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", handle.as_raw_fd())
+}
+
+fn chmod_at(node: &OwnedFd, entry: &Entry) -> io::Result<()> {
+    let mode = Mode::from_raw_mode(entry.mode);
+    Ok(rustix::fs::chmod(path_of(node), mode)?)
+}
+
+fn set_times_at(parent: BorrowedFd<'_>, base: &[u8], entry: &Entry) -> io::Result<()> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    Ok(rustix::fs::utimensat(parent, base, &times(entry), flags)?)
+}
+
+/// What a directory is that nothing is known about.
+pub(in crate::layer) fn own_as_root(dir: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::fs::fchown(dir, Some(Uid::ROOT), Some(Gid::ROOT))?;
+    Ok(rustix::fs::fchmod(dir, Mode::from_raw_mode(0o755))?)
 }
 
 fn chown(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
@@ -155,24 +274,6 @@ fn chown_at(parent: BorrowedFd<'_>, base: &[u8], entry: &Entry) -> io::Result<()
         Some(gid),
         flags,
     )?)
-}
-
-fn set_xattrs(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<u64> {
-    let mut dropped = 0;
-    for (name, value) in &entry.xattrs {
-        if !is_kept(name) {
-            dropped += 1;
-            continue;
-        }
-        match rustix::fs::fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty()) {
-            Ok(()) => {}
-            // A file system without user attributes is no reason to refuse an image; one that
-            // loses capabilities is.
-            Err(Errno::OPNOTSUPP) if name.starts_with(b"user.") => dropped += 1,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(dropped)
 }
 
 /// The umask cannot be asked for without setting it, which all threads would see; the kernel tells it here.

@@ -1,22 +1,20 @@
 //! The directories between the root and the entry at hand, kept open.
 //!
 //! Archives are mostly in order of depth, so most entries need no lookup at all. A directory's time is
-//! put back when it is left, for what is made in it changes it; so nothing needs to be remembered for the end
-//! but which directories no entry has described.
+//! put back when it is left, for what is made in it changes it; so nothing needs to be remembered for the end,
+//! and which directories no entry has described is marked on the disk.
 
-use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, Mode, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Error, attributes, whiteout};
-use crate::layer::tar::Time;
-use crate::sys::fs::{make_dirs, open_dir};
+use super::{Error, IMPLIED, whiteout};
+use crate::sys::fs::{make_dirs, open_beneath, open_dir};
 
 /// More open directories than this, and those nearest to the root are closed.
 const OPEN: usize = 64;
@@ -33,7 +31,7 @@ struct Level {
     /// Where it really is, after links.
     real: PathBuf,
     /// To be put back.
-    time: Time,
+    times: Timestamps,
     touched: bool,
     setgid: bool,
     bytes: u64,
@@ -46,8 +44,8 @@ pub(super) struct Dirs<'a> {
     path: Vec<u8>,
     /// Never empty, starts with the root.
     levels: Vec<Level>,
-    implicit: HashSet<PathBuf>,
-    memory: usize,
+    implied: u64,
+    /// Longest real path.
     limit: usize,
     empty_dir_bytes: u64,
     grown: u64,
@@ -62,10 +60,14 @@ fn is_setgid(stat: &Stat) -> bool {
     stat.st_mode & Mode::SGID.as_raw_mode() != 0
 }
 
-fn time_of(stat: &Stat) -> Time {
-    Time {
-        sec: stat.st_mtime,
-        nsec: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+fn times_of(stat: &Stat) -> Timestamps {
+    let time = |tv_sec, nsec| Timespec {
+        tv_sec,
+        tv_nsec: i64::try_from(nsec).unwrap_or(0),
+    };
+    Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
     }
 }
 
@@ -78,8 +80,7 @@ impl<'a> Dirs<'a> {
             path: Vec::new(),
             empty_dir_bytes: level.bytes,
             levels: vec![level],
-            implicit: HashSet::from([PathBuf::new()]),
-            memory: 0,
+            implied: 0,
             limit,
             grown: 0,
             made: 0,
@@ -104,14 +105,38 @@ impl<'a> Dirs<'a> {
             self.leave()?;
         }
         let end = self.top().end;
-        let rest = dir.get(end..).unwrap_or_default();
-        for name in rest
-            .split(|byte| *byte == b'/')
-            .filter(|name| !name.is_empty())
-        {
-            self.push(name)?;
+        let mut rest = dir.get(end..).unwrap_or_default();
+        while !rest.is_empty() {
+            rest = rest.strip_prefix(b"/").unwrap_or(rest);
+            if self.jump(rest)? {
+                break;
+            }
+            let first = rest.split(|byte| *byte == b'/').next().unwrap_or(rest);
+            self.push(first)?;
+            rest = rest.get(first.len()..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Enters a directory several names away at once, if it is there and no link is on the way.
+    fn jump(&mut self, rest: &[u8]) -> Result<bool, Error> {
+        if !rest.contains(&b'/') {
+            return Ok(false);
+        }
+        let top = self.top();
+        let path = Path::new(OsStr::from_bytes(rest));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        match open_beneath(top.dir.as_fd(), path, flags, Mode::empty()) {
+            Ok(dir) => {
+                let level = Level::open(dir, top.real.join(path), 0)?;
+                self.add(rest, level)?;
+                Ok(true)
+            }
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+                _ => Err(Error::entry("open", rest, error)),
+            },
+        }
     }
 
     /// Enters the directory that was just made at the place at hand.
@@ -120,16 +145,16 @@ impl<'a> Dirs<'a> {
     pub(super) fn enter_made(
         &mut self,
         name: &[u8],
-        time: Time,
+        times: Timestamps,
         setgid: bool,
     ) -> Result<Rc<OwnedFd>, Error> {
         let top = self.top();
         let dir = open_dir(top.dir.as_fd(), OsStr::from_bytes(name))
             .map_err(|error| Error::entry("open", name, error))?;
         let real = top.real.join(OsStr::from_bytes(name));
-        self.implicit.remove(&real);
+        self.check_depth(&real)?;
         let mut level = Level::open(dir, real, 0)?;
-        level.time = time;
+        level.times = times;
         level.setgid = setgid;
         level.touched = true;
         self.add(name, level)?;
@@ -144,7 +169,11 @@ impl<'a> Dirs<'a> {
         let level = match open_dir(here.as_fd(), OsStr::from_bytes(name)) {
             Ok(dir) => Level::open(dir, real, 0)?,
             Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::NOENT) => self.make(&here, name, real)?,
+                Some(Errno::NOENT) => {
+                    let level = self.make(&here, name, real)?;
+                    self.mark(level.dir.as_fd(), name)?;
+                    level
+                }
                 Some(Errno::NOTDIR | Errno::LOOP) => self.through(&here, name, &real)?,
                 _ => return Err(failed(error)),
             },
@@ -167,8 +196,11 @@ impl<'a> Dirs<'a> {
         })
         .map_err(failed)?;
         for path in made {
-            self.remember(path)?;
+            self.count_made();
+            let dir = open_beneath(self.root, &path, OFlags::RDONLY, Mode::empty());
+            self.mark(dir.map_err(failed)?.as_fd(), name)?;
         }
+        self.check_depth(&place.path)?;
         Level::open(place.dir, place.path, 0)
     }
 
@@ -178,7 +210,8 @@ impl<'a> Dirs<'a> {
         rustix::fs::mkdirat(here, name, Mode::from_raw_mode(MODE))
             .map_err(|error| failed(error.into()))?;
         self.added(name);
-        self.remember(real.clone())?;
+        self.count_made();
+        self.check_depth(&real)?;
         let dir = open_dir(here.as_fd(), OsStr::from_bytes(name)).map_err(failed)?;
         Level::open(dir, real, 0)
     }
@@ -188,24 +221,30 @@ impl<'a> Dirs<'a> {
         let failed = |error: std::io::Error| Error::entry("create", name, error);
         rustix::fs::unlinkat(here, name, AtFlags::empty()).map_err(|error| failed(error.into()))?;
         let level = self.make(here, name, real.to_owned())?;
-        self.implicit.remove(real);
         whiteout::set_opaque(level.dir.as_fd()).map_err(failed)?;
         rustix::fs::fchmod(&*level.dir, Mode::from_raw_mode(MODE))
             .map_err(|error| failed(error.into()))?;
         Ok(level)
     }
 
-    fn remember(&mut self, path: PathBuf) -> Result<(), Error> {
+    fn count_made(&mut self) {
         self.made += 1;
         self.grown += self.empty_dir_bytes;
-        self.memory += path.as_os_str().len() + size_of::<PathBuf>() * 2;
-        if self.memory > self.limit {
-            return Err(Error::Limit {
-                what: "bytes of names to be remembered",
-                limit: self.limit as u64,
-            });
+    }
+
+    /// Through links, a path can get longer than any name; nobody could open what is there by its path.
+    fn check_depth(&self, real: &Path) -> Result<(), Error> {
+        let real = real.as_os_str().as_bytes();
+        if real.len() > self.limit {
+            return Err(Error::refused(real, "it is too deep"));
         }
-        self.implicit.insert(path);
+        Ok(())
+    }
+
+    fn mark(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Error> {
+        rustix::fs::fsetxattr(dir, IMPLIED, b"", XattrFlags::empty())
+            .map_err(|error| Error::entry("mark", name, error))?;
+        self.implied += 1;
         Ok(())
     }
 
@@ -264,23 +303,24 @@ impl<'a> Dirs<'a> {
         self.top().setgid
     }
 
-    /// Where the place at hand really is.
-    pub(super) fn here(&mut self) -> &Path {
-        &self.top().real
-    }
-
-    /// An entry describes the directory `name` at the place at hand, which was there already.
-    pub(super) fn described(&mut self, name: &[u8]) {
-        let real = self.top().real.join(OsStr::from_bytes(name));
-        self.implicit.remove(&real);
+    /// An entry describes a directory that was there already.
+    pub(super) fn described(&mut self, dir: BorrowedFd<'_>) -> Result<(), Error> {
+        if self.implied == 0 {
+            return Ok(());
+        }
+        match rustix::fs::fremovexattr(dir, IMPLIED) {
+            Ok(()) => self.implied -= 1,
+            Err(Errno::NODATA) => {}
+            Err(error) => return Err(Error::entry("unmark", b"", error)),
+        }
+        Ok(())
     }
 
     /// An entry describes the root.
-    pub(super) fn described_root(&mut self, time: Time, mode: u32) {
-        self.implicit.remove(Path::new(""));
+    pub(super) fn described_root(&mut self, times: Timestamps) {
         let root = &mut self.levels[0];
-        root.time = time;
-        root.setgid = mode & 0o2000 != 0;
+        root.times = times;
+        root.touched = true;
     }
 
     /// What an empty directory takes on this file system.
@@ -298,14 +338,9 @@ impl<'a> Dirs<'a> {
         self.made
     }
 
-    /// The directories that no entry describes, parents first.
-    pub(super) fn take_implicit(&mut self) -> Vec<PathBuf> {
-        let paths = std::mem::take(&mut self.implicit);
-        let bytes = |path: PathBuf| path.into_os_string().into_vec();
-        let mut paths: Vec<Vec<u8>> = paths.into_iter().map(bytes).collect();
-        paths.sort_unstable();
-        let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
-        paths.into_iter().map(path).collect()
+    /// How many directories no entry has described.
+    pub(super) fn implied(&self) -> u64 {
+        self.implied
     }
 }
 
@@ -325,7 +360,7 @@ impl Level {
             end,
             dir: Rc::new(dir),
             real,
-            time: time_of(&stat),
+            times: times_of(&stat),
             touched: false,
             setgid: is_setgid(&stat),
             bytes: allocated(&stat),
@@ -343,7 +378,7 @@ impl Level {
             grown = allocated(&stat).saturating_sub(self.bytes);
         }
         if self.touched {
-            rustix::fs::futimens(&*self.dir, &attributes::times(self.time))
+            rustix::fs::futimens(&*self.dir, &self.times)
                 .map_err(|error| Error::entry("set the time of", name, error))?;
         }
         Ok(grown)

@@ -1,14 +1,14 @@
 //! Hard links.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Applier, DeferredLink, Entry, Error, Made, name, whiteout};
+use super::{Applier, Entry, Error, LINK, Made, name, whiteout};
 use crate::sys::fs::open_in_root;
 
 impl Applier<'_> {
@@ -28,12 +28,11 @@ impl Applier<'_> {
         if target == name {
             return Ok(());
         }
-        self.applied.dropped_xattrs += entry.xattrs.len() as u64;
         let (target_dir, target_base) = name::split(&target);
         let Some(from) = self.target_dir(target_dir, name)? else {
             return self.defer(dir, base, name, &target);
         };
-        match rustix::fs::statat(&from, target_base, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match rustix::fs::statat(&from, target_base, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return self.defer(dir, base, name, &target),
             Err(error) => return Err(Error::entry("find the target of", name, error)),
             Ok(stat) if whiteout::is_whiteout(&stat) => {
@@ -45,18 +44,23 @@ impl Applier<'_> {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
                 return Err(Error::refused(name, "it is a hard link to a directory"));
             }
-            Ok(_) => {}
-        }
-        self.make(dir, base, |_, parent| {
+            Ok(stat) => stat,
+        };
+        let dropped = self.make(dir, base, |this, parent| {
             let link = || rustix::fs::linkat(&from, target_base, parent, base, AtFlags::empty());
             match link() {
-                Ok(()) => Ok(Made::Yes(())),
-                Err(Errno::EXIST) if is_same(&from, target_base, parent, base) => Ok(Made::Yes(())),
-                Err(Errno::EXIST) => Ok(Made::Exists),
-                Err(error) => Err(Error::entry("link", name, error)),
+                Ok(()) => {}
+                Err(Errno::EXIST) if is_same(&from, target_base, parent, base) => {}
+                Err(Errno::EXIST) => return Ok(Made::Exists),
+                Err(error) => return Err(Error::entry("link", name, error)),
             }
+            this.attributes
+                .linked(parent, base, entry, &stat)
+                .map(Made::Yes)
+                .map_err(|error| Error::entry("set the attributes of", name, error))
         })?;
-        self.inherit_mark(dir, base, name)
+        self.applied.dropped_xattrs += dropped;
+        Ok(())
     }
 
     /// The directory that a link's target is in; none if the layer does not have it.
@@ -76,7 +80,8 @@ impl Applier<'_> {
         }
     }
 
-    /// Puts an empty file with a mark in the link's place. Should a later entry replace it, the mark is gone, too.
+    /// Puts an empty file with a mark in the link's place. Should a later entry replace it, the mark is gone, too;
+    /// a link to it has the mark as well.
     fn defer(&mut self, dir: &[u8], base: &[u8], name: &[u8], target: &[u8]) -> Result<(), Error> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -88,55 +93,10 @@ impl Applier<'_> {
             }
         })?;
         self.applied.inodes += 1;
-        let mark = self.applied.deferred.len() as u64;
-        let value = mark.to_string();
-        rustix::fs::fsetxattr(
-            &file,
-            DeferredLink::MARK,
-            value.as_bytes(),
-            XattrFlags::empty(),
-        )
-        .map_err(|error| Error::entry("mark", name, error))?;
-        self.push_deferred(base, target.to_vec(), mark)
+        self.applied.deferred += 1;
+        rustix::fs::fsetxattr(&file, LINK, target, XattrFlags::empty())
+            .map_err(|error| Error::entry("mark", name, error))
     }
-
-    fn push_deferred(&mut self, base: &[u8], target: Vec<u8>, mark: u64) -> Result<(), Error> {
-        let path = self.dirs.here().join(OsStr::from_bytes(base));
-        self.remember(path.as_os_str().len() + target.len() + size_of::<DeferredLink>())?;
-        self.applied.deferred.push(DeferredLink {
-            path,
-            target: PathBuf::from(std::ffi::OsString::from_vec(target)),
-            mark,
-        });
-        Ok(())
-    }
-
-    /// A link to a file that waits for its content waits as well.
-    fn inherit_mark(&mut self, dir: &[u8], base: &[u8], name: &[u8]) -> Result<(), Error> {
-        if self.applied.deferred.is_empty() {
-            return Ok(());
-        }
-        let parent = self.dirs.enter(dir)?;
-        let Some(mark) = read_mark(parent.as_fd(), base) else {
-            return Ok(());
-        };
-        let number = usize::try_from(mark).ok();
-        let first = number.and_then(|number| self.applied.deferred.get(number));
-        let target = first.map(|first| first.target.clone().into_os_string().into_vec());
-        let target = target.ok_or_else(|| Error::refused(name, "its mark is not ours"))?;
-        self.push_deferred(base, target, mark)
-    }
-}
-
-/// The mark of a file that waits for a lower layer's content.
-pub(super) fn read_mark(dir: BorrowedFd<'_>, base: &[u8]) -> Option<u64> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let stat = rustix::fs::statat(dir, base, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    if !FileType::from_raw_mode(stat.st_mode).is_file() {
-        return None;
-    }
-    let file = rustix::fs::openat(dir, base, flags, Mode::empty()).ok()?;
-    crate::layer::finish::mark_of(file.as_fd())
 }
 
 fn is_same(from: &OwnedFd, target: &[u8], parent: BorrowedFd<'_>, base: &[u8]) -> bool {

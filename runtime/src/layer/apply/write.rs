@@ -29,16 +29,21 @@ impl Applier<'_> {
             }
         })?;
         self.applied.inodes += 1;
-        self.applied.bytes += archive.content_left().next_multiple_of(self.block);
         match &entry.sparse {
             None => {
+                self.applied.bytes += archive.content_left().next_multiple_of(self.block);
                 while archive.content_left() > 0 {
                     let piece = archive.content()?;
                     write_all(file.as_fd(), piece)
                         .map_err(|error| Error::entry("write", name, error))?;
                 }
             }
-            Some(map) => write_sparse(file.as_fd(), name, entry, map, archive)?,
+            Some(map) => {
+                write_sparse(file.as_fd(), name, entry, map, archive)?;
+                let stat = rustix::fs::fstat(&file)
+                    .map_err(|error| Error::entry("look at", name, error))?;
+                self.applied.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            }
         }
         let setgid = self.dirs.setgid();
         let dropped = self

@@ -1,5 +1,7 @@
 //! One block of 512 bytes as a header.
 
+use super::Time;
+
 pub(super) const BLOCK: usize = 512;
 
 /// Which fields a header has.
@@ -115,6 +117,17 @@ impl Block {
 
     pub(super) fn mtime(&self) -> &[u8] {
         self.field(136, 12)
+    }
+
+    /// When the format has a field for it that makes sense: writers have put other things there.
+    pub(super) fn atime(&self, format: Format) -> Option<Time> {
+        let field = match format {
+            Format::Gnu => self.field(345, 12),
+            Format::Star => self.field(476, 12),
+            Format::Old | Format::Ustar => return None,
+        };
+        let sec = number(field).filter(|_| field.first() != Some(&0))?;
+        Some(Time { sec, nsec: 0 })
     }
 
     pub(super) fn major(&self) -> &[u8] {

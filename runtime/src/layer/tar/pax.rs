@@ -12,6 +12,7 @@ pub(super) struct Pax {
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<Time>,
+    pub(super) atime: Option<Time>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse: Sparse,
 }
@@ -86,6 +87,7 @@ impl Pax {
             b"uid" => self.uid = Some(id(value)?),
             b"gid" => self.gid = Some(id(value)?),
             b"mtime" => self.mtime = Some(time(value).ok_or(BAD_VALUE)?),
+            b"atime" => self.atime = Some(time(value).ok_or(BAD_VALUE)?),
             _ => {
                 if let Some(rest) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.set(rest, value)?;

@@ -145,7 +145,7 @@ fn s05_hard_links_stay_inside() {
         match bench.apply(tar) {
             Ok(applied) => {
                 let mut applied = applied;
-                assert_eq!(applied.deferred.len(), 1, "{target}");
+                assert_eq!(applied.deferred, 1, "{target}");
                 let finished = finish(bench.root.as_fd(), None, &mut applied);
                 assert!(matches!(finished, Err(Error::Refused { .. })), "{target}");
             }
@@ -213,17 +213,6 @@ fn s13_s17_limits_hold() {
             ..
         })
     ));
-
-    let mut tar = Tar::new();
-    for number in 0..100 {
-        tar.file(&format!("implied-{number}/f"), b"");
-    }
-    let limits = Limits {
-        memory: 1000,
-        ..Limits::default()
-    };
-    let applied = apply(&tar.finish()[..], Bench::new().root.as_fd(), &limits);
-    assert!(matches!(applied, Err(Error::Limit { .. })));
 
     let bench = Bench::new();
     let mut tar = Tar::new();

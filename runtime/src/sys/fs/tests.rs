@@ -179,3 +179,48 @@ fn usage_adds_up_blocks_and_names() {
     assert_eq!(after.inodes, 4);
     assert!(after.bytes - before.bytes >= 100_000, "{after:?}");
 }
+
+#[test]
+fn a_visit_sees_everything_once_however_deep() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = open_dir_path(dir.path()).unwrap();
+    // Two branches that part far below the directories that are kept open.
+    let deep = vec!["d"; 150].join("/");
+    for branch in ["a", "b"] {
+        let path = dir.path().join(&deep).join(branch).join(&deep);
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("f"), b"x").unwrap();
+    }
+    for number in 0..100 {
+        std::fs::write(dir.path().join(format!("d/d/f{number}")), b"x").unwrap();
+    }
+    std::os::unix::fs::symlink("/", dir.path().join("d/link")).unwrap();
+    let mut seen = std::collections::HashSet::new();
+    visit_tree(root.as_fd(), &mut |visit| {
+        assert!(seen.insert(visit.path.to_owned()), "{:?}", visit.path);
+        Ok(Next::Enter)
+    })
+    .unwrap();
+    assert_eq!(seen.len(), 150 + 2 * (1 + 150 + 1) + 100 + 1);
+    let usage = tree_usage(root.as_fd()).unwrap();
+    assert_eq!(usage.inodes, seen.len() as u64 + 1);
+}
+
+#[test]
+fn a_visit_ends_when_the_way_back_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = open_dir_path(dir.path()).unwrap();
+    let deep = vec!["d"; 60].join("/");
+    std::fs::create_dir_all(dir.path().join("in").join(&deep)).unwrap();
+    std::fs::create_dir(dir.path().join("out")).unwrap();
+    let mut visits = 0;
+    visit_tree(root.as_fd(), &mut |visit| {
+        visits += 1;
+        if visit.path.components().count() == 50 && visit.path.starts_with("in") {
+            std::fs::rename(dir.path().join("in/d/d"), dir.path().join("out/moved")).unwrap();
+        }
+        Ok(Next::Enter)
+    })
+    .unwrap();
+    assert!((61..200).contains(&visits), "{visits}");
+}
