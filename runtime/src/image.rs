@@ -6,11 +6,14 @@
 
 mod archive;
 mod catalog;
+mod check;
 mod document;
+mod export;
 mod flight;
 mod layers;
 mod progress;
 mod pull;
+mod report;
 mod shelf;
 
 use std::fmt;
@@ -27,10 +30,14 @@ pub use crate::storage::Lease;
 use crate::storage::Storage;
 use crate::{layer, storage};
 use catalog::{Catalog, Change};
+pub use export::Export;
 use flight::{Alone, Flights};
 use layers::LayerFlights;
 use progress::Board;
 pub use progress::PullStatus;
+pub use report::{
+    CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Pruned, Share, Thing,
+};
 use shelf::Shelf;
 
 /// Layers of one pull that are fetched and unpacked at the same time.
@@ -334,9 +341,13 @@ impl ImageManager {
         self.inner.board.statuses()
     }
 
-    /// Use of the image store: a sum in memory.
-    pub fn fs_usage(&self) -> FsUsage {
-        self.inner.shelf.image_usage()
+    /// Use of the image store.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub async fn fs_usage(&self) -> Result<FsUsage, Error> {
+        let shelf = self.inner.shelf.clone();
+        blocking(move || shelf.image_usage()).await?
     }
 
     /// Use of the containers' writable layers, at most half a minute old: they have to be walked.
@@ -367,18 +378,30 @@ impl Inner {
                 inner.shelf.put_document(digest, bytes)?;
             }
             let _writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut next = Catalog::clone(&inner.catalog());
-            let change = change(&mut next);
-            inner.shelf.write(&next, &change)?;
-            let next = Arc::new(next);
-            let mut shown = inner
-                .catalog
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            *shown = Arc::clone(&next);
-            Ok(next)
+            inner.change(change)
         })
         .await?
+    }
+
+    /// Changes index and catalog. Only for who holds `writer`.
+    fn change(&self, change: impl FnOnce(&mut Catalog) -> Change) -> Result<Arc<Catalog>, Error> {
+        let mut next = Catalog::clone(&self.catalog());
+        let change = change(&mut next);
+        // A check may have found a layer damaged since the pull saw it.
+        for entry in change.put.iter().filter_map(|id| next.get(id)) {
+            if let Some(gone) = entry
+                .chain
+                .iter()
+                .find(|layer| !self.shelf.has_layer(layer))
+            {
+                return Err(storage::Error::NoLayer(*gone).into());
+            }
+        }
+        self.shelf.write(&next, &change)?;
+        let next = Arc::new(next);
+        let mut shown = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        *shown = Arc::clone(&next);
+        Ok(next)
     }
 }
 

@@ -80,6 +80,8 @@ pub struct Applied {
     pub inodes: u64,
     /// Extended attributes that were not taken over.
     pub dropped_xattrs: u64,
+    /// An entry took the place of an earlier one, whose content is gone.
+    pub replaced: bool,
     /// Directories that no entry describes, relative to the root, parents first; the root is the empty path.
     pub implicit: Vec<PathBuf>,
     /// Names of files that are hard links to something in a lower layer.
@@ -156,10 +158,12 @@ pub enum Error {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Entry { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Kind::ResourceExhausted
-            }
-            Self::Entry { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => {
+            Self::Entry { source, .. } | Self::Read(source)
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
                 Kind::ResourceExhausted
             }
             _ => Kind::Unknown,

@@ -1,5 +1,6 @@
 //! The store, in the words of this module.
 
+use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,7 +10,9 @@ use super::{Error, blocking};
 use crate::layer::{Applied, finish};
 use crate::model::{ChainId, Digest, FsUsage};
 use crate::storage;
-use crate::storage::{ImageRecord, LayerInfo, Lease, StagedLayer, Storage, Usage};
+use crate::storage::{
+    ImageRecord, LayerInfo, Lease, Recorded, Recorder, StagedLayer, Storage, Usage,
+};
 
 /// How long a sum over all writable layers is good: making one walks them.
 const WRITABLE_AGE: Duration = Duration::from_secs(30);
@@ -17,7 +20,7 @@ const WRITABLE_AGE: Duration = Duration::from_secs(30);
 /// Handle on the store.
 #[derive(Clone, Debug)]
 pub(crate) struct Shelf {
-    storage: Storage,
+    pub(super) storage: Storage,
     writable: Arc<Mutex<Option<(Instant, Usage)>>>,
 }
 
@@ -29,6 +32,35 @@ pub(crate) struct Staged {
     pub(crate) diff_id: Digest,
     pub(crate) digest: Digest,
     pub(crate) compressed: u64,
+    pub(crate) recorded: Recorded,
+}
+
+/// A reader of a layer's archive that keeps what it takes to make the archive again.
+pub(crate) struct Recording<R> {
+    reader: R,
+    recorder: Recorder,
+}
+
+impl<R: Read> Recording<R> {
+    pub(crate) fn new(reader: R, recorder: Recorder) -> Self {
+        Self { reader, recorder }
+    }
+
+    /// `exact`: the archive has no name twice.
+    pub(crate) fn finish(self, exact: bool) -> io::Result<Recorded> {
+        self.recorder.finish(exact)
+    }
+}
+
+impl<R: Read> Read for Recording<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.reader.read(buffer)?;
+        let fed = self.recorder.feed(buffer.get(..length).unwrap_or_default());
+        fed.map_err(|error| {
+            io::Error::new(error.kind(), format!("its recipe cannot be kept: {error}"))
+        })?;
+        Ok(length)
+    }
 }
 
 /// Files that go away with it.
@@ -68,6 +100,7 @@ impl Shelf {
             diff_id,
             digest,
             compressed,
+            recorded,
         } = staged;
         if applied.needs_lower() {
             let view = self.storage.view(below)?;
@@ -83,6 +116,8 @@ impl Shelf {
             blob_size: compressed,
             bytes: applied.bytes,
             inodes: applied.inodes,
+            archive: recorded.stored.map(|_| recorded.archive),
+            recipe: recorded.stored.unwrap_or(0),
         };
         Ok(self.storage.publish_layer(layer, id, info)?)
     }
@@ -134,8 +169,13 @@ impl Shelf {
         Ok(self.storage.index().change(put, &remove)?)
     }
 
-    pub(crate) fn image_usage(&self) -> FsUsage {
-        self.told(self.storage.usage())
+    /// What layers and documents take is a sum in memory; what there is beside them is a handful of files.
+    pub(crate) fn image_usage(&self) -> Result<FsUsage, Error> {
+        let (content, beside) = (self.storage.usage(), self.storage.overhead()?);
+        Ok(self.told(Usage {
+            bytes: content.bytes + beside.bytes,
+            inodes: content.inodes + beside.inodes,
+        }))
     }
 
     pub(crate) fn container_usage(&self) -> Result<FsUsage, Error> {
@@ -147,7 +187,7 @@ impl Shelf {
         }
         let mut sum = Usage::default();
         for id in self.storage.snapshots() {
-            match self.storage.snapshot_usage(&id) {
+            match self.storage.snapshot_footprint(&id) {
                 Ok(usage) => {
                     sum.bytes += usage.bytes;
                     sum.inodes += usage.inodes;

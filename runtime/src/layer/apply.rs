@@ -319,6 +319,7 @@ impl<'a> Applier<'a> {
         self.applied.bytes = self.applied.bytes.saturating_add(self.dirs.grown_bytes());
         self.applied.inodes += self.dirs.made_inodes();
         self.applied.implicit = self.dirs.take_implicit();
+        self.applied.replaced = self.recount;
         if self.recount {
             let usage = crate::sys::fs::tree_usage(self.root)
                 .map_err(|error| Error::entry("add up", b"", error))?;

@@ -1,3 +1,5 @@
+mod index;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -40,6 +42,8 @@ fn info(bytes: u64) -> LayerInfo {
         blob_size: 7,
         bytes,
         inodes: 3,
+        archive: None,
+        recipe: 0,
     }
 }
 
@@ -523,74 +527,4 @@ fn tags_move_and_records_survive_a_restart() {
     assert_eq!(tags, ["r:1"]);
     assert_eq!(index.get(&digest("two")), None);
     index.remove(&digest("two")).unwrap();
-}
-
-#[test]
-fn a_damaged_index_is_put_aside_and_its_layers_are_kept() {
-    for damage in [&b""[..], b"not a database", &[0xff; 100_000]] {
-        let (dir, storage) = new();
-        let old = layer(&storage, "old", |_| {});
-        storage
-            .index()
-            .put(record("one", &["r:1"], &[old], &[]))
-            .unwrap();
-        let path = storage.root().join("index.redb");
-        drop(storage);
-        let mut bytes = fs::read(&path).unwrap();
-        if damage.len() == 100_000 {
-            // The head is good, the pages are not.
-            bytes[4096..].fill(0xff);
-        } else {
-            bytes = damage.to_vec();
-        }
-        let was_empty = bytes.is_empty();
-        fs::write(&path, bytes).unwrap();
-        let storage = Storage::open(&dir.path().join("berth")).unwrap();
-        assert!(storage.index().all().is_empty());
-        if was_empty {
-            // An empty file is a new database to redb; nothing tells that there was one.
-            continue;
-        }
-        assert!(storage.index().lost_at().is_some());
-        assert_eq!(storage.collect().unwrap().kept_for_rebuild, 1);
-        assert!(storage.has_layer(&old));
-        storage
-            .index()
-            .put(record("two", &["r:2"], &[], &[]))
-            .unwrap();
-        let storage = reopen(&dir, storage);
-        assert_eq!(storage.index().all().len(), 1);
-        assert_eq!(storage.collect().unwrap().kept_for_rebuild, 1);
-    }
-}
-
-#[test]
-fn an_image_of_a_later_berth_is_not_misread() {
-    let (dir, storage) = new();
-    let path = storage.root().join("index.redb");
-    storage
-        .index()
-        .put(record("one", &["r:1"], &[], &[]))
-        .unwrap();
-    drop(storage);
-    let write = |value: &str| {
-        let table: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("images");
-        let database = redb::Database::create(&path).unwrap();
-        let transaction = database.begin_write().unwrap();
-        let key = digest("one").hex();
-        transaction
-            .open_table(table)
-            .unwrap()
-            .insert(key.as_str(), value.as_bytes())
-            .unwrap();
-        transaction.commit().unwrap();
-    };
-    write("{\"version\":99,\"record\":{}}");
-    let error = Storage::open(&dir.path().join("berth")).unwrap_err();
-    assert!(matches!(error, Error::Newer { version: 99, .. }), "{error}");
-    // A record that is no record costs that image, and nothing is deleted that might belong to it.
-    write("{\"version\":1,\"rec");
-    let storage = Storage::open(&dir.path().join("berth")).unwrap();
-    assert!(storage.index().all().is_empty());
-    assert_eq!(storage.index().lost_at(), Some(i64::MAX));
 }
