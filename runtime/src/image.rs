@@ -108,6 +108,21 @@ pub enum Error {
     /// An archive that cannot be loaded.
     #[error("image archive: {0}")]
     Archive(String),
+    /// The store's disk has no room for it, or no inodes.
+    #[error(
+        "the disk of {root:?} is full ({free} bytes and {inodes} inodes are free): make room on it, `berth df` and `berth images prune` help"
+    )]
+    Full {
+        /// Where the store is.
+        root: PathBuf,
+        /// Bytes.
+        free: u64,
+        /// Inodes.
+        inodes: u64,
+        /// What did not fit.
+        #[source]
+        source: Box<Error>,
+    },
     /// The work ended without a result: a bug, or the daemon is going down.
     #[error("the operation was interrupted, try again")]
     Interrupted,
@@ -122,6 +137,7 @@ impl Kinded for Error {
             Self::Ambiguous(_) => Kind::InvalidArgument,
             Self::Layer { source, .. } => source.kind(),
             Self::Interrupted => Kind::Unavailable,
+            Self::Full { .. } => Kind::ResourceExhausted,
             _ => Kind::Unknown,
         }
     }
@@ -234,7 +250,10 @@ impl ImageManager {
         let reference: Reference = reference.parse()?;
         let key = (reference.to_string(), fingerprint(auth.as_ref()));
         let inner = Arc::clone(&self.inner);
-        let run = move || pull::run(inner, reference, auth);
+        let run = move || async move {
+            let pulled = pull::run(Arc::clone(&inner), reference, auth).await;
+            inner.make_room(pulled).await
+        };
         let mut ticket = self.inner.pulls.join(key, Alone::Finish, run);
         ticket.wait().await.unwrap_or(Err(Error::Interrupted))
     }
@@ -246,7 +265,8 @@ impl ImageManager {
     /// # Errors
     /// See [`Error`]; images before a broken one are loaded.
     pub async fn load(&self, archive: impl Read + Send + 'static) -> Result<Vec<Image>, Error> {
-        archive::load(&self.inner, archive).await
+        let loaded = archive::load(&self.inner, archive).await;
+        self.inner.make_room(loaded).await
     }
 
     /// As [`Self::load`], from a file.
@@ -364,6 +384,33 @@ impl Inner {
     fn catalog(&self) -> Arc<Catalog> {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&catalog)
+    }
+
+    /// Of something that did not fit on the disk nothing stays there, so that others find the room; and whoever
+    /// asked for it learns which disk that is.
+    async fn make_room<T>(self: &Arc<Self>, outcome: Result<T, Error>) -> Result<T, Error> {
+        let error = match outcome {
+            Err(error) if error.kind() == Kind::ResourceExhausted => error,
+            outcome => return outcome,
+        };
+        let inner = Arc::clone(self);
+        let disk = blocking(move || {
+            let root = inner.shelf.storage.root().to_owned();
+            let disk = rustix::fs::statvfs(&root);
+            if let Err(error) = inner.shelf.collect() {
+                tracing::warn!(%error, "cannot collect on a full disk");
+            }
+            disk.ok().map(|disk| (root, disk))
+        });
+        Err(match disk.await? {
+            None => error,
+            Some((root, disk)) => Error::Full {
+                root,
+                free: disk.f_bavail * disk.f_frsize,
+                inodes: disk.f_ffree,
+                source: Box::new(error),
+            },
+        })
     }
 
     /// Writes documents, then the index, then shows the change to readers. Returns what they see now.

@@ -134,6 +134,7 @@ impl Kinded for Error {
                 }
                 _ => Kind::Unknown,
             },
+            Self::Index { source, .. } if index::is_full(&**source) => Kind::ResourceExhausted,
             Self::NoLayer(_) | Self::NoSnapshot(_) => Kind::NotFound,
             Self::NoRecipe(_) => Kind::FailedPrecondition,
             Self::SnapshotExists(_) => Kind::AlreadyExists,

@@ -156,7 +156,7 @@ impl Spool {
             let bytes = &buffer[..length];
             hash.update(bytes);
             file.write_all(bytes)
-                .map_err(|error| bad(format!("{name:?} cannot be kept: {error}")))?;
+                .map_err(|error| self.scratch.failed("write", error))?;
             size += length as u64;
         }
         let digest = Digest::from_bytes(hash.finalize().into());

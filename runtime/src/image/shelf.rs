@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -67,6 +68,7 @@ impl<R: Read> Read for Recording<R> {
 #[derive(Debug)]
 pub(crate) struct Scratch {
     dir: StagedLayer,
+    root: PathBuf,
 }
 
 impl Shelf {
@@ -212,7 +214,10 @@ impl Shelf {
     }
 
     pub(crate) fn scratch(&self) -> Result<Scratch, Error> {
-        Ok(Scratch { dir: self.stage()? })
+        Ok(Scratch {
+            dir: self.stage()?,
+            root: self.storage.root().to_owned(),
+        })
     }
 }
 
@@ -256,25 +261,27 @@ impl Scratch {
     pub(crate) fn create(&self, name: &str) -> Result<OwnedFd, Error> {
         use rustix::fs::{Mode, OFlags, openat};
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        openat(self.dir(), name, flags, Mode::RUSR | Mode::WUSR).map_err(scratch_error)
+        openat(self.dir(), name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| self.failed("create", error))
     }
 
     pub(crate) fn open(&self, name: &str) -> Result<OwnedFd, Error> {
         use rustix::fs::{Mode, OFlags, openat};
-        openat(
-            self.dir(),
-            name,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(scratch_error)
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        openat(self.dir(), name, flags, Mode::empty()).map_err(|error| self.failed("open", error))
     }
 
     fn dir(&self) -> BorrowedFd<'_> {
         self.dir.dir()
     }
-}
 
-fn scratch_error(error: rustix::io::Errno) -> Error {
-    Error::Archive(format!("its files cannot be kept: {error}"))
+    /// An error of its files.
+    pub(crate) fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> Error {
+        storage::Error::Io {
+            action,
+            path: self.root.join("staging"),
+            source: error.into(),
+        }
+        .into()
+    }
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -74,10 +75,10 @@ struct Envelope<R> {
 #[derive(Debug)]
 pub struct Index {
     path: PathBuf,
-    database: Database,
     images: RwLock<BTreeMap<ImageId, Arc<ImageRecord>>>,
-    /// Writers wait for one another, as redb has them do anyway; readers wait for nobody.
-    writer: Mutex<()>,
+    /// Writers wait for one another, as redb has them do anyway; readers wait for nobody. None after a write
+    /// that failed: redb does not go on with that file until it is opened again.
+    writer: Mutex<Option<Database>>,
     records: Records,
     loss: Mutex<Loss>,
 }
@@ -135,12 +136,12 @@ impl Index {
         };
         let index = Self {
             path: path.to_owned(),
-            database: loaded.database,
             images: RwLock::new(loaded.images),
-            writer: Mutex::new(()),
+            writer: Mutex::new(Some(loaded.database)),
             records,
             loss: Mutex::default(),
         };
+        index.allocate();
         let mut rows = loaded.unreadable;
         if is_there && !is_damaged {
             index.mend(&mut rows)?;
@@ -179,7 +180,7 @@ impl Index {
         let images = self.read();
         let images = images.values().map(|record| &**record);
         let followed = self.records.follow(images);
-        followed.map_err(|error| index_error("copy", &self.path, error.into()))
+        followed.map_err(|error| self.copy_error(error))
     }
 
     /// Makes the index again from the copies of its records.
@@ -212,25 +213,12 @@ impl Index {
     /// [`Error::Index`], or what the file system says.
     pub fn forget_loss(&self) -> Result<(), Error> {
         self.file_loss()?;
-        let rows = std::mem::take(&mut self.loss().rows);
-        self.drop_rows(&rows)
-            .map_err(|source| index_error("write", &self.path, source))?;
-        self.loss().at = None;
-        Ok(())
-    }
-
-    fn drop_rows(&self, rows: &[String]) -> Result<(), BoxError> {
-        if rows.is_empty() {
-            return Ok(());
+        let rows = self.loss().rows.clone();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rows.is_empty() {
+            self.write(&mut writer, &self.read(), &rows)?;
         }
-        let transaction = self.database.begin_write()?;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            for key in rows {
-                table.remove(key.as_str())?;
-            }
-        }
-        transaction.commit()?;
+        *self.loss() = Loss::default();
         Ok(())
     }
 
@@ -305,7 +293,7 @@ impl Index {
     /// # Errors
     /// [`Error::Index`]; nothing has changed then.
     pub fn change(&self, put: Vec<ImageRecord>, remove: &[ImageId]) -> Result<(), Error> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = self.read().clone();
         let mut touched = BTreeSet::new();
         for id in remove {
@@ -318,12 +306,15 @@ impl Index {
             touched.insert(record.id);
             next.insert(record.id, Arc::new(record));
         }
+        if touched.is_empty() {
+            return Ok(());
+        }
         for record in touched.iter().filter_map(|id| next.get(id)) {
             let copied = self.records.write(record);
-            copied.map_err(|error| index_error("copy a record of", &self.path, error.into()))?;
+            copied.map_err(|error| self.copy_error(error))?;
         }
-        self.write(&next, &touched)
-            .map_err(|source| index_error("write", &self.path, source))?;
+        let rows: Vec<String> = touched.iter().map(ImageId::hex).collect();
+        self.write(&mut writer, &next, &rows)?;
         for id in touched.iter().filter(|id| !next.contains_key(*id)) {
             if let Err(error) = self.records.remove(id) {
                 tracing::warn!(image.id = %id, %error, "a removed image's record stays until the next start");
@@ -334,31 +325,78 @@ impl Index {
         Ok(())
     }
 
-    fn write(&self, images: &Images, touched: &BTreeSet<ImageId>) -> Result<(), BoxError> {
-        if touched.is_empty() {
+    fn copy_error(&self, error: std::io::Error) -> Error {
+        failed("copy a record of", &self.path)(error)
+    }
+
+    /// Writes rows as they are in `images`, in one durable transaction.
+    fn write(
+        &self,
+        writer: &mut Option<Database>,
+        images: &Images,
+        rows: &[String],
+    ) -> Result<(), Error> {
+        let failed = |source| index_error("write", &self.path, source);
+        let mut rows: BTreeSet<String> = rows.iter().cloned().collect();
+        if writer.is_none() {
+            let loaded = load(&self.path).map_err(|error| match error {
+                Unusable::Damaged(source) => failed(source),
+                Unusable::Other(error) => error,
+            })?;
+            // Whether the write that failed is on the disk nobody knows: what is shown counts.
+            let known = self.read();
+            rows.extend(loaded.images.keys().chain(known.keys()).map(ImageId::hex));
+            *writer = Some(loaded.database);
+        }
+        let Some(database) = writer else {
             return Ok(());
+        };
+        if let Err(source) = commit(database, images, &rows) {
+            *writer = None;
+            return Err(failed(source));
         }
-        let mut transaction = self.database.begin_write()?;
-        transaction.set_durability(Durability::Immediate)?;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            for id in touched {
-                let key = id.hex();
-                let Some(record) = images.get(id) else {
-                    table.remove(key.as_str())?;
-                    continue;
-                };
-                let envelope = Envelope {
-                    version: VERSION,
-                    record: &**record,
-                };
-                let bytes = serde_json::to_vec(&envelope)?;
-                table.insert(key.as_str(), bytes.as_slice())?;
-            }
-        }
-        transaction.commit()?;
+        self.allocate();
         Ok(())
     }
+
+    /// Takes blocks for all of the file, so that an image can be removed from a disk that is full.
+    fn allocate(&self) {
+        let allocate = || -> std::io::Result<()> {
+            let file = std::fs::File::options().write(true).open(&self.path)?;
+            let size = file.metadata()?;
+            if size.blocks() * 512 < size.len() {
+                let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(&file, flags, 0, size.len())?;
+            }
+            Ok(())
+        };
+        if let Err(error) = allocate() {
+            tracing::debug!(%error, "the image index may not be writable on a full disk");
+        }
+    }
+}
+
+fn commit(database: &Database, images: &Images, rows: &BTreeSet<String>) -> Result<(), BoxError> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    {
+        let mut table = transaction.open_table(TABLE)?;
+        for key in rows {
+            let id: Option<ImageId> = format!("sha256:{key}").parse().ok();
+            let Some(record) = id.and_then(|id| images.get(&id)) else {
+                table.remove(key.as_str())?;
+                continue;
+            };
+            let envelope = Envelope {
+                version: VERSION,
+                record: &**record,
+            };
+            let bytes = serde_json::to_vec(&envelope)?;
+            table.insert(key.as_str(), bytes.as_slice())?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 /// Takes the names of `record` from all other images; returns which those are.
@@ -382,6 +420,20 @@ fn take_names(images: &mut Images, record: &ImageRecord) -> Vec<ImageId> {
         }
     }
     losers
+}
+
+/// Whether the disk was full.
+pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
+            return true;
+        }
+        cause = error.source();
+    }
+    // redb's errors tell their cause in words only.
+    error.to_string().contains("No space left on device")
 }
 
 fn index_error(action: &'static str, path: &Path, source: BoxError) -> Error {

@@ -154,7 +154,11 @@ impl Storage {
             let dir = open(&outer, "fs")?;
             Ok((outer, dir))
         };
-        let (outer, dir) = make().map_err(failed("create", self.path("staging").join(&name)))?;
+        let made = make().inspect_err(|_| {
+            // What there is of it is swept at the next start if it cannot be removed now.
+            let _ = remove_tree(staging.as_fd(), &name);
+        });
+        let (outer, dir) = made.map_err(failed("create", self.path("staging").join(&name)))?;
         Ok(StagedLayer {
             shared: Arc::clone(&self.shared),
             name,
