@@ -19,6 +19,7 @@ mod resources;
 mod restart;
 mod security;
 mod status;
+mod storage;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,7 @@ fn tests() -> Vec<Test> {
         status::TESTS,
         resources::TESTS,
         image::TESTS,
+        storage::TESTS,
         network::TESTS,
         restart::TESTS,
         logs::TESTS,
