@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(room_is_what_du_says).berth_only(OURS),
     test!(pulls_and_removals_at_once),
     test!(saved_images_load_everywhere).berth_only(OURS),
+    test!(pinned_images_stay).berth_only(OURS),
     test!(commands_of_the_operator).berth_only(OURS),
 ];
 
@@ -268,6 +269,20 @@ fn du(root: &Path) -> Result<u64> {
     Ok(total.context("du says nothing")?.parse()?)
 }
 
+/// A file that somebody has open takes room after it was deleted.
+fn nothing_deleted_is_open(case: &mut Case, root: &Path) -> Result<()> {
+    let pid = case.instance()?.pid().context("no daemon")?;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let Ok(target) = std::fs::read_link(entry?.path()) else {
+            continue;
+        };
+        let text = target.display().to_string();
+        let ours = text.starts_with(&root.display().to_string());
+        ensure!(!(ours && text.ends_with(" (deleted)")), "{text} is open");
+    }
+    Ok(())
+}
+
 async fn room_is_what_du_says(case: &mut Case) -> Result<()> {
     let cri = case.start().await?.cri()?.clone();
     let root = root(case)?;
@@ -275,7 +290,10 @@ async fn room_is_what_du_says(case: &mut Case) -> Result<()> {
         match step {
             "pull" => drop(cri.pull(images::NGINX).await?),
             "shared" => drop(cri.pull(images::CONFIGURED).await?),
-            "remove" => cri.remove_image(images::NGINX).await?,
+            "remove" => {
+                cri.remove_image(images::NGINX).await?;
+                nothing_deleted_is_open(case, &root)?;
+            }
             _ => {
                 case.instance()?.terminate().await?;
                 case.instance()?.launch().await?;
@@ -438,6 +456,37 @@ async fn in_containerd(
     containerd.sweep().await;
     ensure!(output.status.success(), "ctr images import: {said}");
     ensure_eq!(found, ids);
+    Ok(())
+}
+
+/// X060: pinned by the configuration, over restarts and moved tags.
+async fn pinned_images_stay(case: &mut Case) -> Result<()> {
+    case.start().await?;
+    case.instance()?.terminate().await?;
+    let drop_ins = case.instance()?.folder().join("conf.d");
+    std::fs::create_dir_all(&drop_ins)?;
+    let text = format!("[images]\npinned = [\"{}\"]\n", images::ZSTD);
+    std::fs::write(drop_ins.join("pinned.toml"), text)?;
+    case.instance()?.launch().await?;
+    let cri = case.cri()?.clone();
+    for image in [images::ZSTD, images::PLAIN] {
+        cri.pull(image).await?;
+    }
+    for _ in 0..2 {
+        let cri = case.cri()?.clone();
+        let pinned = cri.image_status(images::ZSTD).await?.context("no image")?;
+        let other = cri.image_status(images::PLAIN).await?.context("no image")?;
+        ensure_eq!((pinned.pinned, other.pinned), (true, false));
+        case.instance()?.kill().await?;
+        case.instance()?.launch().await?;
+    }
+    berth(case, &["images", "prune", "--all"]).await?;
+    let cri = case.cri()?.clone();
+    ensure!(
+        cri.image_status(images::ZSTD).await?.is_some(),
+        "it is gone"
+    );
+    ensure_eq!(cri.image_status(images::PLAIN).await?, None);
     Ok(())
 }
 

@@ -104,6 +104,8 @@ impl Shelf {
             compressed,
             recorded,
         } = staged;
+        // Where names came and went, or came from below, counting on the way does not do.
+        let recount = applied.replaced || !applied.deferred.is_empty();
         if applied.needs_lower() {
             let view = self.storage.view(below)?;
             let lower = view.as_ref().map(|view| view.as_fd());
@@ -111,6 +113,10 @@ impl Shelf {
                 layer: digest,
                 source: Arc::new(source),
             })?;
+        }
+        if recount {
+            let counted = layer.count()?;
+            (applied.bytes, applied.inodes) = (counted.bytes, counted.inodes);
         }
         let info = LayerInfo {
             diff_id,

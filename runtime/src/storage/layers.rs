@@ -96,6 +96,16 @@ impl StagedLayer {
         Recorder::new(File::from(file)).map_err(failed("write", path().join(RECIPE)))
     }
 
+    /// What its files take, counted now.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn count(&self) -> Result<Usage, Error> {
+        let path = || self.shared.root.join("staging").join(&self.name);
+        let dir = open(&self.outer, "fs").map_err(|error| failed("open", path())(error))?;
+        super::verify::count(dir).map_err(failed("add up", path()))
+    }
+
     /// Writes out what was applied so far. Publishing does that as well; who calls this before waiting for
     /// another layer has less to wait for afterwards.
     ///

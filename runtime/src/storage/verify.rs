@@ -97,19 +97,6 @@ impl Storage {
             Err(error) => Err(error),
         }
     }
-
-    /// What the files of a layer take, counted now.
-    ///
-    /// # Errors
-    /// [`Error::NoLayer`], or what the file system says.
-    pub fn count_layer(&self, chain: &ChainId) -> Result<Usage, Error> {
-        let path = self.path("layers").join(chain.hex());
-        let dir = open(&self.shared.dirs.layers, &format!("{}/fs", chain.hex()));
-        match dir {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoLayer(*chain)),
-            dir => count(dir.map_err(failed("open", &path))?).map_err(failed("add up", path)),
-        }
-    }
 }
 
 fn digest_of(mut replay: Replay) -> io::Result<Digest> {
@@ -125,7 +112,7 @@ fn digest_of(mut replay: Replay) -> io::Result<Digest> {
 }
 
 /// Allocated bytes and inodes of a tree, each file once whatever its names, as du counts.
-fn count(root: OwnedFd) -> io::Result<Usage> {
+pub(super) fn count(root: OwnedFd) -> io::Result<Usage> {
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
     let own = rustix::fs::fstat(&root)?;

@@ -324,3 +324,71 @@ async fn the_room_that_is_reported_is_the_room_that_is_taken() {
         }
     }
 }
+
+/// Layers with everything that makes names come, go and come from below: the counts and checks of all of them hold.
+#[tokio::test]
+async fn odd_layers_are_counted_and_checked_as_well() {
+    use tar::EntryType::{self, Directory, Link, Regular, Symlink};
+    let tar = |entries: &[(&str, EntryType, u32, &str)]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, mode, text) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(*kind);
+            header.set_mode(*mode);
+            header.set_uid(1000);
+            header.set_gid(2_100_000);
+            header.set_mtime(1);
+            header.set_size(0);
+            if matches!(kind, Link | Symlink) {
+                builder.append_link(&mut header, name, text).unwrap();
+            } else {
+                header.set_size(text.len() as u64);
+                builder
+                    .append_data(&mut header, name, text.as_bytes())
+                    .unwrap();
+            }
+        }
+        builder.into_inner().unwrap()
+    };
+    let base = tar(&[
+        ("d/", Directory, 0o2775, ""),
+        ("d/set", Regular, 0o6755, "set"),
+        ("d/low", Regular, 0o600, "low"),
+        ("d/link", Symlink, 0o777, "/etc/passwd"),
+        ("d/same", Link, 0o644, "d/set"),
+        ("gone/x", Regular, 0o1644, "x"),
+    ]);
+    let middle = tar(&[
+        ("other/from-below", Link, 0o644, "d/low"),
+        ("d/.wh.link", Regular, 0, ""),
+        ("gone/.wh..wh..opq", Regular, 0, ""),
+        ("gone/new", Regular, 0o644, "new"),
+    ]);
+    let twice = tar(&[
+        ("a", Regular, 0o644, "first"),
+        ("b", Link, 0o644, "a"),
+        ("a", Regular, 0o644, "second, longer"),
+        ("tree/x/y", Regular, 0o644, "y"),
+        ("tree", Regular, 0o644, "file"),
+    ]);
+    let (rig, fake) = (Rig::new(), Fake::http().await);
+    let layers = [base, middle, twice].map(|tar| (tar, Pack::Gzip));
+    let made = image(&layers, &json!({}));
+    fake.put_image("x", "1", &made);
+    let name = fake.name("x:1");
+    rig.pull(&name).await.unwrap();
+    let report = rig.manager.check(false, false).await.unwrap();
+    assert_eq!(report.findings, []);
+    let details = rig.manager.inspect(&name).unwrap().unwrap();
+    assert_eq!(report.unverifiable, [details.layers[2].chain]);
+    for layer in &details.layers {
+        let (bytes, inodes) = rig.du(&format!("layers/{}/fs", layer.chain.hex()));
+        assert_eq!((layer.disk, layer.inodes), (bytes, inodes));
+    }
+    let error = rig.manager.export(vec![name]).await.unwrap_err();
+    assert!(
+        error.to_string().contains("cannot be made again"),
+        "{error}"
+    );
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+}
