@@ -121,7 +121,7 @@ enum ImagesCommand {
     },
     /// Remove images that have no tag and no container, and everything that no image needs
     Prune {
-        /// Images with a tag, too; pinned ones stay
+        /// Images with a tag and interrupted downloads, too; pinned images stay
         #[arg(long, short)]
         all: bool,
         /// As JSON

@@ -67,15 +67,19 @@ impl ImageManager {
         }))
     }
 
-    /// Removes images without a tag that no container uses, with `all` also those with one; never a pinned one. Then
-    /// everything that nobody needs.
+    /// Removes images without a tag that no container uses, with `all` also those with one, and interrupted
+    /// downloads; never a pinned image. Then everything that nobody needs.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn prune(&self, all: bool) -> Result<Pruned, Error> {
         let inner = Arc::clone(&self.inner);
         let work = blocking(move || {
-            let before = inner.shelf.storage.usage().bytes;
+            let taken = || -> Result<u64, Error> {
+                let storage = &inner.shelf.storage;
+                Ok(storage.usage().bytes + storage.partial_usage()?.bytes)
+            };
+            let before = taken()?;
             let mut images = Vec::new();
             let writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
             inner.change(|catalog| {
@@ -87,11 +91,13 @@ impl ImageManager {
                 change
             })?;
             drop(writer);
+            if all {
+                inner.shelf.storage.remove_partials()?;
+            }
             inner.shelf.collect()?;
-            let after = inner.shelf.storage.usage().bytes;
             Ok(Pruned {
                 images,
-                bytes: before.saturating_sub(after),
+                bytes: before.saturating_sub(taken()?),
             })
         });
         tokio::spawn(work).await.map_err(|_| Error::Interrupted)??

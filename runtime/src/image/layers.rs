@@ -19,7 +19,7 @@ use super::progress::Progress;
 use super::shelf::{Recording, Shelf, Staged};
 use super::{Error, digest_of};
 use crate::layer::{DEFAULT_WINDOW_LOG, Decoder, HashingReader, Limits, apply};
-use crate::model::{ChainId, Digest};
+use crate::model::{ChainId, Digest, Kind, Kinded as _};
 use crate::registry::{self, Blob, Session};
 
 /// Pieces of a layer that wait for the disk; with [`PIECE`] this bounds the memory of a pull.
@@ -285,6 +285,10 @@ fn unpack(shelf: &Shelf, reader: impl Read, what: &What) -> Result<Staged, Error
         Err(error) => {
             drop(recorded);
             drop(plain);
+            // No need to fetch the rest to say that the disk is full.
+            if error.kind() == Kind::ResourceExhausted {
+                return Err(failed(error));
+            }
             // Wrong bytes come before what they led to; only a stream that is still there can tell.
             io::copy(&mut compressed, &mut io::sink()).map_err(read)?;
             check(&compressed.finish().0, &layer)?;

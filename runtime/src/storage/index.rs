@@ -16,6 +16,7 @@ use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition,
 };
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::records::Records;
@@ -27,6 +28,9 @@ pub(super) const VERSION: u32 = 1;
 
 /// The file is small: redb's default cache of a GiB is not needed.
 const CACHE: usize = 1 << 20;
+
+/// Room that a change takes beside its records.
+const SLACK: u64 = 128 << 10;
 
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 
@@ -141,7 +145,7 @@ impl Index {
             records,
             loss: Mutex::default(),
         };
-        index.allocate();
+        index.try_allocate();
         let mut rows = loaded.unreadable;
         if is_there && !is_damaged {
             index.mend(&mut rows)?;
@@ -309,6 +313,7 @@ impl Index {
         if touched.is_empty() {
             return Ok(());
         }
+        self.reserve(touched.iter().filter_map(|id| next.get(id)))?;
         for record in touched.iter().filter_map(|id| next.get(id)) {
             let copied = self.records.write(record);
             copied.map_err(|error| self.copy_error(error))?;
@@ -355,22 +360,44 @@ impl Index {
             *writer = None;
             return Err(failed(source));
         }
-        self.allocate();
+        self.try_allocate();
         Ok(())
     }
 
-    /// Takes blocks for all of the file, so that an image can be removed from a disk that is full.
-    fn allocate(&self) {
-        let allocate = || -> std::io::Result<()> {
-            let file = std::fs::File::options().write(true).open(&self.path)?;
-            let size = file.metadata()?;
-            if size.blocks() * 512 < size.len() {
-                let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
-                rustix::fs::fallocate(&file, flags, 0, size.len())?;
-            }
-            Ok(())
-        };
-        if let Err(error) = allocate() {
+    /// Takes room for records before redb is asked to write them: after a write that failed it would need some
+    /// to go on at all.
+    fn reserve<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Arc<ImageRecord>>,
+    ) -> Result<(), Error> {
+        let lengths = records.map(|record| serde_json::to_vec(&**record).map(|text| text.len()));
+        let lengths: Result<Vec<usize>, _> = lengths.collect();
+        let lengths = lengths.map_err(|error| index_error("write", &self.path, error.into()))?;
+        if lengths.is_empty() {
+            return Ok(());
+        }
+        let sum: usize = lengths.into_iter().sum();
+        self.allocate(SLACK + 4 * sum as u64)
+            .map_err(failed("take room for", &self.path))
+    }
+
+    /// Takes blocks for all of the file and for `more` bytes, so that an image can be removed from a disk that is full.
+    fn allocate(&self, more: u64) -> std::io::Result<()> {
+        let file = std::fs::File::options().write(true).open(&self.path)?;
+        let size = file.metadata()?;
+        if size.blocks() * 512 >= size.len() + more {
+            return Ok(());
+        }
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&file, flags, 0, size.len() + more) {
+            // Some file systems cannot.
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn try_allocate(&self) {
+        if let Err(error) = self.allocate(0) {
             tracing::debug!(%error, "the image index may not be writable on a full disk");
         }
     }

@@ -288,8 +288,11 @@ impl Storage {
             }
             tracing::warn!(?name, "removing an incomplete or damaged layer");
             let aside = unique_name("damaged-");
-            rustix::fs::renameat(&dirs.layers, &name, &dirs.staging, &aside)
-                .map_err(failed("move away", path.join(&name)))?;
+            let moved = rustix::fs::renameat(&dirs.layers, &name, &dirs.staging, &aside);
+            // It is as good as absent where it is; one that is pulled again takes its place.
+            if let Err(error) = moved {
+                tracing::warn!(?name, %error, "it cannot be moved away and stays");
+            }
         }
         Ok(layers)
     }

@@ -244,6 +244,56 @@ fn partial_downloads_survive_and_belong_to_one() {
 }
 
 #[test]
+fn interrupted_downloads_are_removed_unless_somebody_has_them() {
+    let (_dir, storage) = new();
+    let (old, open) = (digest("old"), digest("open"));
+    for id in [&old, &open] {
+        let mut partial = storage.partial(id).unwrap();
+        partial.file.write_all(&[1; 9000]).unwrap();
+    }
+    let before = storage.partial_usage().unwrap();
+    let partial = storage.partial(&open).unwrap();
+    storage.remove_partials().unwrap();
+    let after = storage.partial_usage().unwrap();
+    assert_eq!(before.inodes - after.inodes, 1);
+    assert!(before.bytes >= after.bytes + 9000);
+    assert_eq!(storage.partial(&old).unwrap().length, 0);
+    drop(partial);
+    assert_eq!(storage.partial(&open).unwrap().length, 9000);
+}
+
+/// What cannot be moved or removed costs itself, not the start.
+#[test]
+fn leftovers_that_nobody_can_touch_do_not_stop_the_start() {
+    let (dir, storage) = new();
+    let good = layer(&storage, "good", |_| {});
+    let root = storage.root().to_owned();
+    let broken = root.join("layers").join(digest("broken").hex());
+    fs::create_dir(&broken).unwrap();
+    let half = root.join("blobs/sha256/.tmp-half");
+    fs::write(&half, "x").unwrap();
+    let lock = |flag: &str| {
+        let chattr = std::process::Command::new("chattr")
+            .arg(flag)
+            .args([&broken, &half])
+            .output();
+        chattr.is_ok_and(|output| output.status.success())
+    };
+    if !lock("+i") {
+        eprintln!(
+            "SKIP leftovers_that_nobody_can_touch_do_not_stop_the_start: chattr +i does not work here"
+        );
+        return;
+    }
+    drop(storage);
+    let opened = std::panic::catch_unwind(|| Storage::open(&dir.path().join("berth")));
+    lock("-i");
+    let storage = opened.unwrap().unwrap();
+    assert_eq!(storage.layers(), [good]);
+    assert!(storage.blobs().is_empty());
+}
+
+#[test]
 fn a_container_root_has_all_layers_and_is_attached_nowhere() {
     let (_dir, storage) = new();
     let low = layer(&storage, "low", |fs| {

@@ -181,6 +181,55 @@ async fn a_disk_that_is_full_at_any_point_keeps_nothing_and_works_again_with_roo
     assert!(!pull_fails(&rig, &name).await);
 }
 
+/// redb takes no more writes after one that failed; the index goes on nevertheless.
+#[test]
+fn the_index_goes_on_after_a_write_that_failed() {
+    let disk = Mounted::tmpfs("size=24m");
+    let rig = disk.rig();
+    let record = |n: u8, length: usize| crate::storage::ImageRecord {
+        id: Digest::from_bytes([n; 32]),
+        tags: vec![format!("r/x:{n}")],
+        digests: Vec::new(),
+        manifest: Digest::from_bytes([n; 32]),
+        size: 1,
+        config: crate::model::ImageConfig {
+            env: vec!["x".repeat(length)],
+            ..Default::default()
+        },
+        chain: Vec::new(),
+        blobs: Vec::new(),
+        pinned: false,
+        created_at: 1,
+    };
+    let index = rig.storage.index();
+    index.put(record(1, 10)).unwrap();
+    let mut failures = 0;
+    for room in [0_u64, 16, 300, 1100, 2000, 3000, 4000, 5000, 6000, 8000] {
+        let ballast = disk.dir.path().join("ballast");
+        let mut file = File::create(&ballast).unwrap();
+        while disk.free().0 > room << 10 && file.write_all(&[1; 4096]).is_ok() {}
+        if let Err(error) = index.put(record(2, 900_000)) {
+            assert_eq!(error.kind(), Kind::ResourceExhausted, "{error:?}");
+            failures += 1;
+            assert_eq!(index.all().len(), 1);
+            // What is small enough can be changed meanwhile.
+            index.remove(&Digest::from_bytes([1; 32])).unwrap();
+            assert!(index.all().is_empty());
+        }
+        std::fs::remove_file(&ballast).unwrap();
+        index
+            .change(vec![record(1, 10)], &[Digest::from_bytes([2; 32])])
+            .unwrap();
+    }
+    assert!(failures > 2, "{failures}");
+    index.put(record(2, 900_000)).unwrap();
+    let before = index.all();
+    drop(rig);
+    let rig = disk.rig();
+    assert_eq!(rig.storage.index().all(), before);
+    assert_eq!(rig.storage.index().lost_at(), None);
+}
+
 #[tokio::test]
 async fn a_disk_without_inodes_keeps_nothing_and_works_again_with_some() {
     let fake = Fake::http().await;
