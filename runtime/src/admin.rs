@@ -7,6 +7,13 @@
 //! | `GET /log-level`, `PUT /log-level` | the log filter; a new one in the body |
 //! | `GET /config` | every key with its value and where it came from |
 //! | `GET /images` | the images in the store |
+//! | `POST /images/inspect` | all about `{"reference": …}` |
+//! | `POST /images/pull` | pulls `{"reference": …, "username": …, "password": …}` |
+//! | `GET /pulls` | how far the pulls under way are |
+//! | `POST /images/save` | an archive of `{"references": […]}` |
+//! | `POST /images/prune` | removes what no container uses: `{"all": …}` |
+//! | `POST /images/check` | checks the store: `{"quick": …, "repair": …}` |
+//! | `GET /df` | what takes room |
 //! | `POST /images/load` | loads an archive: the body itself, or `{"path": …}` as `application/json` |
 //! | `POST /images/remove` | removes `{"reference": …}` with all its names |
 //!
@@ -16,6 +23,7 @@ pub mod api;
 pub mod client;
 
 mod archive;
+mod images;
 mod routes;
 mod shelf;
 

@@ -27,8 +27,10 @@ enum Command {
     /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Load, list and remove images of a running daemon
+    /// Pull, load, save, list, remove and check the images of a running daemon
     Images(images::ImagesArgs),
+    /// Show what takes room in the store
+    Df(images::DfArgs),
     /// Print the completions of a shell, for that shell to read
     Completions {
         /// Which shell
@@ -98,6 +100,7 @@ pub fn main() -> ExitCode {
             .and_then(|config| print(&config.show())),
         Command::Config(ConfigCommand::Default) => print(&config::template()),
         Command::Images(args) => images::run(&args),
+        Command::Df(args) => images::df(&args),
         Command::Completions { shell } => print(&completions(shell)),
     };
     match outcome {

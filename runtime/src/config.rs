@@ -83,6 +83,8 @@ pub struct Config {
     pub registry_hosts_dir: PathBuf,
     /// Layers fetched at the same time for one image.
     pub max_concurrent_layers: usize,
+    /// Names of images that are never collected.
+    pub pinned_images: Vec<String>,
     /// Directory of CNI network configurations.
     pub cni_conf_dir: PathBuf,
     /// Directories of CNI plugins, in order.
@@ -154,6 +156,7 @@ impl Config {
             )?,
             registry_hosts_dir: settings.absolute("images.registry_hosts_dir")?,
             max_concurrent_layers: settings.number("images.max_concurrent_layers", 1..=64)?,
+            pinned_images: settings.list("images.pinned")?,
             cni_conf_dir: settings.absolute("network.cni_conf_dir")?,
             cni_bin_dirs: settings.paths("network.cni_bin_dirs")?,
             netns_dir: settings.absolute("network.netns_dir")?,

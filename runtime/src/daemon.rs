@@ -215,7 +215,7 @@ impl Parts {
         let images = ImageManager::open(image::Config {
             storage,
             registry_hosts_dir: config.registry_hosts_dir.clone(),
-            pinned: Vec::new(),
+            pinned: config.pinned_images.clone(),
             parallel_layers: config.max_concurrent_layers,
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);

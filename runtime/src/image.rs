@@ -6,11 +6,14 @@
 
 mod archive;
 mod catalog;
+mod check;
 mod document;
+mod export;
 mod flight;
 mod layers;
 mod progress;
 mod pull;
+mod report;
 mod shelf;
 
 use std::fmt;
@@ -27,10 +30,14 @@ pub use crate::storage::Lease;
 use crate::storage::Storage;
 use crate::{layer, storage};
 use catalog::{Catalog, Change};
+pub use export::Export;
 use flight::{Alone, Flights};
 use layers::LayerFlights;
 use progress::Board;
 pub use progress::PullStatus;
+pub use report::{
+    CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Pruned, Share, Thing,
+};
 use shelf::Shelf;
 
 /// Layers of one pull that are fetched and unpacked at the same time.
@@ -101,6 +108,21 @@ pub enum Error {
     /// An archive that cannot be loaded.
     #[error("image archive: {0}")]
     Archive(String),
+    /// The store's disk has no room for it, or no inodes.
+    #[error(
+        "the disk of {root:?} is full ({free} bytes and {inodes} inodes are free): make room on it, `berth df` and `berth images prune` help"
+    )]
+    Full {
+        /// Where the store is.
+        root: PathBuf,
+        /// Bytes.
+        free: u64,
+        /// Inodes.
+        inodes: u64,
+        /// What did not fit.
+        #[source]
+        source: Box<Error>,
+    },
     /// The work ended without a result: a bug, or the daemon is going down.
     #[error("the operation was interrupted, try again")]
     Interrupted,
@@ -115,6 +137,7 @@ impl Kinded for Error {
             Self::Ambiguous(_) => Kind::InvalidArgument,
             Self::Layer { source, .. } => source.kind(),
             Self::Interrupted => Kind::Unavailable,
+            Self::Full { .. } => Kind::ResourceExhausted,
             _ => Kind::Unknown,
         }
     }
@@ -227,7 +250,10 @@ impl ImageManager {
         let reference: Reference = reference.parse()?;
         let key = (reference.to_string(), fingerprint(auth.as_ref()));
         let inner = Arc::clone(&self.inner);
-        let run = move || pull::run(inner, reference, auth);
+        let run = move || async move {
+            let pulled = pull::run(Arc::clone(&inner), reference, auth).await;
+            inner.make_room(pulled).await
+        };
         let mut ticket = self.inner.pulls.join(key, Alone::Finish, run);
         ticket.wait().await.unwrap_or(Err(Error::Interrupted))
     }
@@ -239,7 +265,8 @@ impl ImageManager {
     /// # Errors
     /// See [`Error`]; images before a broken one are loaded.
     pub async fn load(&self, archive: impl Read + Send + 'static) -> Result<Vec<Image>, Error> {
-        archive::load(&self.inner, archive).await
+        let loaded = archive::load(&self.inner, archive).await;
+        self.inner.make_room(loaded).await
     }
 
     /// As [`Self::load`], from a file.
@@ -334,9 +361,13 @@ impl ImageManager {
         self.inner.board.statuses()
     }
 
-    /// Use of the image store: a sum in memory.
-    pub fn fs_usage(&self) -> FsUsage {
-        self.inner.shelf.image_usage()
+    /// Use of the image store.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub async fn fs_usage(&self) -> Result<FsUsage, Error> {
+        let shelf = self.inner.shelf.clone();
+        blocking(move || shelf.image_usage()).await?
     }
 
     /// Use of the containers' writable layers, at most half a minute old: they have to be walked.
@@ -355,6 +386,33 @@ impl Inner {
         Arc::clone(&catalog)
     }
 
+    /// Of something that did not fit on the disk nothing stays there, so that others find the room; and whoever
+    /// asked for it learns which disk that is.
+    async fn make_room<T>(self: &Arc<Self>, outcome: Result<T, Error>) -> Result<T, Error> {
+        let error = match outcome {
+            Err(error) if error.kind() == Kind::ResourceExhausted => error,
+            outcome => return outcome,
+        };
+        let inner = Arc::clone(self);
+        let disk = blocking(move || {
+            let root = inner.shelf.storage.root().to_owned();
+            let disk = rustix::fs::statvfs(&root);
+            if let Err(error) = inner.shelf.collect() {
+                tracing::warn!(%error, "cannot collect on a full disk");
+            }
+            disk.ok().map(|disk| (root, disk))
+        });
+        Err(match disk.await? {
+            None => error,
+            Some((root, disk)) => Error::Full {
+                root,
+                free: disk.f_bavail * disk.f_frsize,
+                inodes: disk.f_ffree,
+                source: Box::new(error),
+            },
+        })
+    }
+
     /// Writes documents, then the index, then shows the change to readers. Returns what they see now.
     async fn commit(
         self: &Arc<Self>,
@@ -367,18 +425,30 @@ impl Inner {
                 inner.shelf.put_document(digest, bytes)?;
             }
             let _writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut next = Catalog::clone(&inner.catalog());
-            let change = change(&mut next);
-            inner.shelf.write(&next, &change)?;
-            let next = Arc::new(next);
-            let mut shown = inner
-                .catalog
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            *shown = Arc::clone(&next);
-            Ok(next)
+            inner.change(change)
         })
         .await?
+    }
+
+    /// Changes index and catalog. Only for who holds `writer`.
+    fn change(&self, change: impl FnOnce(&mut Catalog) -> Change) -> Result<Arc<Catalog>, Error> {
+        let mut next = Catalog::clone(&self.catalog());
+        let change = change(&mut next);
+        // A check may have found a layer damaged since the pull saw it.
+        for entry in change.put.iter().filter_map(|id| next.get(id)) {
+            if let Some(gone) = entry
+                .chain
+                .iter()
+                .find(|layer| !self.shelf.has_layer(layer))
+            {
+                return Err(storage::Error::NoLayer(*gone).into());
+            }
+        }
+        self.shelf.write(&next, &change)?;
+        let next = Arc::new(next);
+        let mut shown = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        *shown = Arc::clone(&next);
+        Ok(next)
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! <root>/                  0711, everything below 0700: nobody but root finds a set-id file of an image (S22)
-//!   layers/<chain id>/     fs/ is the unpacked layer, meta.json says so; without a good meta.json it is not there
+//!   layers/<chain id>/     fs/ is the unpacked layer, meta.json says so; without a good meta.json it is not there;
+//!                          recipe is what it takes to make the layer's archive again
 //!   blobs/sha256/<digest>  manifests, indexes, configurations
+//!   images/<id>.json       a copy of each record of the index, from which a lost one is made again
 //!   partial/<digest>       downloads that were interrupted
 //!   snapshots/<container>/ fs/ is the writable layer, work/ is overlayfs's, chain lists the layers below
 //!   staging/               what is not finished; swept at start
@@ -39,7 +41,7 @@ use rustix::fs::{FlockOperation, Mode};
 
 use crate::id::ContainerId;
 use crate::model::{ChainId, Digest, Kind, Kinded};
-use crate::sys::fs::{names, open_dir, open_dir_path, remove_tree};
+use crate::sys::fs::{names, open_dir, open_dir_path, remove_tree, tree_usage};
 use crate::sys::mount::{Method, probe_overlay};
 
 mod blobs;
@@ -47,12 +49,17 @@ mod collect;
 mod index;
 mod init;
 mod layers;
+mod recipe;
+mod records;
 mod snapshots;
+mod verify;
 
 pub use blobs::Partial;
 pub use collect::{Collected, Lease};
 pub use index::{ImageRecord, Index};
 pub use layers::{LayerInfo, StagedLayer};
+pub use recipe::{Recorded, Recorder, Replay};
+pub use verify::Verdict;
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +84,11 @@ pub enum Error {
     /// The writable layer exists.
     #[error("container {0} has a writable layer already")]
     SnapshotExists(ContainerId),
+    /// A layer whose archive cannot be made again.
+    #[error(
+        "the archive of layer {0} cannot be made again: it has names more than once; save the image where it was built"
+    )]
+    NoRecipe(ChainId),
     /// The container has no writable layer.
     #[error("container {0} has no writable layer")]
     NoSnapshot(ContainerId),
@@ -122,7 +134,9 @@ impl Kinded for Error {
                 }
                 _ => Kind::Unknown,
             },
+            Self::Index { source, .. } if index::is_full(&**source) => Kind::ResourceExhausted,
             Self::NoLayer(_) | Self::NoSnapshot(_) => Kind::NotFound,
+            Self::NoRecipe(_) => Kind::FailedPrecondition,
             Self::SnapshotExists(_) => Kind::AlreadyExists,
             Self::InUse(_) | Self::PartialInUse(_) => Kind::Unavailable,
             Self::TooManyLayers(_) => Kind::InvalidArgument,
@@ -279,7 +293,7 @@ impl Storage {
             snapshots: dir("snapshots")?,
             staging: dir("staging")?,
         };
-        let index = Index::open(&root.join("index.redb"))?;
+        let index = Index::open(&root.join("index.redb"), dir("images")?)?;
         let (init, empty) = init::make(&root.join("init"))?;
         let method = probe_overlay(empty.as_fd()).map_err(failed("use overlayfs in", root))?;
         let shared = Shared {
@@ -301,13 +315,14 @@ impl Storage {
     }
 
     fn load(&self) -> Result<(), Error> {
+        // First of all, for it says which damaged layers are still in use.
+        let snapshots = self.load_snapshots()?;
+        self.shared.state().snapshots = snapshots;
         let layers = self.load_layers()?;
         let blobs = self.load_blobs()?;
-        let snapshots = self.load_snapshots()?;
         let mut state = self.shared.state();
         state.layers = layers;
         state.blobs = blobs;
-        state.snapshots = snapshots;
         Ok(())
     }
 
@@ -369,6 +384,40 @@ impl Storage {
                 bytes: sum.bytes + one.bytes,
                 inodes: sum.inodes + one.inodes,
             })
+    }
+
+    /// What there is beside layers, documents and writable layers: the index, the copies of its records, interrupted
+    /// downloads. Some dozens of system calls.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn overhead(&self) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        for name in ["partial", "images", "init"] {
+            let path = self.path(name);
+            let dir = open_dir_path(&path).map_err(failed("open", &path))?;
+            let tree = tree_usage(dir.as_fd()).map_err(failed("add up", &path))?;
+            usage.bytes += tree.bytes;
+            usage.inodes += tree.inodes;
+        }
+        let path = self.path("index.redb");
+        let index = std::fs::metadata(&path).map_err(failed("look at", path))?;
+        usage.bytes += std::os::unix::fs::MetadataExt::blocks(&index) * 512;
+        usage.inodes += 1;
+        Ok(usage)
+    }
+
+    /// What interrupted downloads take.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn partial_usage(&self) -> Result<Usage, Error> {
+        let tree = tree_usage(self.shared.dirs.partial.as_fd())
+            .map_err(failed("add up", self.path("partial")))?;
+        Ok(Usage {
+            bytes: tree.bytes,
+            inodes: tree.inodes,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {

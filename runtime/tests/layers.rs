@@ -53,6 +53,8 @@ fn publish(storage: &Storage, below: &[Digest], blob: &[u8]) -> Digest {
         blob_size: blob.len() as u64,
         bytes: applied.bytes,
         inodes: applied.inodes,
+        archive: None,
+        recipe: 0,
     };
     storage.publish_layer(staged, &diff_id, info).unwrap();
     diff_id

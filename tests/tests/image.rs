@@ -9,8 +9,10 @@ use berth_tests::pods::{Pod, container, pod_config};
 use berth_tests::registry::secure::{Secure, USER};
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::Options;
-use berth_tests::{ensure_eq, images, oci, paths, test};
+use berth_tests::{ensure_eq, images, oci, test};
 use tonic::{Code, Request};
+
+use crate::storage::berth;
 
 pub(crate) const TESTS: &[Test] = &[
     test!(every_kind_of_layer_and_manifest),
@@ -31,7 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(deadline_of_the_client),
 ];
 
-async fn run_echo(case: &mut Case, image: &str) -> Result<()> {
+pub(crate) async fn run_echo(case: &mut Case, image: &str) -> Result<()> {
     let instance = case.instance()?;
     let pod = Pod::run(instance.cri()?, pod_config(instance, "echo")).await?;
     let mut config = container(&["/bin/echo", "fine"]);
@@ -239,7 +241,7 @@ async fn image_in_use_keeps_running(case: &mut Case) -> Result<()> {
 /// containerd counts every ten seconds.
 const TRIES: usize = 24;
 
-async fn image_filesystem(cri: &Cri) -> Result<FilesystemUsage> {
+pub(crate) async fn image_filesystem(cri: &Cri) -> Result<FilesystemUsage> {
     let info = cri
         .image
         .clone()
@@ -353,25 +355,6 @@ async fn load_of_archives(case: &mut Case) -> Result<()> {
         None
     );
     Ok(())
-}
-
-/// Runs a command of the operator against the daemon of the case.
-async fn berth(case: &mut Case, args: &[&str]) -> Result<String> {
-    let config = case.instance()?.config_file();
-    let output = tokio::process::Command::new(paths::berth_dir().join("berth"))
-        .args(args)
-        .arg("--config")
-        .arg(config)
-        .output()
-        .await?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "`berth {}`: {text}{error}",
-        args.join(" ")
-    );
-    Ok(text)
 }
 
 async fn deadline_of_the_client(case: &mut Case) -> Result<()> {

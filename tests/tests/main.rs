@@ -19,6 +19,7 @@ mod resources;
 mod restart;
 mod security;
 mod status;
+mod storage;
 mod tree;
 
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ fn tests() -> Vec<Test> {
         status::TESTS,
         resources::TESTS,
         image::TESTS,
+        storage::TESTS,
         network::TESTS,
         restart::TESTS,
         logs::TESTS,

@@ -5,20 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// An image in the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageSummary {
-    /// `sha256:…` of its configuration.
-    pub id: String,
-    /// Names with a tag.
-    pub tags: Vec<String>,
-    /// Names with a digest.
-    pub digests: Vec<String>,
-    /// Bytes, compressed.
-    pub size: u64,
-    /// Never collected.
-    pub pinned: bool,
-}
+pub use crate::image::{
+    CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Pruned, Share, Thing,
+};
 
 /// An archive that the daemon opens itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,12 +17,77 @@ pub struct LoadRequest {
     pub path: PathBuf,
 }
 
-/// An image to remove.
+/// An image to remove or to tell about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RemoveRequest {
+pub struct ImageRequest {
     /// Any name, digest or id.
     pub reference: String,
+}
+
+/// An image to pull. Its `Debug` shows no password.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PullRequest {
+    /// A name with a tag, a digest, both or neither.
+    pub reference: String,
+    /// Empty: none but what the daemon is configured with.
+    #[serde(default)]
+    pub username: String,
+    /// Goes with it.
+    #[serde(default)]
+    pub password: String,
+}
+
+impl std::fmt::Debug for PullRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("PullRequest").field(&self.reference).finish()
+    }
+}
+
+/// A pull under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// What is pulled.
+    pub reference: String,
+    /// Milliseconds since it began.
+    pub milliseconds: u64,
+    /// Host that the manifest came from; empty before it came.
+    pub source: String,
+    /// Layers of the image; 0 until that is known.
+    pub layers: u64,
+    /// Those of them that are in the store.
+    pub layers_done: u64,
+    /// Compressed bytes to fetch.
+    pub bytes: u64,
+    /// Those of them that came.
+    pub bytes_done: u64,
+}
+
+/// Images to save.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SaveRequest {
+    /// Any names, digests or ids.
+    pub references: Vec<String>,
+}
+
+/// What is to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Images with tags, too.
+    pub all: bool,
+}
+
+/// How to look at the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckRequest {
+    /// Only whether everything is there.
+    pub quick: bool,
+    /// Take away what is damaged.
+    pub repair: bool,
 }
 
 /// Why a request was not done.

@@ -7,15 +7,18 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::api::{ImageSummary, LoadRequest, Problem, RemoveRequest, Settings};
+use super::api::{
+    CheckReport, CheckRequest, DiskUse, ImageDetails, ImageRequest, ImageSummary, LoadRequest,
+    Problem, PruneRequest, Pruned, PullProgress, PullRequest, SaveRequest, Settings,
+};
 
 /// Bytes that are read from an archive at a time.
 const PIECE: usize = 256 * 1024;
@@ -46,6 +49,9 @@ pub enum Error {
     /// Another version?
     #[error("the daemon's answer cannot be understood: is it of another version?")]
     Malformed(#[source] serde_json::Error),
+    /// What came cannot be written.
+    #[error("cannot write the archive")]
+    Write(#[source] io::Error),
     /// The request cannot be made.
     #[error("the request cannot be made")]
     Request(#[source] hyper::http::Error),
@@ -110,11 +116,98 @@ impl Client {
     /// See [`Error`]; status 404 when there is none.
     pub async fn remove(&self, reference: &str) -> Result<(), Error> {
         let reference = reference.to_owned();
-        let body = to_json(&RemoveRequest { reference })?;
+        let body = to_json(&ImageRequest { reference })?;
         let json = Some("application/json");
         self.send(Method::POST, "/images/remove", json, body)
             .await?;
         Ok(())
+    }
+
+    /// All about an image.
+    ///
+    /// # Errors
+    /// See [`Error`]; status 404 when there is none.
+    pub async fn inspect(&self, reference: &str) -> Result<ImageDetails, Error> {
+        let reference = reference.to_owned();
+        self.ask("/images/inspect", &ImageRequest { reference })
+            .await
+    }
+
+    /// Pulls an image; an identical pull under way is joined.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn pull(&self, request: &PullRequest) -> Result<Vec<ImageSummary>, Error> {
+        self.ask("/images/pull", request).await
+    }
+
+    /// How far the pulls under way are.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn pulls(&self) -> Result<Vec<PullProgress>, Error> {
+        parse(&self.send(Method::GET, "/pulls", None, empty()).await?)
+    }
+
+    /// Removes images that no container uses.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn prune(&self, all: bool) -> Result<Pruned, Error> {
+        self.ask("/images/prune", &PruneRequest { all }).await
+    }
+
+    /// Checks the store.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn check(&self, quick: bool, repair: bool) -> Result<CheckReport, Error> {
+        self.ask("/images/check", &CheckRequest { quick, repair })
+            .await
+    }
+
+    /// What takes room.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn disk_use(&self) -> Result<DiskUse, Error> {
+        parse(&self.send(Method::GET, "/df", None, empty()).await?)
+    }
+
+    /// Saves images; the pieces of the archive go to `take`, which may block for a moment.
+    ///
+    /// # Errors
+    /// See [`Error`]; what `take` says. What was taken until then is no whole archive.
+    pub async fn save(
+        &self,
+        references: &[String],
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let references = references.to_vec();
+        let body = to_json(&SaveRequest { references })?;
+        let exchange = self
+            .exchange(Method::POST, "/images/save", Some("application/json"), body)
+            .await?;
+        let mut body = exchange.response.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.map_err(Error::Broken)?.into_data() {
+                take(&data).map_err(Error::Write)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &impl serde::Serialize,
+    ) -> Result<T, Error> {
+        let json = Some("application/json");
+        parse(
+            &self
+                .send(Method::POST, path, json, to_json(request)?)
+                .await?,
+        )
     }
 
     /// The settings of the running daemon.
@@ -177,6 +270,19 @@ impl Client {
         kind: Option<&str>,
         body: Body,
     ) -> Result<Bytes, Error> {
+        let exchange = self.exchange(method, path, kind, body).await?;
+        let body = exchange.response.into_body().collect().await;
+        Ok(body.map_err(Error::Broken)?.to_bytes())
+    }
+
+    /// Sends a request and waits for the head of a good answer.
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&str>,
+        body: Body,
+    ) -> Result<Exchange, Error> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|source| Error::Connect {
             socket: self.socket.clone(),
@@ -193,26 +299,38 @@ impl Client {
             request = request.header(CONTENT_TYPE, kind);
         }
         let request = request.body(body).map_err(Error::Request)?;
-        let exchange = async {
-            let response = sender.send_request(request).await.map_err(Error::Broken)?;
-            let status = response.status();
-            let body = response.into_body().collect().await;
-            Ok((status, body.map_err(Error::Broken)?.to_bytes()))
-        };
-        // The connection makes the exchange go on; it ends with the sender, or breaks, which the exchange sees.
-        let driver = tokio::spawn(connection);
-        let outcome = exchange.await;
-        driver.abort();
-        let (status, body) = outcome?;
+        // The connection makes the exchange go on; it ends with it, or breaks, which the exchange sees.
+        let driver = Driver(tokio::spawn(connection).abort_handle());
+        let response = sender.send_request(request).await.map_err(Error::Broken)?;
+        let status = response.status();
         if status.is_success() {
-            return Ok(body);
+            return Ok(Exchange {
+                response,
+                _driver: driver,
+            });
         }
+        let body = response.into_body().collect().await;
+        let body = body.map_err(Error::Broken)?.to_bytes();
         let message = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => problem.error,
             Err(_) => format!("the daemon answered {status}"),
         };
         let status = status.as_u16();
         Err(Error::Refused { status, message })
+    }
+}
+
+/// An answer under way.
+struct Exchange {
+    response: Response<Incoming>,
+    _driver: Driver,
+}
+
+struct Driver(tokio::task::AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -1,9 +1,11 @@
 //! From a request to its answer.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -12,20 +14,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::State;
-use super::api::{ImageSummary, LoadRequest, Problem, RemoveRequest, Setting, Settings};
-use super::archive;
+use super::api::{Problem, Setting, Settings};
+use super::images;
 use super::shelf::Failure;
 use crate::config;
 use crate::metrics;
-use crate::model::{Image, Kind};
+use crate::model::Kind;
 
 /// Longest body of a request that is not an archive, bytes.
 const MAX_SMALL_BODY: usize = 16 * 1024;
 
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<BoxBody<Bytes, io::Error>>;
 
 /// Answers one request.
 pub(super) async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Answer {
@@ -37,15 +39,15 @@ pub(super) async fn answer(state: &Arc<State>, request: Request<Incoming>) -> An
         ("/log-level", Method::GET) => Ok(text(format!("{}\n", state.log.current()))),
         ("/log-level", Method::PUT) => set_log_level(state, request).await,
         ("/config", Method::GET) => json(&settings(&state.config)),
-        ("/images", Method::GET) => images(state),
-        ("/images/load", Method::POST) => load(state, request).await,
-        ("/images/remove", Method::POST) => remove(state, request).await,
         ("/log-level", _) => return not_allowed("GET, PUT"),
-        ("/images/load" | "/images/remove", _) => return not_allowed("POST"),
-        ("/healthz" | "/readyz" | "/metrics" | "/config" | "/images", _) => {
-            return not_allowed("GET");
-        }
-        _ => Err((Kind::NotFound, format!("there is nothing at {path}"))),
+        ("/healthz" | "/readyz" | "/metrics" | "/config", _) => return not_allowed("GET"),
+        _ => match images::answer(state, &path, request).await {
+            images::Outcome::Answer(answer) => answer,
+            images::Outcome::NotAllowed(allowed) => return not_allowed(allowed),
+            images::Outcome::Unknown => {
+                Err((Kind::NotFound, format!("there is nothing at {path}")))
+            }
+        },
     };
     outcome.unwrap_or_else(|(kind, error)| problem(status(kind), error))
 }
@@ -63,7 +65,7 @@ fn status(kind: Kind) -> StatusCode {
     }
 }
 
-fn ready(state: &State) -> Result<(), Failure> {
+pub(super) fn ready(state: &State) -> Result<(), Failure> {
     if state.ready.is_set() {
         return Ok(());
     }
@@ -102,63 +104,17 @@ fn settings(config: &config::Config) -> Settings {
         .collect()
 }
 
-fn images(state: &State) -> Result<Answer, Failure> {
-    ready(state)?;
-    json(&summaries(&state.images.list()))
-}
-
-fn summaries(images: &[Image]) -> Vec<ImageSummary> {
-    let images = images.iter();
-    images
-        .map(|image| ImageSummary {
-            id: image.id.to_string(),
-            tags: image.repo_tags.clone(),
-            digests: image.repo_digests.clone(),
-            size: image.size,
-            pinned: image.pinned,
-        })
-        .collect()
-}
-
-async fn load(state: &State, request: Request<Incoming>) -> Result<Answer, Failure> {
-    ready(state)?;
-    let by_path = request.headers().get(CONTENT_TYPE) == Some(&HeaderValue::from_static(JSON));
-    let loaded = if by_path {
-        let LoadRequest { path } = small_json(request).await?;
-        if !path.is_absolute() {
-            let why = format!("{} is not an absolute path", path.display());
-            return Err((Kind::InvalidArgument, why));
-        }
-        detached(state.images.clone().load_file(path)).await
-    } else {
-        let (pump, reader) = archive::pipe(request.into_body());
-        let load = state.images.clone().load(Box::new(reader));
-        tokio::join!(detached(load), pump.run()).0
-    };
-    json(&summaries(&loaded?))
-}
-
-async fn remove(state: &State, request: Request<Incoming>) -> Result<Answer, Failure> {
-    ready(state)?;
-    let RemoveRequest { reference } = small_json(request).await?;
-    // Through the CRI this succeeds, but an operator wants to know of a misspelt name.
-    if state.images.find(&reference)?.is_none() {
-        let why = format!("there is no image {reference:?} on this node");
-        return Err((Kind::NotFound, why));
-    }
-    detached(state.images.clone().remove(reference)).await?;
-    json(&serde_json::json!({}))
-}
-
 /// Runs `work` to its end also when the client leaves and this future is dropped.
-async fn detached<T: Send + 'static>(
+pub(super) async fn detached<T: Send + 'static>(
     work: BoxFuture<'static, Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let bug = |error| (Kind::Unknown, format!("berth has a bug: {error}"));
     tokio::spawn(work).await.map_err(bug)?
 }
 
-async fn small_json<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
+pub(super) async fn small_json<T: DeserializeOwned>(
+    request: Request<Incoming>,
+) -> Result<T, Failure> {
     let body = small_body(request).await?;
     serde_json::from_slice(&body).map_err(|error| {
         (
@@ -175,7 +131,7 @@ async fn small_body(request: Request<Incoming>) -> Result<Bytes, Failure> {
     Ok(whole.to_bytes())
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Answer, Failure> {
+pub(super) fn json<T: Serialize>(value: &T) -> Result<Answer, Failure> {
     let body = serde_json::to_vec(value).map_err(|error| (Kind::Unknown, error.to_string()))?;
     Ok(body_of(StatusCode::OK, JSON, body))
 }
@@ -198,7 +154,8 @@ fn not_allowed(allowed: &'static str) -> Answer {
 }
 
 fn body_of(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let body = Full::new(body.into()).map_err(|never| match never {});
+    let mut answer = Response::new(body.boxed());
     *answer.status_mut() = status;
     let kind = HeaderValue::from_static(kind);
     answer.headers_mut().insert(CONTENT_TYPE, kind);

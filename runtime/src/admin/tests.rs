@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 
+use super::api::{CheckReport, DiskUse, ImageDetails, ImageSummary, Pruned, PullRequest};
 use super::client::{Client, Error};
-use super::shelf::Failure;
+use super::shelf::{Failure, Work, Writer};
 use super::*;
-use crate::model::{Digest, Image, ImageUser, Kind};
+use crate::image::PullStatus;
+use crate::model::{Digest, Image, ImageUser, Kind, RegistryAuth};
 
 /// Keeps the names of archives as images, and how many bytes they had.
 #[derive(Default)]
@@ -38,19 +39,42 @@ impl Fake {
 }
 
 impl Shelf for Fake {
-    fn list(&self) -> Vec<Image> {
-        self.images().clone()
+    fn list(&self) -> Vec<ImageSummary> {
+        let images = self.images();
+        let summary = |image: &Image| ImageSummary {
+            id: image.id.to_string(),
+            tags: image.repo_tags.clone(),
+            digests: Vec::new(),
+            size: image.size,
+            pinned: false,
+            disk: 0,
+            pulled_at: 0,
+            in_use: false,
+        };
+        images.iter().map(summary).collect()
     }
 
     fn find(&self, reference: &str) -> Result<Option<Image>, Failure> {
         let images = self.images();
-        Ok(images.iter().find(|i| i.repo_tags[0] == reference).cloned())
+        let named = |i: &&Image| i.repo_tags[0] == reference || i.id.to_string() == reference;
+        Ok(images.iter().find(named).cloned())
     }
 
-    fn load(
-        self: Arc<Self>,
-        mut archive: Box<dyn Read + Send>,
-    ) -> BoxFuture<'static, Result<Vec<Image>, Failure>> {
+    fn inspect(&self, _: &str) -> Result<Option<ImageDetails>, Failure> {
+        Ok(None)
+    }
+
+    fn pulls(&self) -> Vec<PullStatus> {
+        vec![PullStatus {
+            reference: "x".to_owned(),
+            elapsed: Duration::from_millis(5),
+            source: "host".to_owned(),
+            layers: (3, 1),
+            bytes: (30, 10),
+        }]
+    }
+
+    fn load(self: Arc<Self>, mut archive: Box<dyn Read + Send>) -> Work<Vec<Image>> {
         let read = move || {
             let mut start = [0; 3];
             let wrong = |e: io::Error| (Kind::InvalidArgument, e.to_string());
@@ -64,19 +88,66 @@ impl Shelf for Fake {
         async { tokio::task::spawn_blocking(read).await.unwrap() }.boxed()
     }
 
-    fn load_file(
-        self: Arc<Self>,
-        path: PathBuf,
-    ) -> BoxFuture<'static, Result<Vec<Image>, Failure>> {
+    fn load_file(self: Arc<Self>, path: PathBuf) -> Work<Vec<Image>> {
         async move { Ok(self.add(&path.display().to_string(), 1)) }.boxed()
     }
 
-    fn remove(self: Arc<Self>, reference: String) -> BoxFuture<'static, Result<(), Failure>> {
+    fn remove(self: Arc<Self>, reference: String) -> Work<()> {
         async move {
             self.images().retain(|i| i.repo_tags[0] != reference);
             Ok(())
         }
         .boxed()
+    }
+
+    fn pull(self: Arc<Self>, reference: String, auth: Option<RegistryAuth>) -> Work<String> {
+        async move {
+            let user = auth.map(|auth| format!("{}:{}", auth.username, auth.password));
+            let name = format!("{reference} as {}", user.unwrap_or_default());
+            Ok(self.add(&name, 1)[0].id.to_string())
+        }
+        .boxed()
+    }
+
+    /// As many bytes as the first name says; "broken" breaks in the middle.
+    fn export(self: Arc<Self>, references: Vec<String>) -> Work<Writer> {
+        async move {
+            let broken = references.iter().any(|name| name == "broken");
+            let count = references[0].parse().map_err(|_| {
+                let why = format!("there is no image {:?}", references[0]);
+                (Kind::NotFound, why)
+            })?;
+            let write: Writer = Box::new(move |out| {
+                io::copy(&mut io::repeat(b'x').take(count), out)?;
+                match broken {
+                    true => Err(io::Error::other("a bad disk")),
+                    false => Ok(()),
+                }
+            });
+            Ok(write)
+        }
+        .boxed()
+    }
+
+    fn prune(self: Arc<Self>, all: bool) -> Work<Pruned> {
+        let bytes = u64::from(all);
+        let images = Vec::new();
+        async move { Ok(Pruned { images, bytes }) }.boxed()
+    }
+
+    fn check(self: Arc<Self>, quick: bool, repair: bool) -> Work<CheckReport> {
+        async move {
+            Ok(CheckReport {
+                images: u64::from(quick),
+                repaired: repair,
+                ..CheckReport::default()
+            })
+        }
+        .boxed()
+    }
+
+    fn disk_use(self: Arc<Self>) -> Work<DiskUse> {
+        async { Err((Kind::Unknown, "the disk is gone".to_owned())) }.boxed()
     }
 }
 
@@ -186,6 +257,51 @@ async fn a_bad_archive_is_refused_although_the_client_still_writes() {
     let archive = io::Cursor::new(b"bad").chain(io::repeat(b'x').take(20 << 20));
     let (status, message) = refused(rig.client.load_stream(archive).await);
     assert_eq!((status, message.as_str()), (400, "not an archive"));
+}
+
+#[tokio::test]
+async fn images_are_pulled_pruned_checked_and_told_about() {
+    let rig = Rig::ready();
+    let request = PullRequest {
+        reference: "r/x:1".to_owned(),
+        username: "me".to_owned(),
+        password: "s3cret".to_owned(),
+    };
+    let pulled = rig.client.pull(&request).await.unwrap();
+    assert_eq!(pulled[0].tags, ["r/x:1 as me:s3cret"]);
+    assert!(!format!("{request:?}").contains("s3cret"));
+    let pulls = rig.client.pulls().await.unwrap();
+    assert_eq!((pulls[0].layers, pulls[0].layers_done), (3, 1));
+    assert_eq!(rig.client.prune(true).await.unwrap().bytes, 1);
+    let report = rig.client.check(true, false).await.unwrap();
+    assert_eq!((report.images, report.repaired), (1, false));
+    assert!(rig.client.check(false, true).await.unwrap().repaired);
+    assert_eq!(refused(rig.client.inspect("no").await).0, 404);
+    let (status, message) = refused(rig.client.disk_use().await);
+    assert_eq!((status, message.as_str()), (500, "the disk is gone"));
+}
+
+#[tokio::test]
+async fn an_archive_is_saved_whole_or_not_at_all() {
+    let rig = Rig::ready();
+    let save = async |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut length = 0;
+        let saved = rig.client.save(&names, |piece| {
+            length += piece.len();
+            Ok(())
+        });
+        saved.await.map(|()| length)
+    };
+    assert_eq!(save(&["3000017"]).await.unwrap(), 3_000_017);
+    assert_eq!(save(&["0"]).await.unwrap(), 0);
+    let broken = save(&["3000017", "broken"]).await;
+    assert!(matches!(broken, Err(Error::Broken(_))), "{broken:?}");
+    assert_eq!(refused(save(&["no"]).await.map(|_| ())).0, 404);
+    assert_eq!(refused(save(&[]).await.map(|_| ())).0, 400);
+    let full = |_: &[u8]| Err(io::Error::from(io::ErrorKind::StorageFull));
+    let full = rig.client.save(&["9000000".to_owned()], full).await;
+    assert!(matches!(full, Err(Error::Write(_))), "{full:?}");
 }
 
 /// A reader that breaks half-way.

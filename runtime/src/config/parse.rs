@@ -199,6 +199,13 @@ impl Settings<'_> {
             .map_or_else(String::new, |(_, value, _)| value.text())
     }
 
+    pub(super) fn list(&self, key: &str) -> Result<Vec<String>, Error> {
+        match self.get(key) {
+            Some((_, Value::List(list), _)) => Ok(list.clone()),
+            _ => self.bad(key, "must be a list of strings"),
+        }
+    }
+
     pub(super) fn absolute(&self, key: &str) -> Result<PathBuf, Error> {
         let path = PathBuf::from(self.text(key));
         if path.is_absolute() {

@@ -182,6 +182,11 @@ pub const KEYS: &[Key] = &[
         4,
         "layers of one image fetched at the same time",
     ),
+    list(
+        "images.pinned",
+        &[],
+        "names of images that the kubelet and `berth images prune` never remove",
+    ),
     text(
         "network.cni_conf_dir",
         "/etc/cni/net.d",

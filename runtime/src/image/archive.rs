@@ -20,10 +20,12 @@ use super::shelf::{Scratch, Shelf};
 use super::{Error, Inner, Reference, blocking, digest_of};
 use crate::layer::{Decoder, MAX_WINDOW_LOG};
 use crate::model::{Digest, Image};
-use crate::registry::{Content, MAX_CONFIG, MAX_MANIFEST, choose, parse};
+use crate::registry::{Content, MAX_CONFIG, MAX_MANIFEST, choose, matches_host, parse};
 
 /// Files in an archive; thousands of layers of hundreds of images.
 const MAX_FILES: usize = 100_000;
+/// Images in an archive.
+const MAX_IMAGES: usize = 1000;
 /// Indexes within indexes that are followed.
 const MAX_DEPTH: usize = 2;
 /// Read and written at a time, bytes.
@@ -156,7 +158,7 @@ impl Spool {
             let bytes = &buffer[..length];
             hash.update(bytes);
             file.write_all(bytes)
-                .map_err(|error| bad(format!("{name:?} cannot be kept: {error}")))?;
+                .map_err(|error| self.scratch.failed("write", error))?;
             size += length as u64;
         }
         let digest = Digest::from_bytes(hash.finalize().into());
@@ -213,6 +215,9 @@ impl Spool {
             Some(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|error| bad(format!("manifest.json is malformed: {error}")))?,
         };
+        if saved.len() > MAX_IMAGES {
+            return Err(bad(format!("more than {MAX_IMAGES} images")));
+        }
         // Current archives of docker are both; then the layout is the better one, for it has digests.
         let found = match self.named("index.json", MAX_MANIFEST)? {
             Some(bytes) => self.layout(&bytes, &saved)?,
@@ -223,7 +228,7 @@ impl Spool {
         };
         if found.is_empty() {
             return Err(bad(
-                "it holds no images: neither index.json nor manifest.json names any",
+                "it holds no images for this machine: neither index.json nor manifest.json names any",
             ));
         }
         Ok(found)
@@ -232,8 +237,22 @@ impl Spool {
     fn layout(&self, bytes: &[u8], saved: &[Saved]) -> Result<Vec<Found>, Error> {
         let index: ImageIndex = serde_json::from_slice(bytes)
             .map_err(|error| bad(format!("index.json is malformed: {error}")))?;
+        if index.manifests().len() > MAX_IMAGES {
+            return Err(bad(format!("more than {MAX_IMAGES} images")));
+        }
         let mut found = Vec::with_capacity(index.manifests().len());
         for descriptor in index.manifests() {
+            // An archive for several machines: the others' images are none of ours, nor are attestations.
+            let stranger = descriptor.platform().as_ref().is_some_and(|platform| {
+                !matches_host(
+                    platform.os(),
+                    platform.architecture(),
+                    platform.variant().as_deref(),
+                )
+            });
+            if stranger {
+                continue;
+            }
             let digest = digest_of(descriptor)?;
             let resolved = self.resolve(digest)?;
             let id = digest_of(resolved.manifest.config())?;

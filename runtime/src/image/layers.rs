@@ -16,10 +16,10 @@ use tokio::sync::{Semaphore, mpsc};
 use super::archive::Spool;
 use super::flight::{Alone, Flights, Ticket};
 use super::progress::Progress;
-use super::shelf::{Shelf, Staged};
+use super::shelf::{Recording, Shelf, Staged};
 use super::{Error, digest_of};
 use crate::layer::{Decoder, HashingReader, Limits, MAX_WINDOW_LOG, apply};
-use crate::model::{ChainId, Digest};
+use crate::model::{ChainId, Digest, Kind, Kinded as _};
 use crate::registry::{self, Blob, Session};
 
 /// Pieces of a layer that wait for the disk; with [`PIECE`] this bounds the memory of a pull.
@@ -278,18 +278,25 @@ fn unpack(shelf: &Shelf, reader: impl Read, what: &What) -> Result<Staged, Error
     let mut compressed = HashingReader::new(reader);
     let decoder = Decoder::detect(&what.media_type, &mut compressed, MAX_WINDOW_LOG);
     let mut plain = HashingReader::new(decoder.map_err(read)?);
-    let applied = apply(&mut plain, staged.dir(), &Limits::default());
+    let mut recorded = Recording::new(&mut plain, staged.recorder()?);
+    let applied = apply(&mut recorded, staged.dir(), &Limits::default());
     let applied = match applied {
         Ok(applied) => applied,
         Err(error) => {
+            drop(recorded);
             drop(plain);
+            // No need to fetch the rest to say that the disk is full.
+            if error.kind() == Kind::ResourceExhausted {
+                return Err(failed(error));
+            }
             // Wrong bytes come before what they led to; only a stream that is still there can tell.
             io::copy(&mut compressed, &mut io::sink()).map_err(read)?;
             check(&compressed.finish().0, &layer)?;
             return Err(failed(error));
         }
     };
-    io::copy(&mut plain, &mut io::sink()).map_err(read)?;
+    io::copy(&mut recorded, &mut io::sink()).map_err(read)?;
+    let recorded = recorded.finish(!applied.replaced).map_err(read)?;
     let (diff_id, _, decoder) = plain.finish();
     drop(decoder);
     io::copy(&mut compressed, &mut io::sink()).map_err(read)?;
@@ -307,6 +314,7 @@ fn unpack(shelf: &Shelf, reader: impl Read, what: &What) -> Result<Staged, Error
         diff_id,
         digest: layer,
         compressed: what.size,
+        recorded,
     })
 }
 

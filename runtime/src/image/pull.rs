@@ -185,6 +185,10 @@ async fn unchanged(
     for layer in &entry.chain {
         whole &= lease.hold_layer(*layer);
     }
+    // Documents are small: one that is lost or was found damaged is fetched again with all the others.
+    for document in &entry.documents {
+        whole &= lease.hold_blob(*document);
+    }
     if !whole {
         return Ok(None);
     }

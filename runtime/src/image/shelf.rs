@@ -1,6 +1,8 @@
 //! The store, in the words of this module.
 
+use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,7 +11,9 @@ use super::{Error, blocking};
 use crate::layer::{Applied, finish};
 use crate::model::{ChainId, Digest, FsUsage};
 use crate::storage;
-use crate::storage::{ImageRecord, LayerInfo, Lease, StagedLayer, Storage, Usage};
+use crate::storage::{
+    ImageRecord, LayerInfo, Lease, Recorded, Recorder, StagedLayer, Storage, Usage,
+};
 
 /// How long a sum over all writable layers is good: making one walks them.
 const WRITABLE_AGE: Duration = Duration::from_secs(30);
@@ -17,7 +21,7 @@ const WRITABLE_AGE: Duration = Duration::from_secs(30);
 /// Handle on the store.
 #[derive(Clone, Debug)]
 pub(crate) struct Shelf {
-    storage: Storage,
+    pub(super) storage: Storage,
     writable: Arc<Mutex<Option<(Instant, Usage)>>>,
 }
 
@@ -29,12 +33,42 @@ pub(crate) struct Staged {
     pub(crate) diff_id: Digest,
     pub(crate) digest: Digest,
     pub(crate) compressed: u64,
+    pub(crate) recorded: Recorded,
+}
+
+/// A reader of a layer's archive that keeps what it takes to make the archive again.
+pub(crate) struct Recording<R> {
+    reader: R,
+    recorder: Recorder,
+}
+
+impl<R: Read> Recording<R> {
+    pub(crate) fn new(reader: R, recorder: Recorder) -> Self {
+        Self { reader, recorder }
+    }
+
+    /// `exact`: the archive has no name twice.
+    pub(crate) fn finish(self, exact: bool) -> io::Result<Recorded> {
+        self.recorder.finish(exact)
+    }
+}
+
+impl<R: Read> Read for Recording<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.reader.read(buffer)?;
+        let fed = self.recorder.feed(buffer.get(..length).unwrap_or_default());
+        fed.map_err(|error| {
+            io::Error::new(error.kind(), format!("its recipe cannot be kept: {error}"))
+        })?;
+        Ok(length)
+    }
 }
 
 /// Files that go away with it.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     dir: StagedLayer,
+    root: PathBuf,
 }
 
 impl Shelf {
@@ -68,7 +102,10 @@ impl Shelf {
             diff_id,
             digest,
             compressed,
+            recorded,
         } = staged;
+        // Where names came and went, or came from below, counting on the way does not do.
+        let recount = applied.replaced || applied.deferred > 0;
         if applied.needs_lower() {
             let view = self.storage.view(below)?;
             let lower = view.as_ref().map(|view| view.as_fd());
@@ -77,12 +114,18 @@ impl Shelf {
                 source: Arc::new(source),
             })?;
         }
+        if recount {
+            let counted = layer.count()?;
+            (applied.bytes, applied.inodes) = (counted.bytes, counted.inodes);
+        }
         let info = LayerInfo {
             diff_id,
             blob: digest,
             blob_size: compressed,
             bytes: applied.bytes,
             inodes: applied.inodes,
+            archive: recorded.stored.map(|_| recorded.archive),
+            recipe: recorded.stored.unwrap_or(0),
         };
         Ok(self.storage.publish_layer(layer, id, info)?)
     }
@@ -134,8 +177,13 @@ impl Shelf {
         Ok(self.storage.index().change(put, &remove)?)
     }
 
-    pub(crate) fn image_usage(&self) -> FsUsage {
-        self.told(self.storage.usage())
+    /// What layers and documents take is a sum in memory; what there is beside them is a handful of files.
+    pub(crate) fn image_usage(&self) -> Result<FsUsage, Error> {
+        let (content, beside) = (self.storage.usage(), self.storage.overhead()?);
+        Ok(self.told(Usage {
+            bytes: content.bytes + beside.bytes,
+            inodes: content.inodes + beside.inodes,
+        }))
     }
 
     pub(crate) fn container_usage(&self) -> Result<FsUsage, Error> {
@@ -147,7 +195,7 @@ impl Shelf {
         }
         let mut sum = Usage::default();
         for id in self.storage.snapshots() {
-            match self.storage.snapshot_usage(&id) {
+            match self.storage.snapshot_footprint(&id) {
                 Ok(usage) => {
                     sum.bytes += usage.bytes;
                     sum.inodes += usage.inodes;
@@ -172,7 +220,10 @@ impl Shelf {
     }
 
     pub(crate) fn scratch(&self) -> Result<Scratch, Error> {
-        Ok(Scratch { dir: self.stage()? })
+        Ok(Scratch {
+            dir: self.stage()?,
+            root: self.storage.root().to_owned(),
+        })
     }
 }
 
@@ -216,25 +267,27 @@ impl Scratch {
     pub(crate) fn create(&self, name: &str) -> Result<OwnedFd, Error> {
         use rustix::fs::{Mode, OFlags, openat};
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        openat(self.dir(), name, flags, Mode::RUSR | Mode::WUSR).map_err(scratch_error)
+        openat(self.dir(), name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| self.failed("create", error))
     }
 
     pub(crate) fn open(&self, name: &str) -> Result<OwnedFd, Error> {
         use rustix::fs::{Mode, OFlags, openat};
-        openat(
-            self.dir(),
-            name,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(scratch_error)
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        openat(self.dir(), name, flags, Mode::empty()).map_err(|error| self.failed("open", error))
     }
 
     fn dir(&self) -> BorrowedFd<'_> {
         self.dir.dir()
     }
-}
 
-fn scratch_error(error: rustix::io::Errno) -> Error {
-    Error::Archive(format!("its files cannot be kept: {error}"))
+    /// An error of its files.
+    pub(crate) fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> Error {
+        storage::Error::Io {
+            action,
+            path: self.root.join("staging"),
+            source: error.into(),
+        }
+        .into()
+    }
 }

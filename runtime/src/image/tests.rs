@@ -1,7 +1,9 @@
 //! The manager against registries that behave and registries that do not.
 
 mod archives;
+mod full;
 mod real;
+mod store;
 
 use std::path::Path;
 use std::time::Duration;
@@ -128,7 +130,7 @@ async fn an_image_is_pulled_with_everything_that_cri_asks_for() {
     );
     assert_eq!(resolved.config.env, ["A=b"]);
     assert!(rig.manager.pulls().is_empty());
-    assert!(rig.manager.fs_usage().used_bytes > 0);
+    assert!(rig.manager.fs_usage().await.unwrap().used_bytes > 0);
     assert!(rig.manager.container_fs_usage().await.is_ok());
     let rig = rig.reopen();
     assert_eq!(rig.manager.list(), [image]);

@@ -61,7 +61,7 @@ impl Drop for Partial {
 }
 
 impl Storage {
-    /// Keeps a document, durably. One that is there already is written again: it might be damaged.
+    /// Keeps a document, durably. One that is there already is written again if it is damaged.
     ///
     /// # Errors
     /// [`Error::Damaged`] if the bytes are not those of the digest, [`Error::TooLarge`], or what the file system says.
@@ -76,6 +76,10 @@ impl Storage {
         let name = digest.hex();
         let mode = Mode::RUSR | Mode::WUSR;
         let claim = self.shared.claim(Thing::Blob(*digest));
+        // Reading it is a good deal cheaper than two syncs.
+        if self.has_blob(digest) && matches!(self.get_blob(digest), Ok(Some(_))) {
+            return Ok(());
+        }
         write_atomic(self.shared.dirs.blobs.as_fd(), &name, bytes, mode, true)
             .map_err(failed("write", self.path("blobs/sha256").join(&name)))?;
         self.shared.state().blobs.insert(*digest, size);
@@ -177,18 +181,49 @@ impl Storage {
         let dir = &self.shared.dirs.blobs;
         let mut blobs = HashMap::new();
         for name in names(dir.as_fd()).map_err(failed("list", &path))? {
-            let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(failed("look at", path.join(&name)))?;
+            let Ok(stat) = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) else {
+                tracing::warn!(
+                    ?name,
+                    "a document cannot be looked at and is taken for absent"
+                );
+                continue;
+            };
             if let Some(digest) = digest_named(&name) {
                 blobs.insert(digest, u64::try_from(stat.st_size).unwrap_or(0));
                 continue;
             }
             // The file beside one that was being written when we were killed.
             tracing::info!(?name, "removing an unfinished document");
-            crate::sys::fs::remove_tree(dir.as_fd(), &name)
-                .map_err(failed("remove", path.join(&name)))?;
+            if let Err(error) = crate::sys::fs::remove_tree(dir.as_fd(), &name) {
+                tracing::warn!(?name, %error, "an unfinished document stays");
+            }
         }
         Ok(blobs)
+    }
+
+    /// Removes interrupted downloads, except those that somebody has open.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn remove_partials(&self) -> Result<(), Error> {
+        let path = self.path("partial");
+        let dir = &self.shared.dirs.partial;
+        for name in names(dir.as_fd()).map_err(failed("list", &path))? {
+            let Some(digest) = digest_named(&name) else {
+                continue;
+            };
+            // As if it were downloaded: nobody opens it meanwhile.
+            if !self.shared.state().partials.insert(digest) {
+                continue;
+            }
+            let removed = rustix::fs::unlinkat(dir, &name, AtFlags::empty());
+            self.shared.state().partials.remove(&digest);
+            match removed {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(failed("remove", path.join(&name))(error)),
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn sweep_partials(&self) -> Result<(), Error> {
@@ -196,16 +231,17 @@ impl Storage {
         let dir = &self.shared.dirs.partial;
         let now = SystemTime::now();
         for name in names(dir.as_fd()).map_err(failed("list", &path))? {
-            let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(failed("look at", path.join(&name)))?;
+            let Ok(stat) = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
             let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
             let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
             let is_old = now
                 .duration_since(changed)
                 .is_ok_and(|age| age > PARTIAL_AGE);
-            if is_old || digest_named(&name).is_none() {
-                crate::sys::fs::remove_tree(dir.as_fd(), &name)
-                    .map_err(failed("remove", path.join(&name)))?;
+            let unwanted = is_old || digest_named(&name).is_none();
+            if unwanted && let Err(error) = crate::sys::fs::remove_tree(dir.as_fd(), &name) {
+                tracing::warn!(?name, %error, "an old download stays");
             }
         }
         Ok(())

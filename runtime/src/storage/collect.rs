@@ -102,6 +102,7 @@ impl Storage {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
+        outcome = outcome.and(self.remove_discarded());
         outcome.map(|()| collected)
     }
 

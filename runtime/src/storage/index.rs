@@ -4,17 +4,22 @@
 //! can read them and an earlier one can say why it cannot.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition,
 };
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::records::Records;
 use super::{Error, failed};
 use crate::model::{ChainId, Digest, ImageConfig, ImageId};
 
@@ -24,10 +29,15 @@ pub(super) const VERSION: u32 = 1;
 /// The file is small: redb's default cache of a GiB is not needed.
 const CACHE: usize = 1 << 20;
 
+/// Room that a change takes beside its records.
+const SLACK: u64 = 128 << 10;
+
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 
 /// The name of an index that could not be read has this after the file's own name, and a time.
 const DAMAGED: &str = ".damaged-";
+/// Once nothing more is to be had from it, it has this.
+const REPLACED: &str = ".replaced-";
 
 /// An image in the index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,16 +79,32 @@ struct Envelope<R> {
 #[derive(Debug)]
 pub struct Index {
     path: PathBuf,
-    database: Database,
     images: RwLock<BTreeMap<ImageId, Arc<ImageRecord>>>,
-    /// Writers wait for one another, as redb has them do anyway; readers wait for nobody.
-    writer: Mutex<()>,
-    lost_at: Option<i64>,
-    unreadable: u64,
+    /// Writers wait for one another, as redb has them do anyway; readers wait for nobody. None after a write
+    /// that failed: redb does not go on with that file until it is opened again.
+    writer: Mutex<Option<Database>>,
+    records: Records,
+    loss: Mutex<Loss>,
+}
+
+/// What is known to be missing.
+#[derive(Debug, Default)]
+struct Loss {
+    /// When an index was lost that could not be made again.
+    at: Option<i64>,
+    /// Keys of rows that cannot be read.
+    rows: Vec<String>,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Images = BTreeMap<ImageId, Arc<ImageRecord>>;
+
+/// What is in a file.
+struct Loaded {
+    database: Database,
+    images: Images,
+    unreadable: Vec<String>,
+}
 
 /// What stands in the way of using a file.
 enum Unusable {
@@ -89,10 +115,13 @@ enum Unusable {
 }
 
 impl Index {
-    /// Opens the index, making it if it is not there. A damaged file is moved aside, and the index starts empty.
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        let (database, images, unreadable) = match load(path) {
-            Ok(loaded) => loaded,
+    /// Opens the index, making it if it is not there. One that is damaged is moved aside; that one and one that is
+    /// gone are made again from the records in `images`.
+    pub(super) fn open(path: &Path, images: OwnedFd) -> Result<Self, Error> {
+        let records = Records::new(images);
+        let is_there = std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
+        let (loaded, is_damaged) = match load(path) {
+            Ok(loaded) => (loaded, false),
             Err(Unusable::Other(error)) => return Err(error),
             Err(Unusable::Damaged(error)) => {
                 let aside = put_aside(path)?;
@@ -100,23 +129,112 @@ impl Index {
                     index = %path.display(),
                     aside = %aside.display(),
                     error = &*error,
-                    "the image index is damaged and was moved aside: images are unknown until they are \
-                     pulled again, their layers are kept"
+                    "the image index is damaged and was moved aside"
                 );
-                load(path).map_err(|error| match error {
+                let again = load(path).map_err(|error| match error {
                     Unusable::Damaged(source) => index_error("create", path, source),
                     Unusable::Other(error) => error,
-                })?
+                })?;
+                (again, true)
             }
         };
-        Ok(Self {
+        let index = Self {
             path: path.to_owned(),
-            database,
-            images: RwLock::new(images),
-            writer: Mutex::new(()),
-            lost_at: lost_at(path)?,
-            unreadable,
-        })
+            images: RwLock::new(loaded.images),
+            writer: Mutex::new(Some(loaded.database)),
+            records,
+            loss: Mutex::default(),
+        };
+        index.try_allocate();
+        let mut rows = loaded.unreadable;
+        if is_there && !is_damaged {
+            index.mend(&mut rows)?;
+        } else {
+            index.rebuild(is_damaged)?;
+        }
+        let loss = Loss {
+            at: lost_at(path)?,
+            rows,
+        };
+        *index.loss() = loss;
+        Ok(index)
+    }
+
+    /// Takes rows that cannot be read from their copies, and makes the copies follow the index.
+    fn mend(&self, unreadable: &mut Vec<String>) -> Result<(), Error> {
+        let copy = |key: &String| {
+            let id = format!("sha256:{key}").parse().ok()?;
+            self.records.read(&id)
+        };
+        let (mut found, mut lost) = (Vec::new(), Vec::new());
+        for key in std::mem::take(unreadable) {
+            match copy(&key) {
+                Some(record) => found.push(record),
+                None => lost.push(key),
+            }
+        }
+        *unreadable = lost;
+        if !found.is_empty() {
+            tracing::warn!(
+                images = found.len(),
+                "damaged records of images were restored"
+            );
+            self.change(found, &[])?;
+        }
+        let images = self.read();
+        let images = images.values().map(|record| &**record);
+        let followed = self.records.follow(images);
+        followed.map_err(|error| self.copy_error(error))
+    }
+
+    /// Makes the index again from the copies of its records.
+    fn rebuild(&self, is_damaged: bool) -> Result<(), Error> {
+        let failed = |error: std::io::Error| index_error("rebuild", &self.path, error.into());
+        let found = self.records.all().map_err(failed)?;
+        let (images, unreadable) = (found.records.len(), found.unreadable);
+        if images == 0 && unreadable == 0 && !is_damaged {
+            return Ok(());
+        }
+        self.change(found.records, &[])?;
+        tracing::warn!(
+            index = %self.path.display(), images, unreadable,
+            "the image index was made again from what is beside the layers"
+        );
+        // Of what nobody names now some may be an image's of which no record is left.
+        if is_damaged && images > 0 && unreadable == 0 {
+            self.file_loss()?;
+        }
+        Ok(())
+    }
+
+    fn loss(&self) -> MutexGuard<'_, Loss> {
+        self.loss.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives up what could not be made again: what only it named is no longer kept.
+    ///
+    /// # Errors
+    /// [`Error::Index`], or what the file system says.
+    pub fn forget_loss(&self) -> Result<(), Error> {
+        self.file_loss()?;
+        let rows = self.loss().rows.clone();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rows.is_empty() {
+            self.write(&mut writer, &self.read(), &rows)?;
+        }
+        *self.loss() = Loss::default();
+        Ok(())
+    }
+
+    /// Renames what was moved aside, so that it says "lost" no longer.
+    fn file_loss(&self) -> Result<(), Error> {
+        for (name, time) in set_aside(&self.path)? {
+            let from = self.path.with_file_name(name);
+            let mut to = self.path.as_os_str().to_owned();
+            to.push(format!("{REPLACED}{time}"));
+            std::fs::rename(&from, &to).map_err(failed("rename", from))?;
+        }
+        Ok(())
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Images> {
@@ -136,10 +254,11 @@ impl Index {
     /// When an index was lost whose parts may still be in the store (seconds since the Unix epoch); the file that was
     /// moved aside says so until somebody removes it. With a record that cannot be read: now and for ever.
     pub fn lost_at(&self) -> Option<i64> {
-        if self.unreadable > 0 {
+        let loss = self.loss();
+        if !loss.rows.is_empty() {
             return Some(i64::MAX);
         }
-        self.lost_at
+        loss.at
     }
 
     /// Whether an image has this layer.
@@ -178,7 +297,7 @@ impl Index {
     /// # Errors
     /// [`Error::Index`]; nothing has changed then.
     pub fn change(&self, put: Vec<ImageRecord>, remove: &[ImageId]) -> Result<(), Error> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = self.read().clone();
         let mut touched = BTreeSet::new();
         for id in remove {
@@ -191,38 +310,120 @@ impl Index {
             touched.insert(record.id);
             next.insert(record.id, Arc::new(record));
         }
-        self.write(&next, &touched)
-            .map_err(|source| index_error("write", &self.path, source))?;
+        if touched.is_empty() {
+            return Ok(());
+        }
+        self.reserve(touched.iter().filter_map(|id| next.get(id)))?;
+        for record in touched.iter().filter_map(|id| next.get(id)) {
+            let copied = self.records.write(record);
+            copied.map_err(|error| self.copy_error(error))?;
+        }
+        let rows: Vec<String> = touched.iter().map(ImageId::hex).collect();
+        self.write(&mut writer, &next, &rows)?;
+        for id in touched.iter().filter(|id| !next.contains_key(*id)) {
+            if let Err(error) = self.records.remove(id) {
+                tracing::warn!(image.id = %id, %error, "a removed image's record stays until the next start");
+            }
+        }
         *self.images.write().unwrap_or_else(PoisonError::into_inner) = next;
         drop(writer);
         Ok(())
     }
 
-    fn write(&self, images: &Images, touched: &BTreeSet<ImageId>) -> Result<(), BoxError> {
-        if touched.is_empty() {
+    fn copy_error(&self, error: std::io::Error) -> Error {
+        failed("copy a record of", &self.path)(error)
+    }
+
+    /// Writes rows as they are in `images`, in one durable transaction.
+    fn write(
+        &self,
+        writer: &mut Option<Database>,
+        images: &Images,
+        rows: &[String],
+    ) -> Result<(), Error> {
+        let failed = |source| index_error("write", &self.path, source);
+        let mut rows: BTreeSet<String> = rows.iter().cloned().collect();
+        if writer.is_none() {
+            let loaded = load(&self.path).map_err(|error| match error {
+                Unusable::Damaged(source) => failed(source),
+                Unusable::Other(error) => error,
+            })?;
+            // Whether the write that failed is on the disk nobody knows: what is shown counts.
+            let known = self.read();
+            rows.extend(loaded.images.keys().chain(known.keys()).map(ImageId::hex));
+            *writer = Some(loaded.database);
+        }
+        let Some(database) = writer else {
             return Ok(());
+        };
+        if let Err(source) = commit(database, images, &rows) {
+            *writer = None;
+            return Err(failed(source));
         }
-        let mut transaction = self.database.begin_write()?;
-        transaction.set_durability(Durability::Immediate)?;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            for id in touched {
-                let key = id.hex();
-                let Some(record) = images.get(id) else {
-                    table.remove(key.as_str())?;
-                    continue;
-                };
-                let envelope = Envelope {
-                    version: VERSION,
-                    record: &**record,
-                };
-                let bytes = serde_json::to_vec(&envelope)?;
-                table.insert(key.as_str(), bytes.as_slice())?;
-            }
-        }
-        transaction.commit()?;
+        self.try_allocate();
         Ok(())
     }
+
+    /// Takes room for records before redb is asked to write them: after a write that failed it would need some
+    /// to go on at all.
+    fn reserve<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Arc<ImageRecord>>,
+    ) -> Result<(), Error> {
+        let lengths = records.map(|record| serde_json::to_vec(&**record).map(|text| text.len()));
+        let lengths: Result<Vec<usize>, _> = lengths.collect();
+        let lengths = lengths.map_err(|error| index_error("write", &self.path, error.into()))?;
+        if lengths.is_empty() {
+            return Ok(());
+        }
+        let sum: usize = lengths.into_iter().sum();
+        self.allocate(SLACK + 4 * sum as u64)
+            .map_err(failed("take room for", &self.path))
+    }
+
+    /// Takes blocks for all of the file and for `more` bytes, so that an image can be removed from a disk that is full.
+    fn allocate(&self, more: u64) -> std::io::Result<()> {
+        let file = std::fs::File::options().write(true).open(&self.path)?;
+        let size = file.metadata()?;
+        if size.blocks() * 512 >= size.len() + more {
+            return Ok(());
+        }
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&file, flags, 0, size.len() + more) {
+            // Some file systems cannot.
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn try_allocate(&self) {
+        if let Err(error) = self.allocate(0) {
+            tracing::debug!(%error, "the image index may not be writable on a full disk");
+        }
+    }
+}
+
+fn commit(database: &Database, images: &Images, rows: &BTreeSet<String>) -> Result<(), BoxError> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    {
+        let mut table = transaction.open_table(TABLE)?;
+        for key in rows {
+            let id: Option<ImageId> = format!("sha256:{key}").parse().ok();
+            let Some(record) = id.and_then(|id| images.get(&id)) else {
+                table.remove(key.as_str())?;
+                continue;
+            };
+            let envelope = Envelope {
+                version: VERSION,
+                record: &**record,
+            };
+            let bytes = serde_json::to_vec(&envelope)?;
+            table.insert(key.as_str(), bytes.as_slice())?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 /// Takes the names of `record` from all other images; returns which those are.
@@ -248,6 +449,20 @@ fn take_names(images: &mut Images, record: &ImageRecord) -> Vec<ImageId> {
     losers
 }
 
+/// Whether the disk was full.
+pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
+            return true;
+        }
+        cause = error.source();
+    }
+    // redb's errors tell their cause in words only.
+    error.to_string().contains("No space left on device")
+}
+
 fn index_error(action: &'static str, path: &Path, source: BoxError) -> Error {
     Error::Index {
         action,
@@ -257,14 +472,14 @@ fn index_error(action: &'static str, path: &Path, source: BoxError) -> Error {
 }
 
 /// redb checks what it reads; should it stumble over a damaged page nevertheless, the file is damaged, not we.
-fn load(path: &Path) -> Result<(Database, Images, u64), Unusable> {
+fn load(path: &Path) -> Result<Loaded, Unusable> {
     match catch_unwind(AssertUnwindSafe(|| load_unguarded(path))) {
         Ok(loaded) => loaded,
         Err(_) => Err(Unusable::Damaged("redb panicked".into())),
     }
 }
 
-fn load_unguarded(path: &Path) -> Result<(Database, Images, u64), Unusable> {
+fn load_unguarded(path: &Path) -> Result<Loaded, Unusable> {
     let database = Database::builder()
         .set_cache_size(CACHE)
         .create(path)
@@ -273,29 +488,34 @@ fn load_unguarded(path: &Path) -> Result<(Database, Images, u64), Unusable> {
     let transaction = database.begin_read().map_err(|e| damaged(e.into()))?;
     let table = match transaction.open_table(TABLE) {
         Err(redb::TableError::TableDoesNotExist(_)) => {
-            return Ok((database, Images::new(), 0));
+            return Ok(Loaded {
+                database,
+                images: Images::new(),
+                unreadable: Vec::new(),
+            });
         }
         table => table.map_err(|e| damaged(e.into()))?,
     };
     let mut images = Images::new();
-    let mut unreadable = 0;
+    let mut unreadable = Vec::new();
     for item in table.iter().map_err(|e| damaged(e.into()))? {
         let (key, value) = item.map_err(|e| damaged(e.into()))?;
         match parse(key.value(), value.value()).map_err(Unusable::Other)? {
             Some(record) => {
                 images.insert(record.id, Arc::new(record));
             }
-            // One bad record costs one image, not all; it stays where it is.
+            // One bad record costs one image at most; it stays where it is.
             None => {
-                tracing::error!(
-                    image = key.value(),
-                    "the record of an image is damaged: pull it again"
-                );
-                unreadable += 1;
+                tracing::error!(image = key.value(), "the record of an image is damaged");
+                unreadable.push(key.value().to_owned());
             }
         }
     }
-    Ok((database, images, unreadable))
+    Ok(Loaded {
+        database,
+        images,
+        unreadable,
+    })
 }
 
 fn parse(key: &str, value: &[u8]) -> Result<Option<ImageRecord>, Error> {
@@ -341,17 +561,25 @@ fn put_aside(path: &Path) -> Result<PathBuf, Error> {
 
 /// The latest time in the names of indexes that were moved aside.
 fn lost_at(path: &Path) -> Result<Option<i64>, Error> {
+    let times = set_aside(path)?.into_iter().map(|(_, time)| time);
+    Ok(times.max())
+}
+
+/// The indexes that were moved aside: names, and when.
+fn set_aside(path: &Path) -> Result<Vec<(OsString, i64)>, Error> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let prefix = path
         .file_name()
         .and_then(|name| name.to_str())
         .unwrap_or_default();
     let prefix = format!("{prefix}{DAMAGED}");
-    let mut lost = None;
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed("list", dir))? {
         let name = entry.map_err(failed("list", dir))?.file_name();
         let time = name.to_str().and_then(|name| name.strip_prefix(&prefix));
-        lost = lost.max(time.and_then(|time| time.parse().ok()));
+        if let Some(time) = time.and_then(|time| time.parse().ok()) {
+            found.push((name, time));
+        }
     }
-    Ok(lost)
+    Ok(found)
 }

@@ -2,20 +2,25 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::recipe::{Compare, Recorder, Replay};
 use super::{Error, MAX_LAYERS, Shared, Storage, Thing, Usage, failed, open};
 use crate::model::{ChainId, Digest};
 use crate::sys::fs::{names, read_limited, remove_tree, sync_dir, unique_name, write_atomic};
 use crate::sys::mount::{OverlayLayers, detached_overlay};
 
 const META: &str = "meta.json";
+const RECIPE: &str = "recipe";
+/// Ends the name of a damaged layer that containers still use.
+const DAMAGED: &str = ".damaged";
 const VERSION: u32 = 1;
 
 /// What is known about a layer.
@@ -31,6 +36,12 @@ pub struct LayerInfo {
     pub bytes: u64,
     /// Inodes.
     pub inodes: u64,
+    /// Bytes of the uncompressed archive, if it can be made again.
+    #[serde(default)]
+    pub archive: Option<u64>,
+    /// Bytes of what it takes to make it.
+    #[serde(default)]
+    pub recipe: u64,
 }
 
 /// `meta.json`.
@@ -47,10 +58,10 @@ pub(super) struct Meta {
 
 impl Meta {
     pub(super) fn usage(&self) -> Usage {
-        // The directory around it and meta.json.
+        // The directory around it, meta.json and the recipe.
         Usage {
-            bytes: self.info.bytes + 2 * 4096,
-            inodes: self.info.inodes + 2,
+            bytes: self.info.bytes + 2 * 4096 + self.info.recipe.next_multiple_of(4096),
+            inodes: self.info.inodes + 3,
         }
     }
 }
@@ -70,6 +81,29 @@ impl StagedLayer {
     /// The layer's root directory.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// Begins the recipe of the layer: what the archive has besides the content of files. It is to be fed
+    /// every byte of the uncompressed archive.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn recorder(&self) -> Result<Recorder, Error> {
+        let path = || self.shared.root.join("staging").join(&self.name);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.outer, RECIPE, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| failed("create", path().join(RECIPE))(error))?;
+        Recorder::new(File::from(file)).map_err(failed("write", path().join(RECIPE)))
+    }
+
+    /// What its files take, counted now.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn count(&self) -> Result<Usage, Error> {
+        let path = || self.shared.root.join("staging").join(&self.name);
+        let dir = open(&self.outer, "fs").map_err(|error| failed("open", path())(error))?;
+        super::verify::count(dir).map_err(failed("add up", path()))
     }
 
     /// Writes out what was applied so far. Publishing does that as well; who calls this before waiting for
@@ -105,6 +139,12 @@ impl Storage {
         state.layers.get(chain).map(|meta| meta.info.clone())
     }
 
+    /// Bytes that a layer takes with all that is kept beside it; 0 if it is not there.
+    pub fn layer_usage(&self, chain: &ChainId) -> u64 {
+        let state = self.shared.state();
+        state.layers.get(chain).map_or(0, |meta| meta.usage().bytes)
+    }
+
     /// All layers.
     pub fn layers(&self) -> Vec<ChainId> {
         self.shared.state().layers.keys().copied().collect()
@@ -124,7 +164,11 @@ impl Storage {
             let dir = open(&outer, "fs")?;
             Ok((outer, dir))
         };
-        let (outer, dir) = make().map_err(failed("create", self.path("staging").join(&name)))?;
+        let made = make().inspect_err(|_| {
+            // What there is of it is swept at the next start if it cannot be removed now.
+            let _ = remove_tree(staging.as_fd(), &name);
+        });
+        let (outer, dir) = made.map_err(failed("create", self.path("staging").join(&name)))?;
         Ok(StagedLayer {
             shared: Arc::clone(&self.shared),
             name,
@@ -210,12 +254,17 @@ impl Storage {
         let name = unique_name("removed-");
         let remove = || -> io::Result<()> {
             match rustix::fs::renameat(&dirs.layers, &hex, &dirs.staging, &name) {
-                Ok(()) => remove_tree(dirs.staging.as_fd(), &name),
+                Ok(()) => {
+                    // A power failure must not bring back the name without all of the files.
+                    sync_dir(dirs.layers.as_fd())?;
+                    remove_tree(dirs.staging.as_fd(), &name)
+                }
                 Err(Errno::NOENT) => Ok(()),
                 // With not a byte free there may be no room for the new name.
                 Err(Errno::NOSPC | Errno::DQUOT) => {
                     let outer = open(&dirs.layers, &hex)?;
                     remove_tree(outer.as_fd(), META)?;
+                    sync_dir(outer.as_fd())?;
                     remove_tree(dirs.layers.as_fd(), &hex)
                 }
                 Err(error) => Err(error.into()),
@@ -234,12 +283,80 @@ impl Storage {
                 layers.insert(meta.chain, meta);
                 continue;
             }
+            if damaged_chain(&name).is_some_and(|chain| self.is_below_container(&chain)) {
+                continue;
+            }
             tracing::warn!(?name, "removing an incomplete or damaged layer");
             let aside = unique_name("damaged-");
-            rustix::fs::renameat(&dirs.layers, &name, &dirs.staging, &aside)
-                .map_err(failed("move away", path.join(&name)))?;
+            let moved = rustix::fs::renameat(&dirs.layers, &name, &dirs.staging, &aside);
+            // It is as good as absent where it is; one that is pulled again takes its place.
+            if let Err(error) = moved {
+                tracing::warn!(?name, %error, "it cannot be moved away and stays");
+            }
         }
         Ok(layers)
+    }
+
+    /// Takes a layer that is not what it should be out of use: it is as absent as if it had never been
+    /// there, and the next pull fetches it. Containers that run on it keep its files until they are removed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn discard_layer(&self, chain: &ChainId) -> Result<(), Error> {
+        if !self.is_below_container(chain) {
+            return self.remove_layer(chain);
+        }
+        let claim = self.shared.claim(Thing::Layer(*chain));
+        self.shared.state().layers.remove(chain);
+        let (hex, dirs) = (chain.hex(), &self.shared.dirs);
+        let aside = unique_name(&format!("{hex}{DAMAGED}-"));
+        let moved = match rustix::fs::renameat(&dirs.layers, &hex, &dirs.layers, &aside) {
+            Ok(()) => sync_dir(dirs.layers.as_fd()),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        drop(claim);
+        moved.map_err(failed("move away", self.path("layers").join(hex)))
+    }
+
+    /// Deletes damaged layers that no container runs on any more.
+    pub(super) fn remove_discarded(&self) -> Result<(), Error> {
+        let path = self.path("layers");
+        let dir = self.shared.dirs.layers.as_fd();
+        for name in names(dir).map_err(failed("list", &path))? {
+            let unused = damaged_chain(&name).is_some_and(|chain| !self.is_below_container(&chain));
+            if unused {
+                remove_tree(dir, &name).map_err(failed("remove", path.join(&name)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_below_container(&self, chain: &ChainId) -> bool {
+        let state = self.shared.state();
+        state.snapshots.values().any(|used| used.contains(chain))
+    }
+
+    /// The archive of a layer, made again from its recipe and its files.
+    ///
+    /// # Errors
+    /// [`Error::NoLayer`], [`Error::NoRecipe`], or what the file system says.
+    pub fn layer_archive(&self, chain: &ChainId) -> Result<Replay, Error> {
+        self.replay(chain, Compare::Content)
+    }
+
+    pub(super) fn replay(&self, chain: &ChainId, compare: Compare) -> Result<Replay, Error> {
+        let info = self.layer_info(chain).ok_or(Error::NoLayer(*chain))?;
+        if info.archive.is_none() {
+            return Err(Error::NoRecipe(*chain));
+        }
+        let open = || -> io::Result<Replay> {
+            let outer = open(&self.shared.dirs.layers, &chain.hex())?;
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let recipe = rustix::fs::openat(&outer, RECIPE, flags, Mode::empty())?;
+            Replay::new(File::from(recipe), self::open(&outer, "fs")?, compare)
+        };
+        open().map_err(failed("open", self.path("layers").join(chain.hex())))
     }
 
     /// Opens the root directories of layers, topmost first, down to one that hides all below.
@@ -294,7 +411,13 @@ impl Storage {
     }
 }
 
-fn read_meta(layers: &OwnedFd, name: &OsStr) -> Option<Meta> {
+/// The chain id of a layer that was found damaged.
+fn damaged_chain(name: &OsStr) -> Option<ChainId> {
+    let (hex, _) = name.to_str()?.split_once(DAMAGED)?;
+    format!("sha256:{hex}").parse().ok()
+}
+
+pub(super) fn read_meta(layers: &OwnedFd, name: &OsStr) -> Option<Meta> {
     let chain: ChainId = format!("sha256:{}", name.to_str()?).parse().ok()?;
     let dir = crate::sys::fs::open_dir(layers.as_fd(), name).ok()?;
     rustix::fs::statat(&dir, "fs", AtFlags::SYMLINK_NOFOLLOW).ok()?;

@@ -125,9 +125,25 @@ impl Storage {
     /// # Errors
     /// [`Error::NoSnapshot`], or what the file system says.
     pub fn snapshot_usage(&self, id: &ContainerId) -> Result<Usage, Error> {
-        let name = format!("{}/fs", id.as_str());
-        let path = self.path("snapshots").join(&name);
-        let dir = match open(&self.shared.dirs.snapshots, &name) {
+        self.usage_of(id, &format!("{}/fs", id.as_str()))
+    }
+
+    /// All that a container's writable layer takes, with what overlayfs and Berth keep beside it. Walks it as well.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`], or what the file system says.
+    pub fn snapshot_footprint(&self, id: &ContainerId) -> Result<Usage, Error> {
+        self.usage_of(id, id.as_str())
+    }
+
+    /// The layers below each writable layer.
+    pub fn used_chains(&self) -> Vec<Vec<ChainId>> {
+        self.shared.state().snapshots.values().cloned().collect()
+    }
+
+    fn usage_of(&self, id: &ContainerId, name: &str) -> Result<Usage, Error> {
+        let path = self.path("snapshots").join(name);
+        let dir = match open(&self.shared.dirs.snapshots, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::NoSnapshot(id.clone()));
             }

@@ -6,7 +6,7 @@ use tonic::Status;
 use crate::cri::{Deps, convert, status};
 
 pub(super) async fn handle(deps: &Deps) -> Result<ImageFsInfoResponse, Status> {
-    let images = deps.images.fs_usage();
+    let images = deps.images.fs_usage().await.map_err(status::of)?;
     let containers = deps.images.container_fs_usage().await;
     let containers = containers.map_err(status::of)?;
     Ok(ImageFsInfoResponse {

@@ -139,3 +139,34 @@ async fn broken_archives_leave_nothing() {
         assert_eq!(left, 0);
     }
 }
+
+#[tokio::test]
+async fn an_archive_for_several_machines_gives_this_one_its_image() {
+    let (one, two) = (one_layer("one"), one_layer("two"));
+    let mut files = layout(&[(&one, Some("r.io/one:1")), (&two, Some("r.io/two:1"))]);
+    let index = files.last_mut().unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&index.1).unwrap();
+    value["manifests"][0]["platform"] = json!({"os": "linux", "architecture": "s390x"});
+    index.1 = value.to_string().into_bytes();
+    let rig = Rig::new();
+    let loaded = rig
+        .manager
+        .load(Cursor::new(tar_of_all(&files)))
+        .await
+        .unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert_eq!(loaded[0].repo_tags, ["r.io/two:1"]);
+    let index = files.last_mut().unwrap();
+    let entry = value["manifests"][1].clone();
+    value["manifests"] = vec![entry; 1001].into();
+    index.1 = value.to_string().into_bytes();
+    let error = rig
+        .manager
+        .load(Cursor::new(tar_of_all(&files)))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("more than 1000 images"),
+        "{error}"
+    );
+}

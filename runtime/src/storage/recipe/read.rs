@@ -1,0 +1,255 @@
+//! The archive made again.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use zstd::stream::read::Decoder;
+
+use super::{ENTRY_TAG, Entry, Kind, LITERAL, LITERAL_TAG};
+use crate::sys::fs::open_in_root;
+
+/// Longest name that a recipe may have: an extension header's.
+const MAX_NAME: usize = 1 << 20;
+
+/// What is wrong with a layer, as an error of reading its archive.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Fault(String);
+
+fn fault(text: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Fault(text.into()))
+}
+
+/// Whether reading failed because of what the layer is, and not because reading was not possible.
+pub(in crate::storage) fn is_fault(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Fault>())
+}
+
+/// Whether entries are compared with the files on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::storage) enum Compare {
+    /// Types, owners and modes.
+    Entries,
+    /// Nothing but what is read.
+    Content,
+}
+
+/// A layer's archive, made from its recipe and its files while it is read.
+pub struct Replay {
+    recipe: Decoder<'static, BufReader<File>>,
+    root: OwnedFd,
+    compare: Compare,
+    /// Literal bytes that are not given out yet.
+    literal: Vec<u8>,
+    at: usize,
+    /// The file whose content comes now, with its name and how much is left.
+    file: Option<(File, Vec<u8>, u64)>,
+    ended: bool,
+}
+
+impl std::fmt::Debug for Replay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replay").finish_non_exhaustive()
+    }
+}
+
+impl Replay {
+    pub(in crate::storage) fn new(
+        recipe: File,
+        root: OwnedFd,
+        compare: Compare,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            recipe: Decoder::new(recipe)?,
+            root,
+            compare,
+            literal: Vec::new(),
+            at: 0,
+            file: None,
+            ended: false,
+        })
+    }
+
+    fn number<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.recipe.read_exact(&mut bytes).map_err(torn)?;
+        Ok(bytes)
+    }
+
+    fn bytes(&mut self, limit: usize) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(u32::from_le_bytes(self.number()?)).unwrap_or(usize::MAX);
+        if length > limit {
+            return Err(fault("its recipe is damaged"));
+        }
+        let mut bytes = vec![0; length];
+        self.recipe.read_exact(&mut bytes).map_err(torn)?;
+        Ok(bytes)
+    }
+
+    /// Reads the next part.
+    fn next(&mut self) -> io::Result<()> {
+        let mut tag = [0];
+        if self.recipe.read(&mut tag).map_err(torn)? == 0 {
+            self.ended = true;
+            return Ok(());
+        }
+        match tag {
+            [LITERAL_TAG] => {
+                self.literal = self.bytes(LITERAL)?;
+                self.at = 0;
+                Ok(())
+            }
+            [ENTRY_TAG] => {
+                let entry = self.entry()?;
+                self.begin(entry)
+            }
+            _ => Err(fault("its recipe is damaged")),
+        }
+    }
+
+    fn entry(&mut self) -> io::Result<Entry> {
+        let [kind] = self.number()?;
+        let kind = Kind::from_number(kind).ok_or_else(|| fault("its recipe is damaged"))?;
+        let mode = u32::from_le_bytes(self.number()?);
+        let uid = u32::from_le_bytes(self.number()?);
+        let gid = u32::from_le_bytes(self.number()?);
+        let size = u64::from_le_bytes(self.number()?);
+        let [content] = self.number()?;
+        Ok(Entry {
+            kind,
+            mode,
+            uid,
+            gid,
+            size,
+            content: content == 1,
+            name: self.bytes(MAX_NAME)?,
+        })
+    }
+
+    fn begin(&mut self, entry: Entry) -> io::Result<()> {
+        if self.compare == Compare::Entries {
+            self.look_at(&entry)?;
+        }
+        if !entry.content {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = File::from(self.open(&entry.name, flags)?);
+        let stat = file.metadata()?;
+        if !stat.is_file() || stat.len() != entry.size {
+            let name = shown(&entry.name);
+            let text = format!("{name} is no file of {} bytes", entry.size);
+            return Err(fault(text));
+        }
+        self.file = Some((file, entry.name, entry.size));
+        Ok(())
+    }
+
+    fn open(&self, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        let path = Path::new(OsStr::from_bytes(name));
+        open_in_root(self.root.as_fd(), path, flags, Mode::empty()).map_err(|error| {
+            match Errno::from_io_error(&error) {
+                Some(Errno::NOENT) => fault(format!("{} is missing", shown(name))),
+                // A link or something else where the archive has a file.
+                Some(Errno::NOTDIR | Errno::LOOP) => {
+                    fault(format!("{} is something else", shown(name)))
+                }
+                _ => unreadable(name, error),
+            }
+        })
+    }
+
+    fn look_at(&self, entry: &Entry) -> io::Result<()> {
+        let found = self.open(&entry.name, OFlags::PATH | OFlags::NOFOLLOW)?;
+        let stat = rustix::fs::fstat(&found)?;
+        let wanted = match entry.kind {
+            // It is what its target is, and has the target's attributes.
+            Kind::HardLink => return Ok(()),
+            Kind::File => FileType::RegularFile,
+            Kind::Symlink => FileType::Symlink,
+            Kind::Char => FileType::CharacterDevice,
+            Kind::Block => FileType::BlockDevice,
+            Kind::Dir => FileType::Directory,
+            Kind::Fifo => FileType::Fifo,
+        };
+        let differs = |what: &str| Err(fault(format!("{} has another {what}", shown(&entry.name))));
+        if FileType::from_raw_mode(stat.st_mode) != wanted {
+            return differs("type");
+        }
+        // A directory may be described more than once, and other names of a file may have changed it.
+        if !matches!(entry.kind, Kind::File | Kind::Fifo) || stat.st_nlink > 1 {
+            return Ok(());
+        }
+        if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
+            return differs("owner");
+        }
+        if stat.st_mode & 0o7777 != entry.mode {
+            return differs("mode");
+        }
+        Ok(())
+    }
+}
+
+/// What the disk cannot give back is damage as well.
+fn unreadable(name: &[u8], error: io::Error) -> io::Error {
+    match Errno::from_io_error(&error) {
+        Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::NODATA) => {
+            fault(format!("{} cannot be read: {error}", shown(name)))
+        }
+        _ => error,
+    }
+}
+
+fn torn(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(_) => unreadable(b"its recipe", error),
+        None => fault("its recipe is damaged"),
+    }
+}
+
+/// A name from an archive, of bounded length.
+fn shown(name: &[u8]) -> String {
+    let name = name.get(..200).unwrap_or(name);
+    format!("{:?}", String::from_utf8_lossy(name))
+}
+
+impl Read for Replay {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(bytes) = self.literal.get(self.at..).filter(|b| !b.is_empty()) {
+                let length = bytes.len().min(buffer.len());
+                let (to, from) = (buffer.get_mut(..length), bytes.get(..length));
+                if let (Some(to), Some(from)) = (to, from) {
+                    to.copy_from_slice(from);
+                }
+                self.at += length;
+                return Ok(length);
+            }
+            if let Some((file, name, left)) = &mut self.file {
+                let room = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(buffer.len());
+                let length = file.read(buffer.get_mut(..room).unwrap_or_default());
+                let length = length.map_err(|error| unreadable(name, error))?;
+                if length == 0 && room > 0 {
+                    return Err(fault(format!("{} became shorter", shown(name))));
+                }
+                *left -= length as u64;
+                if *left == 0 {
+                    self.file = None;
+                }
+                return Ok(length);
+            }
+            if self.ended {
+                return Ok(0);
+            }
+            self.next()?;
+        }
+    }
+}

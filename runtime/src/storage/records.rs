@@ -1,0 +1,145 @@
+//! Copies of the index's records, one file each, from which a lost index is made again.
+//!
+//! A file is written before the index has the change, and removed after. So after a crash there may be one too
+//! many or a newer one; what the index says counts, and the files follow it. Only when the index is lost do they count themselves.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::Mode;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::index::{ImageRecord, VERSION};
+use crate::model::{Digest, ImageId};
+use crate::sys::fs::{names, read_limited, remove_tree, write_atomic};
+
+/// Longest record: configurations are at most 16 MiB.
+const LONGEST: u64 = 32 << 20;
+
+const SUFFIX: &str = ".json";
+
+#[derive(Debug)]
+pub(super) struct Records {
+    dir: OwnedFd,
+}
+
+/// A file.
+#[derive(Serialize, Deserialize)]
+struct Copy {
+    version: u32,
+    /// Nanoseconds since the Unix epoch: of two records with the same name the later one has it.
+    written_at: u64,
+    /// Of the record's JSON.
+    checksum: Digest,
+    record: Box<serde_json::value::RawValue>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Good records, the earliest first.
+    pub(super) records: Vec<ImageRecord>,
+    /// Files that are no good record.
+    pub(super) unreadable: u64,
+}
+
+fn checksum(text: &str) -> Digest {
+    Digest::from_bytes(Sha256::digest(text).into())
+}
+
+fn name_of(id: &ImageId) -> String {
+    format!("{}{SUFFIX}", id.hex())
+}
+
+impl Records {
+    pub(super) fn new(dir: OwnedFd) -> Self {
+        Self { dir }
+    }
+
+    /// Keeps a copy, durably.
+    pub(super) fn write(&self, record: &ImageRecord) -> io::Result<()> {
+        let text = serde_json::value::to_raw_value(record)?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let copy = Copy {
+            version: VERSION,
+            written_at: u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX),
+            checksum: checksum(text.get()),
+            record: text,
+        };
+        let bytes = serde_json::to_vec(&copy)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        write_atomic(self.dir.as_fd(), &name_of(&record.id), &bytes, mode, true)
+    }
+
+    pub(super) fn remove(&self, id: &ImageId) -> io::Result<()> {
+        remove_tree(self.dir.as_fd(), name_of(id))
+    }
+
+    pub(super) fn read(&self, id: &ImageId) -> Option<ImageRecord> {
+        self.parse(OsStr::new(&name_of(id)))
+            .map(|(_, record)| record)
+    }
+
+    pub(super) fn all(&self) -> io::Result<Found> {
+        let mut found = BTreeMap::new();
+        let mut unreadable = 0;
+        for name in self.files()? {
+            match self.parse(&name) {
+                Some((when, record)) => {
+                    found.insert((when, record.id), record);
+                }
+                None => unreadable += 1,
+            }
+        }
+        Ok(Found {
+            records: found.into_values().collect(),
+            unreadable,
+        })
+    }
+
+    /// Makes the files follow the index.
+    pub(super) fn follow<'a>(
+        &self,
+        index: impl Iterator<Item = &'a ImageRecord>,
+    ) -> io::Result<()> {
+        let mut strangers: std::collections::HashSet<OsString> =
+            self.files()?.into_iter().collect();
+        for record in index {
+            strangers.remove(OsStr::new(&name_of(&record.id)));
+            if self.read(&record.id).as_ref() != Some(record) {
+                self.write(record)?;
+            }
+        }
+        for name in strangers {
+            remove_tree(self.dir.as_fd(), name)?;
+        }
+        Ok(())
+    }
+
+    /// All files; what is left of a write that was cut off is removed.
+    fn files(&self) -> io::Result<Vec<OsString>> {
+        let mut files = Vec::new();
+        for name in names(self.dir.as_fd())? {
+            if name.as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
+                files.push(name);
+            } else {
+                remove_tree(self.dir.as_fd(), name)?;
+            }
+        }
+        Ok(files)
+    }
+
+    fn parse(&self, name: &OsStr) -> Option<(u64, ImageRecord)> {
+        let bytes = read_limited(self.dir.as_fd(), name, LONGEST).ok()?;
+        let copy: Copy = serde_json::from_slice(&bytes).ok()?;
+        if copy.version != VERSION || checksum(copy.record.get()) != copy.checksum {
+            return None;
+        }
+        let record: ImageRecord = serde_json::from_str(copy.record.get()).ok()?;
+        (OsStr::new(&name_of(&record.id)) == name).then_some((copy.written_at, record))
+    }
+}
