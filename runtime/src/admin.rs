@@ -8,6 +8,7 @@
 //! | `GET /config` | every key with its value and where it came from |
 //! | `GET /images` | the images in the store |
 //! | `POST /images/load` | loads an archive: the body itself, or `{"path": …}` as `application/json` |
+//! | `POST /images/explain` | what a pull of `{"reference": …}` would do |
 //! | `POST /images/remove` | removes `{"reference": …}` with all its names |
 //!
 //! [`api`] has the JSON, [`client`] the other side for `berth images`.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod explain;
 mod images;
 
 use std::io::Write;
@@ -29,6 +30,9 @@ enum Command {
     Config(ConfigCommand),
     /// Load, list and remove images of a running daemon
     Images(images::ImagesArgs),
+    /// Tell what would be done, step by step, without doing it
+    #[command(subcommand)]
+    Explain(explain::ExplainCommand),
     /// Print the completions of a shell, for that shell to read
     Completions {
         /// Which shell
@@ -98,6 +102,7 @@ pub fn main() -> ExitCode {
             .and_then(|config| print(&config.show())),
         Command::Config(ConfigCommand::Default) => print(&config::template()),
         Command::Images(args) => images::run(&args),
+        Command::Explain(command) => explain::run(&command),
         Command::Completions { shell } => print(&completions(shell)),
     };
     match outcome {

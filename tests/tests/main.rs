@@ -15,6 +15,7 @@ mod logs;
 mod memory;
 mod network;
 mod pod;
+mod registry;
 mod resources;
 mod restart;
 mod security;
@@ -46,6 +47,7 @@ fn tests() -> Vec<Test> {
         status::TESTS,
         resources::TESTS,
         image::TESTS,
+        registry::TESTS,
         network::TESTS,
         restart::TESTS,
         logs::TESTS,

@@ -36,6 +36,14 @@ pub struct RemoveRequest {
     pub reference: String,
 }
 
+/// A pull to explain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// Any name that could be pulled.
+    pub reference: String,
+}
+
 /// Why a request was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::api::{ImageSummary, LoadRequest, Problem, RemoveRequest, Settings};
+use super::api::{ExplainRequest, ImageSummary, LoadRequest, Problem, RemoveRequest, Settings};
+
+use crate::model::Explanation;
 
 /// Bytes that are read from an archive at a time.
 const PIECE: usize = 256 * 1024;
@@ -115,6 +117,21 @@ impl Client {
         self.send(Method::POST, "/images/remove", json, body)
             .await?;
         Ok(())
+    }
+
+    /// What a pull of a reference would do.
+    ///
+    /// # Errors
+    /// See [`Error`]; status 400 when it is not a reference.
+    pub async fn explain(&self, reference: &str) -> Result<Explanation, Error> {
+        let reference = reference.to_owned();
+        let body = to_json(&ExplainRequest { reference })?;
+        let json = Some("application/json");
+        parse(
+            &self
+                .send(Method::POST, "/images/explain", json, body)
+                .await?,
+        )
     }
 
     /// The settings of the running daemon.

@@ -12,7 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::State;
-use super::api::{ImageSummary, LoadRequest, Problem, RemoveRequest, Setting, Settings};
+use super::api::{
+    ExplainRequest, ImageSummary, LoadRequest, Problem, RemoveRequest, Setting, Settings,
+};
 use super::archive;
 use super::shelf::Failure;
 use crate::config;
@@ -40,8 +42,9 @@ pub(super) async fn answer(state: &Arc<State>, request: Request<Incoming>) -> An
         ("/images", Method::GET) => images(state),
         ("/images/load", Method::POST) => load(state, request).await,
         ("/images/remove", Method::POST) => remove(state, request).await,
+        ("/images/explain", Method::POST) => explain(state, request).await,
         ("/log-level", _) => return not_allowed("GET, PUT"),
-        ("/images/load" | "/images/remove", _) => return not_allowed("POST"),
+        ("/images/load" | "/images/remove" | "/images/explain", _) => return not_allowed("POST"),
         ("/healthz" | "/readyz" | "/metrics" | "/config" | "/images", _) => {
             return not_allowed("GET");
         }
@@ -148,6 +151,12 @@ async fn remove(state: &State, request: Request<Incoming>) -> Result<Answer, Fai
     }
     detached(state.images.clone().remove(reference)).await?;
     json(&serde_json::json!({}))
+}
+
+/// Asks registries and changes nothing, so it ends with its client.
+async fn explain(state: &State, request: Request<Incoming>) -> Result<Answer, Failure> {
+    let ExplainRequest { reference } = small_json(request).await?;
+    json(&state.images.clone().explain(reference).await?)
 }
 
 /// Runs `work` to its end also when the client leaves and this future is dropped.

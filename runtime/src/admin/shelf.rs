@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::image::{self, ImageManager};
-use crate::model::{Image, Kind, Kinded, chain};
+use crate::model::{Explanation, Image, Kind, Kinded, chain};
 
 /// Why something could not be done: its kind and in words.
 pub(super) type Failure = (Kind, String);
@@ -24,6 +24,10 @@ pub(super) trait Shelf: Send + Sync {
     fn load_file(self: Arc<Self>, path: PathBuf)
     -> BoxFuture<'static, Result<Vec<Image>, Failure>>;
     fn remove(self: Arc<Self>, reference: String) -> BoxFuture<'static, Result<(), Failure>>;
+    fn explain(
+        self: Arc<Self>,
+        reference: String,
+    ) -> BoxFuture<'static, Result<Explanation, Failure>>;
 }
 
 fn failure(error: image::Error) -> Failure {
@@ -61,6 +65,17 @@ impl Shelf for ImageManager {
         async move {
             let removed = ImageManager::remove(&self, &reference).await;
             removed.map_err(failure)
+        }
+        .boxed()
+    }
+
+    fn explain(
+        self: Arc<Self>,
+        reference: String,
+    ) -> BoxFuture<'static, Result<Explanation, Failure>> {
+        async move {
+            let told = ImageManager::explain(&self, &reference, None).await;
+            told.map_err(failure)
         }
         .boxed()
     }

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use super::client::{Client, Error};
 use super::shelf::Failure;
 use super::*;
-use crate::model::{Digest, Image, ImageUser, Kind};
+use crate::model::{Digest, Explanation, Image, ImageUser, Kind};
 
 /// Keeps the names of archives as images, and how many bytes they had.
 #[derive(Default)]
@@ -69,6 +69,22 @@ impl Shelf for Fake {
         path: PathBuf,
     ) -> BoxFuture<'static, Result<Vec<Image>, Failure>> {
         async move { Ok(self.add(&path.display().to_string(), 1)) }.boxed()
+    }
+
+    fn explain(
+        self: Arc<Self>,
+        reference: String,
+    ) -> BoxFuture<'static, Result<Explanation, Failure>> {
+        async move {
+            match reference.as_str() {
+                "A" => Err((Kind::InvalidArgument, "not a reference".to_owned())),
+                _ => Ok(Explanation {
+                    reference,
+                    ..Explanation::default()
+                }),
+            }
+        }
+        .boxed()
     }
 
     fn remove(self: Arc<Self>, reference: String) -> BoxFuture<'static, Result<(), Failure>> {
@@ -169,6 +185,14 @@ async fn images_are_loaded_listed_and_removed() {
     rig.client.remove("/x.tar").await.unwrap();
     assert_eq!(refused(rig.client.remove("/x.tar").await).0, 404);
     assert_eq!(rig.client.images().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_pull_is_explained() {
+    let rig = Rig::ready();
+    let told = rig.client.explain("r.io/x").await.unwrap();
+    assert_eq!(told.reference, "r.io/x");
+    assert_eq!(refused(rig.client.explain("A").await).0, 400);
 }
 
 #[tokio::test]
