@@ -151,7 +151,7 @@ async fn faults_that_stay_are_told_and_leave_nothing(case: &mut Case) -> Result<
             Fault::Redirect("http://169.254.169.254".into()),
             "link-local",
         ),
-        ("/manifests/", Fault::WrongBytes, "manifest"),
+        ("/manifests/", Fault::WrongBytes, "sent other content"),
         ("/v2/", Fault::Status(401, None), "denies access"),
         ("/v2/", Fault::Status(403, None), "denies access"),
         (
@@ -438,13 +438,12 @@ async fn credentials_of_the_node(case: &mut Case) -> Result<()> {
 }
 
 /// The same answers by the command alone, with the proxy and the credential helper of its environment.
-async fn explained_without_a_daemon(case: &mut Case) -> Result<()> {
+async fn explained_without_a_daemon(_: &mut Case) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let (up, work) = (
         Faulty::start().await?,
         tempfile::Builder::new().prefix("bt-faulty-").tempdir()?,
     );
-    case.options();
     let folder = work.path();
     Faulty::write_hosts(
         &folder.join("hosts"),

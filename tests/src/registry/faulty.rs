@@ -289,6 +289,8 @@ fn served(
     bytes: Bytes,
     fault: Option<Fault>,
 ) -> Result<Answer> {
+    // Of what it should send, as real ones have it.
+    let digest = crate::oci::digest(&bytes);
     let bytes = match &fault {
         Some(Fault::WrongBytes) => {
             let mut bytes = bytes.to_vec();
@@ -311,6 +313,7 @@ fn served(
     let mut response = Response::builder()
         .status(status)
         .header("content-type", kind)
+        .header("docker-content-digest", digest)
         .header("content-length", rest.len());
     if start > 0 {
         let range = format!("bytes {start}-{}/{whole}", whole - 1);
