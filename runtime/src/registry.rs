@@ -20,6 +20,7 @@ mod reference;
 mod resolve;
 mod rounds;
 mod session;
+mod tls;
 mod token;
 mod trace;
 

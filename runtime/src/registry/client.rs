@@ -294,6 +294,10 @@ fn build(key: &Key, silence: Option<Duration>) -> Result<Client, String> {
         builder = builder.tls_certs_only(Vec::new());
         return builder.build().map_err(words);
     }
+    if tls.identities.len() > 1 {
+        builder = builder.tls_backend_preconfigured(super::tls::configuration(tls)?);
+        return builder.build().map_err(words);
+    }
     let mut roots = Vec::new();
     for pem in &tls.ca {
         let certs = reqwest::Certificate::from_pem_bundle(pem)

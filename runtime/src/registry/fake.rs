@@ -100,9 +100,8 @@ impl Fake {
 
     /// Speaks TLS with those who show a certificate: the client's, with its key, is in the answer (PEM).
     pub(crate) async fn mutual() -> (Self, String) {
-        let made = rcgen::generate_simple_self_signed(vec!["client".to_owned()]).unwrap();
-        let pem = format!("{}{}", made.cert.pem(), made.signing_key.serialize_pem());
-        (Self::tls(Some(made.cert.der().clone())).await, pem)
+        let (der, pem) = client_certificate("client");
+        (Self::tls(Some(der)).await, pem)
     }
 
     async fn tls(client: Option<rustls::pki_types::CertificateDer<'static>>) -> Self {
@@ -205,6 +204,19 @@ impl Fake {
     pub(crate) fn name(&self, rest: &str) -> String {
         format!("{}/{rest}", self.addr)
     }
+}
+
+/// A certificate that issued itself, and the same with its key in PEM.
+pub(crate) fn client_certificate(
+    name: &str,
+) -> (rustls::pki_types::CertificateDer<'static>, String) {
+    let mut wanted = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let common = rcgen::DnType::CommonName;
+    wanted.distinguished_name.push(common, name);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = wanted.self_signed(&key).unwrap();
+    let pem = format!("{}{}", made.pem(), key.serialize_pem());
+    (made.der().clone(), pem)
 }
 
 /// An image made on the spot.

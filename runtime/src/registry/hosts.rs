@@ -412,7 +412,7 @@ fn checked_identity(path: &Path, pem: Vec<u8>) -> Result<Vec<u8>, Reason> {
     }
 }
 
-/// Certificate and key in one PEM text each; only the first is used (TLS sends one).
+/// Certificate and key in one PEM text each.
 fn identities(client: Option<Client>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason> {
     let pairs = match client {
         None => Vec::new(),

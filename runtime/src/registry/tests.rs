@@ -316,8 +316,26 @@ async fn a_client_certificate_is_shown_where_it_is_asked_for() {
     let error = error.unwrap_err().to_string();
     assert!(error.starts_with("RegistryUnavailable"), "{error}");
     let (dir, known) = hosts(&name, &format!("{server}client = \"own.pem\""));
-    std::fs::write(dir.path().join(&name).join("own.pem"), pem).unwrap();
+    std::fs::write(dir.path().join(&name).join("own.pem"), &pem).unwrap();
     manifest(&known, &fake.name("x:1"), None).await.unwrap();
+    // Of several, the one that the server trusts; the server is verified as ever.
+    let ca = format!("server = \"https://{name}\"\nca = \"ca.pem\"\n");
+    for (text, trusted) in [(&server, true), (&ca, true), (&ca, false)] {
+        let several = "client = [\"other.pem\", \"own.pem\"]";
+        let (dir, several) = hosts(&name, &format!("{text}{several}"));
+        let write = |file: &str, text: &str| {
+            std::fs::write(dir.path().join(&name).join(file), text).unwrap();
+        };
+        write("own.pem", &pem);
+        write("other.pem", &fake::client_certificate("other").1);
+        let stranger = fake::client_certificate("stranger").1;
+        write(
+            "ca.pem",
+            fake.ca.as_ref().filter(|_| trusted).unwrap_or(&stranger),
+        );
+        let got = manifest(&several, &fake.name("x:1"), None).await;
+        assert_eq!(got.is_ok(), trusted, "{got:?}");
+    }
 }
 
 #[tokio::test]

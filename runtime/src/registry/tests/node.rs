@@ -78,3 +78,19 @@ async fn a_missing_helper_fails_only_where_credentials_are_asked_for() {
     assert!(text.contains("docker-credential-berth-test-none"), "{text}");
     assert_eq!(error.kind(), Kind::FailedPrecondition);
 }
+
+#[test]
+fn the_daemons_configuration_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let text = "[images]\nsilence_limit = 0\ntoken_services = [\"r.io=a.net\"]\ncredentials_file = \"/x/a.json\"\n";
+    std::fs::write(&file, text).unwrap();
+    let config = Config::from(&crate::config::Config::load(Some(&file), &[]).unwrap());
+    // 0 is no limit, and not one that is over at once.
+    assert_eq!(config.silence, None);
+    assert_eq!(config.token_services, ["r.io=a.net"]);
+    assert_eq!(config.credentials_file, Some(PathBuf::from("/x/a.json")));
+    std::fs::write(&file, "").unwrap();
+    let config = Config::from(&crate::config::Config::load(Some(&file), &[]).unwrap());
+    assert_eq!(config.silence, Some(DEFAULT_SILENCE));
+}
