@@ -430,6 +430,30 @@ async fn credentials_of_the_node(case: &mut Case) -> Result<()> {
     );
     cri.pull(&name).await?;
     cri.remove_image(&name).await?;
+    // An operator can try a pull secret without a pod.
+    let config = case.instance()?.config_file().display().to_string();
+    let secret = work.path().join("secret.json").display().to_string();
+    for (password, right) in [("own", true), ("canary", false)] {
+        let text = format!(
+            "{{\"auths\":{{\"{NAME}\":{{\"username\":\"node\",\"password\":\"{password}\"}}}}}}"
+        );
+        std::fs::write(&secret, text)?;
+        let tried = [
+            "explain",
+            "image",
+            &name,
+            "--config",
+            &config,
+            "--credentials",
+            &secret,
+        ];
+        let (text, content) = berth(&tried, &[]).await?;
+        ensure!(
+            content == right && text.contains("credentials: of the request"),
+            "{text}"
+        );
+        ensure!(!text.contains("canary"), "{text}");
+    }
     std::fs::write(&file, "{\"auths\": canary")?;
     let error = cri.pull(&name).await.err().context("a broken file")?;
     ensure!(error.message().contains("auth.json"), "{error}");

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::RegistryAuth;
+
 /// An image in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSummary {
@@ -42,6 +44,9 @@ pub struct RemoveRequest {
 pub struct ExplainRequest {
     /// Any name that could be pulled.
     pub reference: String,
+    /// The credentials that the pull would bring.
+    #[serde(default)]
+    pub auth: Option<RegistryAuth>,
 }
 
 /// Why a request was not done.

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::api::{ExplainRequest, ImageSummary, LoadRequest, Problem, RemoveRequest, Settings};
 
-use crate::model::Explanation;
+use crate::model::{Explanation, RegistryAuth};
 
 /// Bytes that are read from an archive at a time.
 const PIECE: usize = 256 * 1024;
@@ -119,13 +119,17 @@ impl Client {
         Ok(())
     }
 
-    /// What a pull of a reference would do.
+    /// What a pull of a reference with these credentials would do.
     ///
     /// # Errors
     /// See [`Error`]; status 400 when it is not a reference.
-    pub async fn explain(&self, reference: &str) -> Result<Explanation, Error> {
+    pub async fn explain(
+        &self,
+        reference: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Explanation, Error> {
         let reference = reference.to_owned();
-        let body = to_json(&ExplainRequest { reference })?;
+        let body = to_json(&ExplainRequest { reference, auth })?;
         let json = Some("application/json");
         parse(
             &self

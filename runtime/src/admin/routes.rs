@@ -155,8 +155,8 @@ async fn remove(state: &State, request: Request<Incoming>) -> Result<Answer, Fai
 
 /// Asks registries and changes nothing, so it ends with its client.
 async fn explain(state: &State, request: Request<Incoming>) -> Result<Answer, Failure> {
-    let ExplainRequest { reference } = small_json(request).await?;
-    json(&state.images.clone().explain(reference).await?)
+    let ExplainRequest { reference, auth } = small_json(request).await?;
+    json(&state.images.clone().explain(reference, auth).await?)
 }
 
 /// Runs `work` to its end also when the client leaves and this future is dropped.

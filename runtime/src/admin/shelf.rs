@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::image::{self, ImageManager};
-use crate::model::{Explanation, Image, Kind, Kinded, chain};
+use crate::model::{Explanation, Image, Kind, Kinded, RegistryAuth, chain};
 
 /// Why something could not be done: its kind and in words.
 pub(super) type Failure = (Kind, String);
@@ -27,6 +27,7 @@ pub(super) trait Shelf: Send + Sync {
     fn explain(
         self: Arc<Self>,
         reference: String,
+        auth: Option<RegistryAuth>,
     ) -> BoxFuture<'static, Result<Explanation, Failure>>;
 }
 
@@ -72,9 +73,10 @@ impl Shelf for ImageManager {
     fn explain(
         self: Arc<Self>,
         reference: String,
+        auth: Option<RegistryAuth>,
     ) -> BoxFuture<'static, Result<Explanation, Failure>> {
         async move {
-            let told = ImageManager::explain(&self, &reference, None).await;
+            let told = ImageManager::explain(&self, &reference, auth).await;
             told.map_err(failure)
         }
         .boxed()

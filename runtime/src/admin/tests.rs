@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use super::client::{Client, Error};
 use super::shelf::Failure;
 use super::*;
-use crate::model::{Digest, Explanation, Image, ImageUser, Kind};
+use crate::model::{Digest, Explanation, Image, ImageUser, Kind, RegistryAuth};
 
 /// Keeps the names of archives as images, and how many bytes they had.
 #[derive(Default)]
@@ -74,12 +74,14 @@ impl Shelf for Fake {
     fn explain(
         self: Arc<Self>,
         reference: String,
+        auth: Option<RegistryAuth>,
     ) -> BoxFuture<'static, Result<Explanation, Failure>> {
         async move {
             match reference.as_str() {
                 "A" => Err((Kind::InvalidArgument, "not a reference".to_owned())),
                 _ => Ok(Explanation {
                     reference,
+                    error: auth.map(|auth| auth.username),
                     ..Explanation::default()
                 }),
             }
@@ -190,9 +192,15 @@ async fn images_are_loaded_listed_and_removed() {
 #[tokio::test]
 async fn a_pull_is_explained() {
     let rig = Rig::ready();
-    let told = rig.client.explain("r.io/x").await.unwrap();
-    assert_eq!(told.reference, "r.io/x");
-    assert_eq!(refused(rig.client.explain("A").await).0, 400);
+    let told = rig.client.explain("r.io/x", None).await.unwrap();
+    assert_eq!((told.reference.as_str(), told.error), ("r.io/x", None));
+    let auth = RegistryAuth {
+        username: "u".into(),
+        ..RegistryAuth::default()
+    };
+    let told = rig.client.explain("r.io/x", Some(auth)).await.unwrap();
+    assert_eq!(told.error.as_deref(), Some("u"));
+    assert_eq!(refused(rig.client.explain("A", None).await).0, 400);
 }
 
 #[tokio::test]

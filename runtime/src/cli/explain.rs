@@ -25,6 +25,9 @@ pub(super) enum ExplainCommand {
 pub(super) struct ImageArgs {
     /// Name of the image, as in a pod
     reference: String,
+    /// Credentials in the form of a pull secret (.dockerconfigjson), instead of the node's
+    #[arg(long, value_name = "FILE")]
+    credentials: Option<PathBuf>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -59,15 +62,23 @@ pub(super) fn run(command: &ExplainCommand) -> Result<(), String> {
 }
 
 async fn ask(args: &ImageArgs, config: &Config) -> Result<Explanation, String> {
+    let reference: Reference = args.reference.parse().map_err(|e| chain(&e))?;
+    let auth = match &args.credentials {
+        Some(file) => {
+            let found = registry::of_pull_secret(file, &reference);
+            Some(found.map_err(|e| chain(&e))?)
+        }
+        None => None,
+    };
     let socket = args.admin.as_ref().unwrap_or(&config.admin);
-    match Client::new(socket).explain(&args.reference).await {
+    let client = Client::new(socket);
+    match client.explain(&args.reference, auth.clone()).await {
         // A socket that was named is meant.
         Err(Error::Connect { .. }) if args.admin.is_none() => {}
         told => return told.map_err(|e| chain(&e)),
     }
-    let reference: Reference = args.reference.parse().map_err(|e| chain(&e))?;
     let registry = Registry::new(config);
-    Ok(registry::explain(&registry, &reference, None).await)
+    Ok(registry::explain(&registry, &reference, auth.as_ref()).await)
 }
 
 /// The explanation for a person.

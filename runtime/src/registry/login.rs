@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::Error;
 use super::auth::{Secret, canonical, fingerprint, secret};
 use super::hosts::{Endpoint, read};
+use super::{Error, Reference};
 use crate::model::RegistryAuth;
 use crate::program::{self, Failure, Program};
 
@@ -239,6 +239,21 @@ impl Node {
         }))
     }
 
+    /// The entry that a pull secret of this text has for a registry.
+    fn of_secret(&self, registry: &str, repository: &str) -> Result<Option<RegistryAuth>, Error> {
+        let stored = self.stored(&[canonical(registry)], repository)?;
+        let mut auth = RegistryAuth::default();
+        match stored {
+            None => return Ok(None),
+            Some(Secret::Basic(user, password)) => {
+                (auth.username, auth.password) = (user, password)
+            }
+            Some(Secret::Refresh(token)) => auth.identity_token = token,
+            Some(Secret::Bearer(token)) => auth.registry_token = token,
+        }
+        Ok(Some(auth))
+    }
+
     fn stored(&self, names: &[String], repository: &str) -> Result<Option<Secret>, Error> {
         for name in names {
             let fits = self.file.auths.iter().filter_map(|(key, entry)| {
@@ -283,6 +298,23 @@ impl Node {
             reason: error.to_string(),
         }
     }
+}
+
+/// The credentials that a file in the form of a pull secret (`.dockerconfigjson`) has for a reference. For
+/// blocking threads.
+///
+/// # Errors
+/// The file is not there, is not one, or has nothing for the registry.
+pub fn of_pull_secret(path: &Path, reference: &Reference) -> Result<RegistryAuth, Error> {
+    let registry = reference.registry();
+    let failed = |reason: String| Error::Login {
+        host: registry.to_owned(),
+        path: path.to_owned(),
+        reason,
+    };
+    std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    let found = Node::load(path)?.of_secret(registry, reference.repository())?;
+    found.ok_or_else(|| failed("it has no entry for this registry".to_owned()))
 }
 
 /// The path of a key such as `quay.io/team`; the old form of Docker, `https://r.io/v1/`, has none.

@@ -90,6 +90,28 @@ fn an_absent_file_is_no_file_and_a_bad_one_is_named_without_a_word_of_it() {
 }
 
 #[test]
+fn a_pull_secret_has_something_for_its_registry_or_says_that_it_has_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret.json");
+    std::fs::write(
+        &path,
+        r#"{"auths":{"r.io":{"auth":"dTp1"},"s.io":{"identitytoken":"t"}}}"#,
+    )
+    .unwrap();
+    let of = |reference: &str| of_pull_secret(&path, &reference.parse().unwrap());
+    let auth = of("r.io/x").unwrap();
+    assert_eq!((auth.username.as_str(), auth.password.as_str()), ("u", "u"));
+    assert_eq!(of("s.io/x").unwrap().identity_token, "t");
+    let error = of("t.io/x").unwrap_err().to_string();
+    assert!(
+        error.contains("t.io") && error.contains("no entry"),
+        "{error}"
+    );
+    let gone = of_pull_secret(Path::new("/nonexistent/s"), &"r.io/x".parse().unwrap());
+    assert!(gone.unwrap_err().to_string().contains("/nonexistent/s"));
+}
+
+#[test]
 fn the_store_is_asked_by_the_name_that_docker_gave() {
     let node = node(r#"{"credsStore":"pass","credHelpers":{"https://r.io":"other"}}"#).unwrap();
     let of = |registry: &str| match login(&node, registry, "x") {
