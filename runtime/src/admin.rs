@@ -15,6 +15,7 @@
 //! | `POST /images/check` | checks the store: `{"quick": …, "repair": …}` |
 //! | `GET /df` | what takes room |
 //! | `POST /images/load` | loads an archive: the body itself, or `{"path": …}` as `application/json` |
+//! | `POST /images/explain` | what a pull of `{"reference": …}` would do |
 //! | `POST /images/remove` | removes `{"reference": …}` with all its names |
 //!
 //! [`api`] has the JSON, [`client`] the other side for `berth images`.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod explain;
 mod images;
 
 use std::io::Write;
@@ -31,6 +32,9 @@ enum Command {
     Images(images::ImagesArgs),
     /// Show what takes room in the store
     Df(images::DfArgs),
+    /// Tell what would be done, step by step, without doing it
+    #[command(subcommand)]
+    Explain(explain::ExplainCommand),
     /// Print the completions of a shell, for that shell to read
     Completions {
         /// Which shell
@@ -101,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Config(ConfigCommand::Default) => print(&config::template()),
         Command::Images(args) => images::run(&args),
         Command::Df(args) => images::df(&args),
+        Command::Explain(command) => explain::run(&command),
         Command::Completions { shell } => print(&completions(shell)),
     };
     match outcome {

@@ -81,6 +81,12 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Directory of `HOST/hosts.toml` files.
     pub registry_hosts_dir: PathBuf,
+    /// Credentials of the node, in the format of docker's `config.json`; may be absent.
+    pub credentials_file: PathBuf,
+    /// `REGISTRY=HOST`: token services of other domains.
+    pub token_services: Vec<String>,
+    /// A registry that sends nothing for so many seconds is given up; 0: never.
+    pub silence_limit: u32,
     /// Layers fetched at the same time for one image.
     pub max_concurrent_layers: usize,
     /// Names of images that are never collected.
@@ -155,6 +161,9 @@ impl Config {
                 &[("text", LogFormat::Text), ("json", LogFormat::Json)],
             )?,
             registry_hosts_dir: settings.absolute("images.registry_hosts_dir")?,
+            credentials_file: settings.absolute("images.credentials_file")?,
+            token_services: settings.pairs("images.token_services")?,
+            silence_limit: settings.number("images.silence_limit", 0..=86_400)?,
             max_concurrent_layers: settings.number("images.max_concurrent_layers", 1..=64)?,
             pinned_images: settings.list("images.pinned")?,
             cni_conf_dir: settings.absolute("network.cni_conf_dir")?,
@@ -241,6 +250,8 @@ mod tests {
             ("[cgroup]\ndriver = \"maybe\"", "auto, cgroupfs, systemd"),
             ("instance = \"a/b\"", "instance"),
             ("[streaming]\naddress = \"nowhere\"", "streaming.address"),
+            ("[images]\ntoken_services = [\"r.io\"]", "NAME=VALUE"),
+            ("[images]\nsilence_limit = -1", "from 0 to 86400"),
             ("root = \"/x", "config.toml:1"),
             (
                 "[containers]\ndefault_ulimits = [\"files=1\"]",

@@ -214,7 +214,7 @@ impl Parts {
         let containers = Arc::new(containers.map_err(|e| chain(&e))?);
         let images = ImageManager::open(image::Config {
             storage,
-            registry_hosts_dir: config.registry_hosts_dir.clone(),
+            registry: config.as_ref().into(),
             pinned: config.pinned_images.clone(),
             parallel_layers: config.max_concurrent_layers,
         });

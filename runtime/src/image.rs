@@ -24,7 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use oci_spec::image::Descriptor;
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{Digest, FsUsage, Image, ImageId, Kind, Kinded, RegistryAuth, ResolvedImage};
+use crate::model::{
+    Digest, Explanation, FsUsage, Image, ImageId, Kind, Kinded, RegistryAuth, ResolvedImage,
+};
 use crate::registry::{self, Reference, Registry};
 pub use crate::storage::Lease;
 use crate::storage::Storage;
@@ -174,8 +176,8 @@ impl Error {
 pub struct Config {
     /// Layers, documents and the index.
     pub storage: Storage,
-    /// Directory of `hosts.toml` files; may be absent.
-    pub registry_hosts_dir: PathBuf,
+    /// What holds for all registries.
+    pub registry: registry::Config,
     /// References that are never collected.
     pub pinned: Vec<String>,
     /// Layers of one pull at a time; 0 means [`PARALLEL_LAYERS`].
@@ -221,7 +223,7 @@ impl ImageManager {
         let inner = Inner {
             catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()?))),
             shelf,
-            registry: Registry::new(config.registry_hosts_dir),
+            registry: Registry::new(config.registry),
             pinned: pinned.collect::<Result<_, registry::Error>>()?,
             parallel_layers: match config.parallel_layers {
                 0 => PARALLEL_LAYERS,
@@ -354,6 +356,25 @@ impl ImageManager {
             }
         }
         Ok((image, lease))
+    }
+
+    /// What a pull of a reference would do, without doing it. The image's absence is part of the answer.
+    ///
+    /// # Errors
+    /// A malformed reference.
+    pub async fn explain(
+        &self,
+        reference: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Explanation, Error> {
+        let reference: Reference = reference.parse()?;
+        let mut told = registry::explain(&self.inner.registry, &reference, auth.as_ref()).await;
+        if let Some(image) = &mut told.image {
+            let id = image.id.parse().ok();
+            let catalog = self.inner.catalog();
+            image.stored = Some(id.is_some_and(|id| catalog.get(&id).is_some()));
+        }
+        Ok(told)
     }
 
     /// The pulls in progress.

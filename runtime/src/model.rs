@@ -3,6 +3,7 @@
 
 mod container;
 mod error;
+mod explain;
 mod image;
 mod labels;
 mod pod;
@@ -15,6 +16,7 @@ pub use container::{
     MountPropagation, MountRequest, UserRequest,
 };
 pub use error::{Kind, Kinded, chain, now_nanos};
+pub use explain::{ExplainExchange, ExplainHost, ExplainImage, ExplainStep, Explanation};
 pub use image::{
     ChainId, Digest, FsUsage, Image, ImageConfig, ImageId, ImageUser, NotADigest, RegistryAuth,
     ResolvedImage,

@@ -8,23 +8,75 @@
 mod auth;
 mod blob;
 mod client;
+mod exchange;
+mod explain;
 #[cfg(test)]
 pub(crate) mod fake;
 mod hosts;
+mod login;
 mod manifest;
+mod proxy;
 mod reference;
+mod resolve;
+mod rounds;
 mod session;
+mod tls;
 mod token;
+mod trace;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-pub use blob::Blob;
+pub use blob::{Blob, Resume};
+pub use explain::explain;
 pub use hosts::check_hosts;
+pub use login::of_pull_secret;
 pub use manifest::{Content, MAX_CONFIG, MAX_MANIFEST, choose, matches_host, parse};
 pub use reference::{Reference, Target};
+pub use resolve::Resolved;
 pub use session::{Document, Registry, Session};
 
+/// A registry that sends nothing for this long is given up.
+pub const DEFAULT_SILENCE: Duration = Duration::from_secs(60);
+
+/// What an operator decides about all registries.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of `hosts.toml` files; may be absent.
+    pub hosts_dir: PathBuf,
+    /// Credentials of the node, in the format of docker's `config.json`; may be absent.
+    pub credentials_file: Option<PathBuf>,
+    /// `REGISTRY=HOST`: the token service of a registry, which may see its credentials although it is of another domain.
+    pub token_services: Vec<String>,
+    /// A registry that sends nothing for this long is given up; none: never.
+    pub silence: Option<Duration>,
+}
+
+impl From<PathBuf> for Config {
+    /// With a directory of `hosts.toml` files, and nothing else.
+    fn from(hosts_dir: PathBuf) -> Self {
+        Self {
+            hosts_dir,
+            credentials_file: None,
+            token_services: Vec::new(),
+            silence: Some(DEFAULT_SILENCE),
+        }
+    }
+}
+
 use crate::model::{Digest, Kind, Kinded};
+
+impl From<&crate::config::Config> for Config {
+    fn from(config: &crate::config::Config) -> Self {
+        let silence = u64::from(config.silence_limit);
+        Self {
+            hosts_dir: config.registry_hosts_dir.clone(),
+            credentials_file: Some(config.credentials_file.clone()),
+            token_services: config.token_services.clone(),
+            silence: (silence > 0).then(|| Duration::from_secs(silence)),
+        }
+    }
+}
 
 /// Why a registry operation failed. No text holds a query string, user information, a header or a token.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +100,16 @@ pub enum Error {
     /// The credentials of the request contradict themselves.
     #[error("the pull credentials are not usable: {0}")]
     Credentials(&'static str),
+    /// The node's own credentials cannot be had.
+    #[error("the credentials of this node for {host} cannot be had: {}: {reason}", path.display())]
+    Login {
+        /// The host that they would be for.
+        host: String,
+        /// The file that names them, or the helper.
+        path: PathBuf,
+        /// What is wrong with it; nothing secret.
+        reason: String,
+    },
     /// No answer. The kubelet knows this beginning (row R062).
     #[error("RegistryUnavailable: {host}: {reason}")]
     Unavailable {
@@ -55,6 +117,8 @@ pub enum Error {
         host: String,
         /// Cause.
         reason: String,
+        /// Another try would end the same: a certificate that is not trusted.
+        lasting: bool,
     },
     /// The registry has no such thing, or does not show it to us.
     #[error("{host} has no {what}")]
@@ -75,7 +139,7 @@ pub enum Error {
         reason: String,
     },
     /// Any other answer that is not a success.
-    #[error("{host} answered {status} for {what}{}", .detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default())]
+    #[error("{host} answered {status} for {what}{}{}", .detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default(), .retry_after.map(|d| format!("; it asks to be left alone for {} s", d.as_secs())).unwrap_or_default())]
     Status {
         /// The host that was asked.
         host: String,
@@ -85,6 +149,8 @@ pub enum Error {
         status: u16,
         /// What the registry said about it.
         detail: Option<String>,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
     },
     /// A redirect that is not followed.
     #[error("{host} redirects {what} to {to}, which is not followed: {reason}")]
@@ -126,6 +192,14 @@ pub enum Error {
         /// Cause.
         reason: String,
     },
+    /// None of several hosts did it: what the one that counts said, and the others before.
+    #[error("{error} (asked as well: {others})")]
+    Everywhere {
+        /// Of the host that counts.
+        error: Box<Error>,
+        /// What the others said.
+        others: String,
+    },
     /// No host of the registry may be used for it.
     #[error("{0}: no host in hosts.toml has the capability \"{1}\"")]
     NoHost(String, &'static str),
@@ -135,9 +209,25 @@ impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::Reference { .. } | Self::Credentials(_) => Kind::InvalidArgument,
-            Self::Hosts { .. } | Self::NoHost(..) => Kind::FailedPrecondition,
+            Self::Hosts { .. } | Self::NoHost(..) | Self::Login { .. } => Kind::FailedPrecondition,
             Self::NotFound { .. } => Kind::NotFound,
+            Self::Everywhere { error, .. } => error.kind(),
             _ => Kind::Unknown,
+        }
+    }
+}
+
+impl Error {
+    /// Whether another try may end better, and how long the registry wants to wait for it.
+    fn passing(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { lasting: false, .. } | Self::Broken { .. } => Some(Duration::ZERO),
+            Self::Status {
+                status: 429 | 500 | 502 | 503 | 504,
+                retry_after,
+                ..
+            } => Some(retry_after.unwrap_or_default()),
+            _ => None,
         }
     }
 }

@@ -64,12 +64,16 @@ fn files() -> Roff {
             "Mirrors and certificates of registries.",
         ),
         (
+            "/etc/berth/auth.json",
+            "Credentials of this node for registries, as docker's config.json. Need not exist.",
+        ),
+        (
             "/run/berth/berth.sock",
             "The socket of the CRI, for the kubelet and crictl.",
         ),
         (
             "/run/berth/admin.sock",
-            "The socket of berth images; metrics and health, over HTTP.",
+            "The socket of berth images and berth explain; metrics and health, over HTTP.",
         ),
         (
             "/run/berth, /var/lib/berth",

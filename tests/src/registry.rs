@@ -1,5 +1,6 @@
 //! A local OCI registry (the distribution's `docker-registry`), and a small client that fills it.
 
+pub mod faulty;
 pub mod secure;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -61,7 +61,7 @@ pub struct Options {
     pub slot: u8,
     /// folder with a hosts.toml for each registry
     pub hosts: PathBuf,
-    /// more lines for the configuration file (TOML), for Berth only
+    /// more lines for the configuration file (TOML), for Berth only; they begin in the table `[images]`
     pub extra: String,
 }
 

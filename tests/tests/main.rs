@@ -15,6 +15,7 @@ mod logs;
 mod memory;
 mod network;
 mod pod;
+mod registry;
 mod resources;
 mod restart;
 mod security;
@@ -49,6 +50,7 @@ fn tests() -> Vec<Test> {
         resources::TESTS,
         image::TESTS,
         storage::TESTS,
+        registry::TESTS,
         network::TESTS,
         restart::TESTS,
         logs::TESTS,

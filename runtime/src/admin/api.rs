@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::image::{
     CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Pruned, Share, Thing,
 };
+use crate::model::RegistryAuth;
 
 /// An archive that the daemon opens itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +89,17 @@ pub struct CheckRequest {
     pub quick: bool,
     /// Take away what is damaged.
     pub repair: bool,
+}
+
+/// A pull to explain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// Any name that could be pulled.
+    pub reference: String,
+    /// The credentials that the pull would bring.
+    #[serde(default)]
+    pub auth: Option<RegistryAuth>,
 }
 
 /// Why a request was not done.

@@ -16,9 +16,10 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::api::{
-    CheckReport, CheckRequest, DiskUse, ImageDetails, ImageRequest, ImageSummary, LoadRequest,
-    Problem, PruneRequest, Pruned, PullProgress, PullRequest, SaveRequest, Settings,
+    CheckReport, CheckRequest, DiskUse, ExplainRequest, ImageDetails, ImageRequest, ImageSummary,
+    LoadRequest, Problem, PruneRequest, Pruned, PullProgress, PullRequest, SaveRequest, Settings,
 };
+use crate::model::{Explanation, RegistryAuth};
 
 /// Bytes that are read from an archive at a time.
 const PIECE: usize = 256 * 1024;
@@ -121,6 +122,20 @@ impl Client {
         self.send(Method::POST, "/images/remove", json, body)
             .await?;
         Ok(())
+    }
+
+    /// What a pull of a reference with these credentials would do.
+    ///
+    /// # Errors
+    /// See [`Error`]; status 400 when it is not a reference.
+    pub async fn explain(
+        &self,
+        reference: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Explanation, Error> {
+        let reference = reference.to_owned();
+        self.ask("/images/explain", &ExplainRequest { reference, auth })
+            .await
     }
 
     /// All about an image.

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::State;
 use super::api::{
-    CheckRequest, ImageRequest, ImageSummary, LoadRequest, PruneRequest, PullProgress, PullRequest,
-    SaveRequest,
+    CheckRequest, ExplainRequest, ImageRequest, ImageSummary, LoadRequest, PruneRequest,
+    PullProgress, PullRequest, SaveRequest,
 };
 use super::archive;
 use super::routes::{Answer, JSON, detached, json, ready, small_json};
@@ -39,7 +39,7 @@ pub(super) async fn answer(state: &Arc<State>, path: &str, request: Request<Inco
     let wanted = match path {
         "/images" | "/pulls" | "/df" => Method::GET,
         "/images/load" | "/images/remove" | "/images/inspect" | "/images/pull" | "/images/save"
-        | "/images/prune" | "/images/check" => Method::POST,
+        | "/images/prune" | "/images/check" | "/images/explain" => Method::POST,
         _ => return Outcome::Unknown,
     };
     if *request.method() != wanted {
@@ -65,6 +65,7 @@ pub(super) async fn answer(state: &Arc<State>, path: &str, request: Request<Inco
         "/images/pull" => pull(state, request).await,
         "/images/save" => save(state, request).await,
         "/images/prune" => prune(state, request).await,
+        "/images/explain" => explain(state, request).await,
         _ => check(state, request).await,
     })
 }
@@ -90,6 +91,12 @@ fn progress(pull: &PullStatus) -> PullProgress {
         bytes: pull.bytes.0,
         bytes_done: pull.bytes.1,
     }
+}
+
+/// Asks registries and changes nothing, so it ends with its client.
+async fn explain(state: &State, request: Request<Incoming>) -> Result<Answer, Failure> {
+    let ExplainRequest { reference, auth } = small_json(request).await?;
+    json(&state.images.clone().explain(reference, auth).await?)
 }
 
 fn absent(reference: &str) -> Failure {

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 
 use super::api::{CheckReport, DiskUse, ImageDetails, ImageSummary, Pruned};
 use crate::image::{self, ImageManager, PullStatus};
-use crate::model::{Image, Kind, Kinded, RegistryAuth, chain};
+use crate::model::{Explanation, Image, Kind, Kinded, RegistryAuth, chain};
 
 /// Why something could not be done: its kind and in words.
 pub(super) type Failure = (Kind, String);
@@ -35,6 +35,8 @@ pub(super) trait Shelf: Send + Sync {
     fn prune(self: Arc<Self>, all: bool) -> Work<Pruned>;
     fn check(self: Arc<Self>, quick: bool, repair: bool) -> Work<CheckReport>;
     fn disk_use(self: Arc<Self>) -> Work<DiskUse>;
+    fn explain(self: Arc<Self>, reference: String, auth: Option<RegistryAuth>)
+    -> Work<Explanation>;
 }
 
 fn failure(error: image::Error) -> Failure {
@@ -110,5 +112,17 @@ impl Shelf for ImageManager {
 
     fn disk_use(self: Arc<Self>) -> Work<DiskUse> {
         async move { ImageManager::disk_use(&self).await.map_err(failure) }.boxed()
+    }
+
+    fn explain(
+        self: Arc<Self>,
+        reference: String,
+        auth: Option<RegistryAuth>,
+    ) -> Work<Explanation> {
+        async move {
+            let told = ImageManager::explain(&self, &reference, auth).await;
+            told.map_err(failure)
+        }
+        .boxed()
     }
 }

@@ -11,7 +11,7 @@ use super::client::{Client, Error};
 use super::shelf::{Failure, Work, Writer};
 use super::*;
 use crate::image::PullStatus;
-use crate::model::{Digest, Image, ImageUser, Kind, RegistryAuth};
+use crate::model::{Digest, Explanation, Image, ImageUser, Kind, RegistryAuth};
 
 /// Keeps the names of archives as images, and how many bytes they had.
 #[derive(Default)]
@@ -90,6 +90,24 @@ impl Shelf for Fake {
 
     fn load_file(self: Arc<Self>, path: PathBuf) -> Work<Vec<Image>> {
         async move { Ok(self.add(&path.display().to_string(), 1)) }.boxed()
+    }
+
+    fn explain(
+        self: Arc<Self>,
+        reference: String,
+        auth: Option<RegistryAuth>,
+    ) -> Work<Explanation> {
+        async move {
+            match reference.as_str() {
+                "A" => Err((Kind::InvalidArgument, "not a reference".to_owned())),
+                _ => Ok(Explanation {
+                    reference,
+                    error: auth.map(|auth| auth.username),
+                    ..Explanation::default()
+                }),
+            }
+        }
+        .boxed()
     }
 
     fn remove(self: Arc<Self>, reference: String) -> Work<()> {
@@ -240,6 +258,20 @@ async fn images_are_loaded_listed_and_removed() {
     rig.client.remove("/x.tar").await.unwrap();
     assert_eq!(refused(rig.client.remove("/x.tar").await).0, 404);
     assert_eq!(rig.client.images().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_pull_is_explained() {
+    let rig = Rig::ready();
+    let told = rig.client.explain("r.io/x", None).await.unwrap();
+    assert_eq!((told.reference.as_str(), told.error), ("r.io/x", None));
+    let auth = RegistryAuth {
+        username: "u".into(),
+        ..RegistryAuth::default()
+    };
+    let told = rig.client.explain("r.io/x", Some(auth)).await.unwrap();
+    assert_eq!(told.error.as_deref(), Some("u"));
+    assert_eq!(refused(rig.client.explain("A", None).await).0, 400);
 }
 
 #[tokio::test]

@@ -234,6 +234,21 @@ impl Settings<'_> {
         limits.or_else(|why| self.bad(key, why))
     }
 
+    /// A list of `KEY=VALUE`, neither of them empty.
+    pub(super) fn pairs(&self, key: &str) -> Result<Vec<String>, Error> {
+        let Some((_, Value::List(list), _)) = self.get(key) else {
+            return self.bad(key, "must be a list of strings");
+        };
+        let pair = |text: &String| {
+            let (left, right) = text.split_once('=').unwrap_or_default();
+            !left.trim().is_empty() && !right.trim().is_empty()
+        };
+        match list.iter().find(|text| !pair(text)) {
+            Some(text) => self.bad(key, format!("must hold NAME=VALUE only, not {text:?}")),
+            None => Ok(list.clone()),
+        }
+    }
+
     pub(super) fn instance(&self, key: &str) -> Result<String, Error> {
         let name = self.text(key);
         let fits = (1..=32).contains(&name.len())

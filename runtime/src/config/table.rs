@@ -177,6 +177,21 @@ pub const KEYS: &[Key] = &[
         "/etc/berth/certs.d",
         "directory of HOST/hosts.toml files",
     ),
+    text(
+        "images.credentials_file",
+        "/etc/berth/auth.json",
+        "credentials for pulls that bring none, in the format of docker's config.json with its helpers; need not exist",
+    ),
+    list(
+        "images.token_services",
+        &[],
+        "REGISTRY=HOST: a token service of another domain that may see the registry's credentials",
+    ),
+    number(
+        "images.silence_limit",
+        60,
+        "seconds without a byte after which a registry is given up; 0: never",
+    ),
     number(
         "images.max_concurrent_layers",
         4,

@@ -176,23 +176,39 @@ impl Fetcher {
                 })
                 .await?
             }
-            Source::Registry(session) => {
-                let blob = session.blob(&wanted.descriptor).await?;
-                let (sender, receiver) = mpsc::channel(PIECES);
-                let reader = PieceReader::new(receiver);
-                let host = blob.host().to_owned();
-                let unpacking = super::blocking(move || unpack(&shelf, reader, &what));
-                let (pumped, unpacked) =
-                    tokio::join!(pump(blob, sender, &self.progress), unpacking);
-                // A stream that broke is the cause of whatever the unpacking says about it.
-                pumped?;
-                unpacked?.map_err(|error| error.at_host(&host))
-            }
+            Source::Registry(session) => loop {
+                match self.fetched(session, wanted, &what).await {
+                    Err(error @ Error::Content { .. }) if session.distrust(&what.digest) => {
+                        tracing::warn!(%error, "asking the next host");
+                    }
+                    result => return result,
+                }
+            },
         }
+    }
+
+    /// A layer of a registry, unpacked while it comes.
+    async fn fetched(
+        &self,
+        session: &Session,
+        wanted: &Wanted,
+        what: &What,
+    ) -> Result<Staged, Error> {
+        let blob = session.blob(&wanted.descriptor).await?;
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let reader = PieceReader::new(receiver);
+        let host = blob.host().to_owned();
+        let (shelf, what) = (self.shelf.clone(), what.clone());
+        let unpacking = super::blocking(move || unpack(&shelf, reader, &what));
+        let (pumped, unpacked) = tokio::join!(pump(blob, sender, &self.progress), unpacking);
+        // A stream that broke is the cause of whatever the unpacking says about it.
+        pumped?;
+        unpacked?.map_err(|error| error.at_host(&host))
     }
 }
 
 /// What a layer must turn out to be.
+#[derive(Clone)]
 struct What {
     digest: Digest,
     media_type: String,

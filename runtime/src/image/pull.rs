@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use oci_spec::image::ImageManifest;
 use tokio::sync::Semaphore;
 
 use super::catalog::Entry;
@@ -12,22 +11,9 @@ use super::layers::{Fetcher, Layers, Source};
 use super::progress::{Progress, Row};
 use super::shelf::now;
 use super::{Error, Inner, Reference, digest_of};
-use crate::model::{ChainId, Digest, ImageId, RegistryAuth};
-use crate::registry::{Content, Document, MAX_CONFIG, Session, Target, choose};
-
-/// Indexes within indexes that are followed (CVE-2026-53493).
-const MAX_DEPTH: usize = 2;
-
-/// The documents that lead to an image: indexes first, the manifest last.
-#[derive(Debug)]
-pub(crate) struct Resolved {
-    /// Digest and bytes of each.
-    pub(crate) documents: Vec<(Digest, Vec<u8>)>,
-    /// The last of them.
-    pub(crate) manifest: ImageManifest,
-    /// Where the first came from.
-    pub(crate) host: String,
-}
+use crate::model::{ChainId, ImageId, RegistryAuth};
+pub(crate) use crate::registry::Resolved;
+use crate::registry::{MAX_CONFIG, Session};
 
 /// The whole way. Runs in a task of its own.
 pub(crate) async fn run(
@@ -40,7 +26,7 @@ pub(crate) async fn run(
     if let Some(id) = unchanged(&inner, &session, &reference).await? {
         return Ok(id);
     }
-    let resolved = resolve(&session, &reference.target()).await?;
+    let resolved = session.resolve(&reference.target()).await?;
     row.progress.set_source(&resolved.host);
     let config_descriptor = resolved.manifest.config();
     let config_digest = digest_of(config_descriptor)?;
@@ -204,36 +190,4 @@ async fn unchanged(
         })
         .await?;
     Ok(there.get(&id).is_some().then_some(id))
-}
-
-/// From a tag or a digest to a manifest for this machine.
-async fn resolve(session: &Session, target: &Target<'_>) -> Result<Resolved, Error> {
-    let mut document = session.manifest(target).await?;
-    let host = document.host.clone();
-    let mut documents = Vec::new();
-    for _ in 0..=MAX_DEPTH {
-        let Document {
-            bytes,
-            digest,
-            content,
-            ..
-        } = document;
-        documents.push((digest, bytes));
-        let index = match content {
-            Content::Manifest(manifest) => {
-                return Ok(Resolved {
-                    documents,
-                    manifest: *manifest,
-                    host,
-                });
-            }
-            Content::Index(index) => index,
-        };
-        let child = choose(&index).map_err(|reason| Error::Index { digest, reason })?;
-        document = session.manifest(&Target::Digest(digest_of(child)?)).await?;
-    }
-    Err(Error::Index {
-        digest: document.digest,
-        reason: format!("indexes are nested more than {MAX_DEPTH} deep"),
-    })
 }

@@ -171,7 +171,8 @@ pub struct FsUsage {
 }
 
 /// Credentials for a registry, as CRI's `AuthConfig`. Its `Debug` shows nothing.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RegistryAuth {
     /// User name.
     pub username: String,

@@ -14,6 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::client::Clients;
 use super::hosts::Endpoint;
+use super::login::{Login, Node};
+use super::trace::Trace;
 use super::{Error, token};
 use crate::model::RegistryAuth;
 
@@ -31,26 +33,41 @@ pub(crate) enum Secret {
     Bearer(String),
 }
 
-/// The secret to use at an endpoint. Precedence as in containerd (row F091).
+/// What to use at an endpoint: the request's credentials before those of the node (precedence of row F091).
+///
+/// # Errors
+/// Credentials that contradict themselves.
+pub(crate) fn login_for(
+    auth: Option<&RegistryAuth>,
+    node: &Node,
+    endpoint: &Endpoint,
+    repository: &str,
+) -> Result<Login, Error> {
+    let registry = &endpoint.registry;
+    if let Some(auth) = auth
+        && is_bound(auth, endpoint)
+        && let Some(secret) = secret(auth)?
+    {
+        return Ok(Login::Request(secret));
+    }
+    node.login(endpoint, registry, repository)
+}
+
+fn is_bound(auth: &RegistryAuth, endpoint: &Endpoint) -> bool {
+    let (host, registry) = (canonical(&endpoint.host), canonical(&endpoint.registry));
+    if auth.server_address.is_empty() {
+        // The registry's own server, wherever the operator says that it is; a mirror only under the same name.
+        return endpoint.upstream || host == registry;
+    }
+    let named = canonical(&auth.server_address);
+    named == host || (endpoint.upstream && named == registry)
+}
+
+/// The secret that credentials are.
 ///
 /// # Errors
 /// `auth` that is not base64 of `user:password`.
-pub(crate) fn secret_for(
-    auth: Option<&RegistryAuth>,
-    endpoint: &Endpoint,
-    registry: &str,
-) -> Result<Option<Secret>, Error> {
-    let Some(auth) = auth else { return Ok(None) };
-    let bound = if auth.server_address.is_empty() {
-        // The registry's own server, wherever the operator says that it is; a mirror only under the same name.
-        endpoint.upstream || canonical(&endpoint.host) == canonical(registry)
-    } else {
-        canonical(&auth.server_address) == canonical(&endpoint.host)
-    };
-    if bound { secret(auth) } else { Ok(None) }
-}
-
-fn secret(auth: &RegistryAuth) -> Result<Option<Secret>, Error> {
+pub(crate) fn secret(auth: &RegistryAuth) -> Result<Option<Secret>, Error> {
     if !auth.username.is_empty() {
         let (user, password) = (auth.username.clone(), auth.password.clone());
         return Ok(Some(Secret::Basic(user, password)));
@@ -80,7 +97,7 @@ fn secret(auth: &RegistryAuth) -> Result<Option<Secret>, Error> {
 }
 
 /// A host as credentials name it: no scheme, no path, Docker Hub's many names as one.
-fn canonical(address: &str) -> String {
+pub(crate) fn canonical(address: &str) -> String {
     let (scheme, rest) = match address.split_once("://") {
         Some((scheme, rest)) => (scheme, rest),
         None => ("", address),
@@ -100,18 +117,23 @@ fn canonical(address: &str) -> String {
     }
 }
 
-/// A fingerprint of credentials, to tell callers apart without keeping what they brought.
-pub(crate) fn fingerprint(secret: Option<&Secret>) -> [u8; 32] {
+impl Secret {
+    /// Tells callers apart without keeping what they brought.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        match self {
+            Self::Basic(user, password) => fingerprint(&["basic", user, password]),
+            Self::Refresh(token) => fingerprint(&["refresh", token]),
+            Self::Bearer(token) => fingerprint(&["bearer", token]),
+        }
+    }
+}
+
+/// The hash of some texts.
+pub(crate) fn fingerprint(texts: &[&str]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    let mut field = |text: &str| {
+    for text in texts {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
-    };
-    match secret {
-        None => field("none"),
-        Some(Secret::Basic(user, password)) => [user, password].into_iter().for_each(|t| field(t)),
-        Some(Secret::Refresh(token)) => ["refresh", token].into_iter().for_each(field),
-        Some(Secret::Bearer(token)) => ["bearer", token].into_iter().for_each(field),
     }
     hash.finalize().into()
 }
@@ -122,6 +144,17 @@ pub(crate) struct TokenKey {
     pub(crate) origin: String,
     pub(crate) scope: String,
     pub(crate) owner: [u8; 32],
+}
+
+/// Who asks a token service, and for what.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) login: &'a Login,
+    /// For messages.
+    pub(crate) what: &'a str,
+    /// For explanations.
+    pub(crate) trace: &'a Trace,
 }
 
 struct Token {
@@ -174,12 +207,11 @@ impl Tokens {
     pub(crate) async fn answer(
         &self,
         clients: &Clients,
-        endpoint: &Endpoint,
-        secret: Option<&Secret>,
+        asker: &Asker<'_>,
         key: TokenKey,
         headers: &HeaderMap,
-        what: &str,
     ) -> Result<HeaderValue, Error> {
+        let Asker { endpoint, what, .. } = *asker;
         let denied = |reason: &str| Error::Denied {
             host: endpoint.host.clone(),
             what: what.to_owned(),
@@ -187,7 +219,8 @@ impl Tokens {
         };
         let challenge = challenge(headers)
             .ok_or_else(|| denied("it asks for an authentication that Berth does not know"))?;
-        let (value, life) = match (challenge, secret) {
+        let secret = asker.login.secret(&endpoint.host).await?;
+        let (value, life) = match (challenge, secret.as_ref()) {
             (_, Some(Secret::Bearer(token))) => (format!("Bearer {token}"), Duration::MAX / 4),
             (Challenge::Basic, Some(Secret::Basic(user, password))) => {
                 (basic(user, password), Duration::from_secs(3600))
@@ -196,7 +229,7 @@ impl Tokens {
                 return Err(denied("it wants a user and a password, and none was given"));
             }
             (Challenge::Bearer(bearer), secret) => {
-                token::fetch(clients, endpoint, &bearer, secret, &key.scope, what).await?
+                token::fetch(clients, asker, &bearer, secret, &key.scope).await?
             }
         };
         let mut value =

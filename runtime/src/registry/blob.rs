@@ -1,27 +1,42 @@
-//! A blob as it comes: cut connections are continued where they ended.
+//! A blob as it comes: cut connections are continued where they ended, at another host if need be.
 
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use reqwest::header::CONTENT_RANGE;
+use reqwest::header::{CONTENT_RANGE, ETAG, HeaderValue};
 use reqwest::{Response, StatusCode};
 
 use super::Error;
 use super::client::{Answer, words};
+use super::rounds::Rounds;
 use super::session::Session;
 use crate::model::Digest;
 
-/// Cuts in a row without a byte between them that are endured.
+/// Cuts in a row without a byte between them that a host is forgiven.
 const MAX_CUTS: u32 = 3;
+
+/// Where a download that ended early goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Bytes that are there.
+    pub offset: u64,
+    /// What [`Blob::version`] said when they came. With it a server that has another version by now starts
+    /// over; without it the digest alone tells.
+    pub version: Option<String>,
+}
 
 /// The bytes of a blob, exactly as many as its descriptor says.
 #[derive(Debug)]
 pub struct Blob {
     session: Session,
+    /// The hosts that were not asked yet.
+    rounds: Rounds,
     index: usize,
     digest: Digest,
     size: u64,
-    /// Bytes handed out.
+    /// First byte that was handed out.
+    start: u64,
+    /// First byte that was not handed out yet.
     offset: u64,
     /// Bytes to drop: a server without ranges starts over.
     skip: u64,
@@ -31,24 +46,40 @@ pub struct Blob {
 }
 
 impl Blob {
-    pub(crate) fn new(
+    /// From the first host that has it.
+    pub(crate) async fn open(
         session: Session,
-        index: usize,
         digest: Digest,
         size: u64,
-        answer: Answer,
-    ) -> Self {
-        Self {
+        from: Option<Resume>,
+    ) -> Result<Self, Error> {
+        let from = from.filter(|from| from.offset < size).unwrap_or_default();
+        let version = from.version.and_then(|text| text.parse().ok());
+        let mut rounds = Rounds::new(session.blob_hosts(&digest));
+        let asked = Asked {
+            session: &session,
+            digest,
+            size,
+            offset: from.offset,
+        };
+        let Some((index, answer, start)) = asked.anywhere(&mut rounds, version.as_ref()).await
+        else {
+            return Err(rounds.verdict(|| Error::NoHost(session.name(), "pull")));
+        };
+        session.sends(&digest, index);
+        Ok(Self {
             session,
+            rounds,
             index,
             digest,
             size,
-            offset: 0,
+            start,
+            offset: start,
             skip: 0,
             response: answer.response,
             host: answer.host,
             cuts: 0,
-        }
+        })
     }
 
     /// What was asked for.
@@ -59,6 +90,18 @@ impl Blob {
     /// The host that sends it, after redirects.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// The first byte that comes: the one that was asked for, or 0 from a server that starts over.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// What tells this version from another, for [`Resume`]; a server need not say it.
+    pub fn version(&self) -> Option<&str> {
+        let tag = self.response.headers().get(ETAG)?.to_str().ok()?;
+        // A weak one promises nothing about bytes.
+        (!tag.starts_with("W/")).then_some(tag)
     }
 
     /// The next bytes; `None` after the last.
@@ -76,7 +119,7 @@ impl Blob {
                 Ok(None) => format!("it ended after {} of {} bytes", self.offset, self.size),
                 Err(error) => words(error),
             };
-            self.resume(reason).await?;
+            self.go_on(reason).await?;
         }
     }
 
@@ -100,45 +143,61 @@ impl Blob {
         Ok(Some(bytes))
     }
 
-    async fn resume(&mut self, mut reason: String) -> Result<(), Error> {
-        loop {
+    /// Continues after a cut: at the same host, then at the others.
+    async fn go_on(&mut self, mut reason: String) -> Result<(), Error> {
+        while self.cuts < MAX_CUTS {
             self.cuts += 1;
-            if self.cuts > MAX_CUTS {
-                return Err(self.broken(reason));
-            }
             tracing::debug!(blob.digest = %self.digest, offset = self.offset, reason, "continuing a cut blob");
             tokio::time::sleep(Duration::from_millis(100) * self.cuts * self.cuts).await;
-            let answer = match self
-                .session
-                .blob_at(self.index, &self.digest, self.offset)
-                .await
-            {
-                Ok(answer) => answer,
-                Err(error @ (Error::Unavailable { .. } | Error::Broken { .. })) => {
-                    reason = error.to_string();
-                    continue;
+            match self.asked().at(self.index, None).await {
+                Ok((answer, start)) => {
+                    self.switch(self.index, answer, start);
+                    return Ok(());
                 }
-                Err(error) => return Err(error),
-            };
-            self.skip = self.gap(&answer.response)?;
-            self.response = answer.response;
-            self.host = answer.host;
-            return Ok(());
+                Err(error) if error.passing().is_some() => reason = error.to_string(),
+                Err(error) => {
+                    reason = error.to_string();
+                    break;
+                }
+            }
+        }
+        let broken = self.broken(reason);
+        tracing::debug!(blob.digest = %self.digest, error = %broken, "this host is given up");
+        self.rounds.gave_up(self.index, broken);
+        // Not `asked()`, which would borrow the rounds too.
+        let asked = Asked {
+            session: &self.session,
+            digest: self.digest,
+            size: self.size,
+            offset: self.offset,
+        };
+        match asked.anywhere(&mut self.rounds, None).await {
+            Some((index, answer, start)) => {
+                self.session.sends(&self.digest, index);
+                self.cuts = 0;
+                self.switch(index, answer, start);
+                Ok(())
+            }
+            None => {
+                let rounds = std::mem::replace(&mut self.rounds, Rounds::new([]));
+                Err(rounds.verdict(|| Error::NoHost(self.session.name(), "pull")))
+            }
         }
     }
 
-    /// How much of an answer to a range request came before.
-    fn gap(&self, response: &Response) -> Result<u64, Error> {
-        if self.offset == 0 || response.status() != StatusCode::PARTIAL_CONTENT {
-            return Ok(self.offset);
-        }
-        let range = response.headers().get(CONTENT_RANGE);
-        let start = range
-            .and_then(|value| value.to_str().ok()?.strip_prefix("bytes "))
-            .and_then(|text| text.split('-').next()?.parse::<u64>().ok());
-        match start {
-            Some(start) if start <= self.offset => Ok(self.offset - start),
-            _ => Err(self.broken("it continued at another place than asked for".to_owned())),
+    fn switch(&mut self, index: usize, answer: Answer, start: u64) {
+        self.index = index;
+        self.skip = self.offset - start;
+        self.response = answer.response;
+        self.host = answer.host;
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            session: &self.session,
+            digest: self.digest,
+            size: self.size,
+            offset: self.offset,
         }
     }
 
@@ -147,6 +206,113 @@ impl Blob {
             host: self.host.clone(),
             what: format!("blob {}", self.digest),
             reason,
+        }
+    }
+}
+
+/// A request for the rest of a blob.
+struct Asked<'a> {
+    session: &'a Session,
+    digest: Digest,
+    size: u64,
+    offset: u64,
+}
+
+impl Asked<'_> {
+    /// At the next host that answers; with the first byte of its answer.
+    async fn anywhere(
+        &self,
+        rounds: &mut Rounds,
+        version: Option<&HeaderValue>,
+    ) -> Option<(usize, Answer, u64)> {
+        while let Some(index) = rounds.next().await {
+            let host = self.session.host(index);
+            self.session
+                .trace
+                .begin(host, &format!("blob {}", self.digest));
+            match self.at(index, version).await {
+                Ok((answer, start)) => return Some((index, answer, start)),
+                Err(error) => self.session.note(rounds, index, error),
+            }
+        }
+        None
+    }
+
+    async fn at(
+        &self,
+        index: usize,
+        version: Option<&HeaderValue>,
+    ) -> Result<(Answer, u64), Error> {
+        let ask = |offset| self.session.blob_at(index, &self.digest, offset, version);
+        let answer = match ask(self.offset).await {
+            // It takes no such range, whatever it has.
+            Err(Error::Status { status: 416, .. }) if self.offset > 0 => ask(0).await?,
+            other => other?,
+        };
+        let start = self.start(&answer)?;
+        Ok((answer, start))
+    }
+
+    /// The first byte of an answer, not behind the one that was asked for. An answer of another length than the
+    /// descriptor's is refused before its first byte, so that the next host can be asked.
+    fn start(&self, answer: &Answer) -> Result<u64, Error> {
+        let response = &answer.response;
+        let bad = |reason: String| Error::Document {
+            what: format!("blob {} at {}", self.digest, answer.host),
+            reason,
+        };
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let start = if partial && self.offset > 0 {
+            let range = response.headers().get(CONTENT_RANGE);
+            let (start, total) = range
+                .and_then(|value| content_range(value.to_str().ok()?))
+                .ok_or_else(|| bad("a part without saying which".to_owned()))?;
+            if start > self.offset {
+                return Err(bad(
+                    "it continued at another place than asked for".to_owned()
+                ));
+            }
+            if let Some(total) = total.filter(|total| *total != self.size) {
+                return Err(bad(self.wrong_size(total)));
+            }
+            start
+        } else {
+            0
+        };
+        let rest = self.size - start;
+        match response.content_length() {
+            Some(length) if length > rest || (!partial && length != rest) => {
+                Err(bad(self.wrong_size(start + length)))
+            }
+            _ => Ok(start),
+        }
+    }
+
+    fn wrong_size(&self, there: u64) -> String {
+        format!(
+            "it has {there} bytes, and its descriptor says {}",
+            self.size
+        )
+    }
+}
+
+/// First byte and whole length of `bytes first-last/length`.
+fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let start = range.split('-').next()?.trim().parse().ok()?;
+    Some((start, total.trim().parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
+        for bad in ["", "5-9/10", "bytes */10", "bytes x-9/10", "bytes 5-9"] {
+            assert_eq!(content_range(bad), None, "{bad}");
         }
     }
 }

@@ -9,16 +9,16 @@ use std::error::Error as _;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::{Mutex, Once, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
-use super::Error;
 use super::hosts::Endpoint;
+use super::proxy::Proxies;
+use super::trace::Trace;
+use super::{DEFAULT_SILENCE, Error};
 
-/// A registry that sends nothing for this long is given up.
-const SILENCE: Duration = Duration::from_secs(60);
 /// Redirects that are followed.
 const MAX_HOPS: usize = 5;
 /// Distinct ways to connect that are kept; more than any sane machine has.
@@ -45,19 +45,20 @@ pub(crate) struct Tls {
 struct Key {
     tls: Tls,
     https: bool,
-    loopback: bool,
+    proxy: Option<String>,
 }
 
 /// The clients in use; a changed certificate makes another one.
 #[derive(Debug)]
 pub(crate) struct Clients {
     kept: Mutex<HashMap<Key, Client>>,
-    silence: Duration,
+    silence: Option<Duration>,
+    proxies: Proxies,
 }
 
 impl Default for Clients {
     fn default() -> Self {
-        Self::with_silence(SILENCE)
+        Self::new(Some(DEFAULT_SILENCE), Proxies::default())
     }
 }
 
@@ -85,6 +86,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) authorization: Option<HeaderValue>,
     /// For messages.
     pub(crate) what: &'a str,
+    /// For explanations.
+    pub(crate) trace: &'a Trace,
 }
 
 /// An answer, and whether it still came from the first origin.
@@ -98,23 +101,35 @@ pub(crate) struct Answer {
 }
 
 impl Clients {
-    /// That give a host up which sends nothing for this long.
-    pub(crate) fn with_silence(silence: Duration) -> Self {
+    /// That give a host up which sends nothing for this long (none: never), and go through these proxies.
+    pub(crate) fn new(silence: Option<Duration>, proxies: Proxies) -> Self {
         Self {
             kept: Mutex::default(),
             silence,
+            proxies,
+        }
+    }
+
+    /// The proxy on the way to a URL.
+    ///
+    /// # Errors
+    /// The environment names one that cannot be used.
+    pub(crate) fn proxy(&self, tls: &Tls, url: &Url) -> Result<Option<String>, String> {
+        match &tls.proxy {
+            Some(own) => Ok(Some(own.clone())),
+            None => Ok(self.proxies.of(url)?.map(str::to_owned)),
         }
     }
 
     /// The client for a URL.
     ///
     /// # Errors
-    /// A certificate that cannot be used.
+    /// A certificate or a proxy that cannot be used.
     pub(crate) fn get(&self, tls: &Tls, url: &Url) -> Result<Client, String> {
         let key = Key {
             tls: tls.clone(),
             https: url.scheme() == "https",
-            loopback: url.host_str().is_some_and(is_loopback),
+            proxy: self.proxy(tls, url)?,
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = kept.get(&key) {
@@ -134,32 +149,11 @@ impl Clients {
     /// No answer, or a redirect that must not be followed. Any status is an answer.
     pub(crate) async fn send(&self, endpoint: &Endpoint, ask: Ask<'_>) -> Result<Answer, Error> {
         let first = ask.url.clone();
-        let (mut url, mut method) = (ask.url, ask.method);
+        let (mut url, mut method) = (ask.url.clone(), ask.method.clone());
         let mut away = false;
         for _ in 0..=MAX_HOPS {
+            let response = self.hop(endpoint, &ask, &url, &method, away).await?;
             let host = host_port(&url);
-            let mut tls = endpoint.tls.clone();
-            if url.host_str() != endpoint.base.host_str() {
-                tls.identities.clear();
-            }
-            let unavailable = |reason| Error::Unavailable {
-                host: host.clone(),
-                reason,
-            };
-            let client = self.get(&tls, &url).map_err(unavailable)?;
-            let mut request = client
-                .request(method.clone(), url.clone())
-                .headers(ask.headers.clone());
-            if !away {
-                request = request.headers(endpoint.headers.clone());
-                if let Some(value) = &ask.authorization {
-                    request = request.header(AUTHORIZATION, value.clone());
-                }
-            }
-            let response = request
-                .send()
-                .await
-                .map_err(|error| unavailable(words(error)))?;
             let Some(next) = redirect(&url, &response, ask.what)? else {
                 return Ok(Answer {
                     response,
@@ -184,6 +178,47 @@ impl Clients {
             what: ask.what.to_owned(),
             to: host_port(&url),
             reason: "too many redirects",
+        })
+    }
+
+    /// One request. `away`: another origin was asked before, so nothing that is bound to the first may go along.
+    async fn hop(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        url: &Url,
+        method: &Method,
+        away: bool,
+    ) -> Result<Response, Error> {
+        let host = host_port(url);
+        let mut tls = endpoint.tls.clone();
+        if away {
+            tls.identities.clear();
+        }
+        let client = self.get(&tls, url).map_err(|reason| Error::Unavailable {
+            host: host.clone(),
+            reason,
+            lasting: true,
+        })?;
+        let mut request = client
+            .request(method.clone(), url.clone())
+            .headers(ask.headers.clone());
+        if !away {
+            request = request.headers(endpoint.headers.clone());
+            if let Some(value) = &ask.authorization {
+                request = request.header(AUTHORIZATION, value.clone());
+            }
+        }
+        let since = Instant::now();
+        let outcome = request.send().await;
+        let outcome = outcome.map_err(|error| (is_lasting(&error), words(error)));
+        let answer = outcome.as_ref().map(|response| response.status().as_u16());
+        let answer = answer.map_err(|(_, reason)| reason.as_str());
+        ask.trace.exchange(method.as_str(), url, since, answer);
+        outcome.map_err(|(lasting, reason)| Error::Unavailable {
+            host,
+            reason,
+            lasting,
         })
     }
 }
@@ -228,30 +263,39 @@ pub(crate) fn check_target(first: &Url, from: &Url, next: &Url) -> Result<(), &'
     Ok(())
 }
 
-fn build(key: &Key, silence: Duration) -> Result<Client, String> {
+fn build(key: &Key, silence: Option<Duration>) -> Result<Client, String> {
     install_provider();
     let tls = &key.tls;
     let mut builder = Client::builder()
         .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
-        .read_timeout(silence)
         .http2_initial_stream_window_size(WINDOW)
         .tcp_keepalive(Duration::from_secs(30))
-        .pool_idle_timeout(Duration::from_secs(30));
+        .pool_idle_timeout(Duration::from_secs(30))
+        // The environment's are in the key.
+        .no_proxy();
+    if let Some(silence) = silence {
+        builder = builder.read_timeout(silence);
+    }
     if let Some(limit) = tls.dial_timeout {
         builder = builder.connect_timeout(limit);
     }
-    if let Some(proxy) = &tls.proxy {
+    if let Some(proxy) = &key.proxy {
         let proxy = reqwest::Proxy::all(proxy).map_err(|_| "the proxy URL is not usable")?;
-        builder = builder.no_proxy().proxy(proxy);
-    } else if key.loopback {
-        // As Go does: the environment's proxy could not reach our loopback.
-        builder = builder.no_proxy();
+        builder = builder.proxy(proxy);
     }
-    if !key.https {
+    let secret_proxy = key
+        .proxy
+        .as_deref()
+        .is_some_and(|p| p.starts_with("https:"));
+    if !key.https && !secret_proxy {
         // A plain connection needs no roots, and a machine without CA certificates has none to load.
         builder = builder.tls_certs_only(Vec::new());
+        return builder.build().map_err(words);
+    }
+    if tls.identities.len() > 1 {
+        builder = builder.tls_backend_preconfigured(super::tls::configuration(tls)?);
         return builder.build().map_err(words);
     }
     let mut roots = Vec::new();
@@ -285,6 +329,21 @@ fn install_provider() {
     });
 }
 
+/// Whether the same request would fail in the same way: what TLS refused stays refused.
+pub(crate) fn is_lasting(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        // An I/O error hides what it was made of from the chain.
+        let io = inner.downcast_ref::<std::io::Error>();
+        let hidden = io.and_then(|io| io.get_ref());
+        if inner.is::<rustls::Error>() || hidden.is_some_and(|h| h.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    error.is_builder()
+}
+
 /// An error with its causes and without its URL, which may hold a signature.
 pub(crate) fn words(error: reqwest::Error) -> String {
     let error = error.without_url();
@@ -297,12 +356,30 @@ pub(crate) fn words(error: reqwest::Error) -> String {
     text
 }
 
+/// Why a body is not there.
+#[derive(Debug)]
+pub(crate) enum BadBody {
+    /// Longer than allowed.
+    TooLong(usize),
+    /// It broke.
+    Cut(String),
+}
+
+impl std::fmt::Display for BadBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooLong(limit) => write!(f, "it is longer than {limit} bytes"),
+            Self::Cut(reason) => f.write_str(reason),
+        }
+    }
+}
+
 /// The whole body of a document, if it is not longer than `limit` bytes.
-pub(crate) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
+pub(crate) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, BadBody> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(words)? {
+    while let Some(chunk) = response.chunk().await.map_err(|e| BadBody::Cut(words(e)))? {
         if bytes.len() + chunk.len() > limit {
-            return Err(format!("it is longer than {limit} bytes"));
+            return Err(BadBody::TooLong(limit));
         }
         bytes.extend_from_slice(&chunk);
     }

@@ -48,8 +48,20 @@ pub(crate) struct Plan {
     pub(crate) no_ranges: bool,
     /// Blobs come in pieces of so many bytes, with a pause between.
     pub(crate) drip: Option<(usize, Duration)>,
-    /// Requests whose path holds the text get this status and `Retry-After: 0`, so many times.
+    /// Requests whose path holds the text get this status and `Retry-After`, so many times.
     pub(crate) fail: Option<(String, u16, u32)>,
+    /// What `Retry-After` says; 0 when it is not told.
+    pub(crate) retry_after: Option<String>,
+    /// Blobs come with another byte in the middle.
+    pub(crate) damage: bool,
+    /// Manifests are said to have another digest than they have.
+    pub(crate) lie: bool,
+    /// Blobs come without their length.
+    pub(crate) unsized_blobs: bool,
+    /// Tag of the version of all blobs.
+    pub(crate) etag: Option<String>,
+    /// A range is refused with 416.
+    pub(crate) refuse_ranges: bool,
 }
 
 /// One request as it came.
@@ -83,14 +95,37 @@ impl Fake {
     }
 
     pub(crate) async fn https() -> Self {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        Self::tls(None).await
+    }
+
+    /// Speaks TLS with those who show a certificate: the client's, with its key, is in the answer (PEM).
+    pub(crate) async fn mutual() -> (Self, String) {
+        let (der, pem) = client_certificate("client");
+        (Self::tls(Some(der)).await, pem)
+    }
+
+    async fn tls(client: Option<rustls::pki_types::CertificateDer<'static>>) -> Self {
+        let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
+        let names = names.to_vec();
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
+        let config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
+            .unwrap();
+        let config = match client {
+            None => config.with_no_client_auth(),
+            Some(certificate) => {
+                let mut roots = rustls::RootCertStore::empty();
+                roots.add(certificate).unwrap();
+                let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+                    Arc::new(roots),
+                    provider,
+                );
+                config.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let config = config
             .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
             .unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
@@ -169,6 +204,19 @@ impl Fake {
     pub(crate) fn name(&self, rest: &str) -> String {
         format!("{}/{rest}", self.addr)
     }
+}
+
+/// A certificate that issued itself, and the same with its key in PEM.
+pub(crate) fn client_certificate(
+    name: &str,
+) -> (rustls::pki_types::CertificateDer<'static>, String) {
+    let mut wanted = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let common = rcgen::DnType::CommonName;
+    wanted.distinguished_name.push(common, name);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = wanted.self_signed(&key).unwrap();
+    let pem = format!("{}{}", made.pem(), key.serialize_pem());
+    (made.der().clone(), pem)
 }
 
 /// An image made on the spot.
@@ -315,9 +363,6 @@ async fn answer(
         body: String::from_utf8_lossy(&body).into_owned(),
     });
     let path = parts.uri.path();
-    if path == "/token" {
-        return token(&state.plan, &parts.headers, &body);
-    }
     if let Some((part, status, times)) = &mut state.plan.fail
         && *times > 0
         && whole.contains(part.as_str())
@@ -327,10 +372,13 @@ async fn answer(
             *status,
             "{\"errors\":[{\"code\":\"X\",\"message\":\"told to\"}]}",
         );
-        response
-            .headers_mut()
-            .insert("retry-after", "0".parse().unwrap());
+        let after = state.plan.retry_after.as_deref().unwrap_or("0");
+        let headers = response.headers_mut();
+        headers.insert("retry-after", after.parse().unwrap());
         return response;
+    }
+    if path == "/token" {
+        return token(&state.plan, &parts.headers, &body);
     }
     if path.starts_with("/v2/")
         && let Some(refused) = refused(&state.plan, &parts.headers, addr)
@@ -347,8 +395,12 @@ async fn answer(
                 let mut response = full(200, bytes.clone());
                 let headers = response.headers_mut();
                 headers.insert("content-type", kind.parse().unwrap());
-                let digest = digest(bytes).to_string().parse().unwrap();
-                headers.insert("docker-content-digest", digest);
+                let said = match state.plan.lie {
+                    true => digest(b"another"),
+                    false => digest(bytes),
+                };
+                let said = said.to_string().parse().unwrap();
+                headers.insert("docker-content-digest", said);
                 response
             }
         };
@@ -412,9 +464,23 @@ fn blob(state: &mut State, path: &str, headers: &HeaderMap) -> Response<Body> {
         return full(404, "");
     };
     let range = headers.get("range").and_then(|v| v.to_str().ok());
+    let version = headers.get("if-range").and_then(|v| v.to_str().ok());
+    let same = version.is_none_or(|version| state.plan.etag.as_deref() == Some(version));
+    if range.is_some() && state.plan.refuse_ranges {
+        return full(416, "");
+    }
     let start: usize = match range.and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')) {
-        Some(start) if !state.plan.no_ranges => start.parse().unwrap(),
+        Some(start) if !state.plan.no_ranges && same => start.parse().unwrap(),
         _ => 0,
+    };
+    let bytes = match state.plan.damage {
+        true => {
+            let mut bytes = bytes.to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            Bytes::from(bytes)
+        }
+        false => bytes,
     };
     let rest = bytes.slice(start..);
     let mut sent = rest.len();
@@ -446,9 +512,13 @@ fn blob(state: &mut State, path: &str, headers: &HeaderMap) -> Response<Body> {
         }
     });
     let body = StreamBody::new(ReceiverStream::new(receiver));
-    let mut builder = Response::builder()
-        .status(if start > 0 { 206 } else { 200 })
-        .header("content-length", length);
+    let mut builder = Response::builder().status(if start > 0 { 206 } else { 200 });
+    if !state.plan.unsized_blobs {
+        builder = builder.header("content-length", length);
+    }
+    if let Some(etag) = &state.plan.etag {
+        builder = builder.header("etag", etag);
+    }
     if start > 0 {
         let range = format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len());
         builder = builder.header("content-range", range);

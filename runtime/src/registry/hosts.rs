@@ -17,7 +17,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Error;
-use super::client::{Tls, host_port, is_loopback};
+use super::client::{Tls, host_port, is_loopback, words};
 
 /// Connection attempts end after this, where the file names no other limit (containerd's default).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,6 +43,12 @@ pub(crate) struct Endpoint {
     pub(crate) namespace: Option<String>,
     /// It is the registry's own server, not a mirror.
     pub(crate) upstream: bool,
+    /// The registry of the reference.
+    pub(crate) registry: String,
+    /// Token services of other domains that may see its credentials.
+    pub(crate) token_services: Vec<String>,
+    /// The file that names it, or the directory of its certificates; none: nothing does.
+    pub(crate) file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -115,20 +121,32 @@ pub(crate) fn load(dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Error> {
         let file = dir.join("hosts.toml");
         match read(&file) {
             Ok(text) => {
-                return parse(&text, &dir, registry).map_err(|(path, reason)| Error::Hosts {
-                    path: path.unwrap_or(file),
+                let parsed = parse(&text, &dir, registry);
+                let parsed = parsed.map_err(|(path, reason)| Error::Hosts {
+                    path: path.unwrap_or_else(|| file.clone()),
                     reason,
                 });
+                return parsed.map(|endpoints| named_by(endpoints, &file));
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(hosts_error(&file, &error));
             }
             // Docker's pattern: certificates alone.
-            Err(_) if dir.is_dir() => return Ok(vec![upstream(registry, docker_certs(&dir)?)]),
+            Err(_) if dir.is_dir() => {
+                let own = upstream(registry, docker_certs(&dir)?);
+                return Ok(named_by(vec![own], &dir));
+            }
             Err(_) => {}
         }
     }
     Ok(vec![upstream(registry, Tls::default())])
+}
+
+fn named_by(mut endpoints: Vec<Endpoint>, file: &Path) -> Vec<Endpoint> {
+    for endpoint in &mut endpoints {
+        endpoint.file = Some(file.to_owned());
+    }
+    endpoints
 }
 
 /// Where the file may be, the most specific place first.
@@ -152,7 +170,7 @@ fn hosts_error(path: &Path, error: &io::Error) -> Error {
     }
 }
 
-fn read(path: &Path) -> io::Result<String> {
+pub(crate) fn read(path: &Path) -> io::Result<String> {
     use io::Read as _;
     let mut text = String::new();
     let file = std::fs::File::open(path)?;
@@ -182,6 +200,9 @@ fn upstream(registry: &str, tls: Tls) -> Endpoint {
         headers: HeaderMap::new(),
         namespace: None,
         upstream: true,
+        registry: registry.to_owned(),
+        token_services: Vec::new(),
+        file: None,
     }
 }
 
@@ -291,6 +312,9 @@ fn endpoint(
         namespace: stands_in.then(|| registry.to_owned()),
         upstream,
         host,
+        registry: registry.to_owned(),
+        token_services: Vec::new(),
+        file: None,
     })
 }
 
@@ -371,10 +395,35 @@ fn named_file(dir: &Path, name: &str) -> Result<Vec<u8>, Reason> {
 
 fn authorities(ca: Option<OneOrMany>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason> {
     let names = ca.map(OneOrMany::into_vec).unwrap_or_default();
-    names.iter().map(|name| named_file(dir, name)).collect()
+    let authority = |name: &String| checked_authority(&dir.join(name), named_file(dir, name)?);
+    names.iter().map(authority).collect()
 }
 
-/// Certificate and key in one PEM text each; only the first is used (TLS sends one).
+/// A file that could not be used is told with its name, and before anybody is asked.
+fn checked_authority(path: &Path, pem: Vec<u8>) -> Result<Vec<u8>, Reason> {
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(words);
+    let why = match certificates {
+        Ok(list) if !list.is_empty() => return Ok(pem),
+        Ok(_) => "it holds no PEM certificate".to_owned(),
+        Err(why) => format!("it is not a PEM certificate: {why}"),
+    };
+    Err((Some(path.to_owned()), why))
+}
+
+fn checked_identity(path: &Path, pem: Vec<u8>) -> Result<Vec<u8>, Reason> {
+    match reqwest::Identity::from_pem(&pem) {
+        Ok(_) => Ok(pem),
+        Err(error) => Err((
+            Some(path.to_owned()),
+            format!(
+                "it is not a client certificate with its key in PEM: {}",
+                words(error)
+            ),
+        )),
+    }
+}
+
+/// Certificate and key in one PEM text each.
 fn identities(client: Option<Client>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason> {
     let pairs = match client {
         None => Vec::new(),
@@ -389,7 +438,7 @@ fn identities(client: Option<Client>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason
             pem.push(b'\n');
             pem.extend(named_file(dir, &key)?);
         }
-        identities.push(pem);
+        identities.push(checked_identity(&dir.join(&certificate), pem)?);
     }
     Ok(identities)
 }
@@ -402,14 +451,22 @@ fn docker_certs(dir: &Path) -> Result<Tls, Error> {
     }
     names.sort();
     let bytes = |path: &Path| read(path).map_err(|error| hosts_error(path, &error));
+    let named = |(path, reason): Reason| Error::Hosts {
+        path: path.unwrap_or_else(|| dir.to_owned()),
+        reason,
+    };
     let mut tls = Tls::default();
     for path in &names {
         match path.extension().and_then(|e| e.to_str()) {
-            Some("crt") => tls.ca.push(bytes(path)?.into_bytes()),
+            Some("crt") => {
+                let pem = checked_authority(path, bytes(path)?.into_bytes());
+                tls.ca.push(pem.map_err(named)?);
+            }
             Some("cert") => {
                 let key = bytes(&path.with_extension("key"))?;
                 let pem = format!("{}\n{key}", bytes(path)?);
-                tls.identities.push(pem.into_bytes());
+                let pem = checked_identity(path, pem.into_bytes());
+                tls.identities.push(pem.map_err(named)?);
             }
             _ => {}
         }
@@ -417,7 +474,7 @@ fn docker_certs(dir: &Path) -> Result<Tls, Error> {
     Ok(tls)
 }
 
-/// Go's notation, as far as a time limit needs it: numbers with `ms`, `s`, `m` or `h`.
+/// Go's notation, without a sign: numbers with `ns`, `us`, `ms`, `s`, `m` or `h`.
 fn duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -427,9 +484,12 @@ fn duration(text: &str) -> Option<Duration> {
             .take_while(|b| b.is_ascii_digit() || *b == b'.')
             .count();
         let (number, tail) = rest.split_at(digits);
-        let letters = tail.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let (unit, tail) = tail.split_at(letters);
+        let number_again = |c: char| c.is_ascii_digit() || c == '.';
+        let (unit, tail) = tail.split_at(tail.find(number_again).unwrap_or(tail.len()));
         let seconds = match unit {
+            "ns" => 1e-9,
+            // Both of Unicode's signs, as in Go.
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
             "ms" => 0.001,
             "s" => 1.0,
             "m" => 60.0,

@@ -1,5 +1,10 @@
 //! The client against a registry that misbehaves.
 
+mod mirrors;
+mod node;
+mod proxies;
+mod resume;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +12,7 @@ use std::time::Duration;
 use oci_spec::image::Descriptor;
 
 use super::fake::{self, Fake, Pack};
+use super::proxy::Proxies;
 use super::*;
 use crate::model::RegistryAuth;
 
@@ -270,6 +276,66 @@ async fn a_token_service_elsewhere_gets_no_credentials() {
         .unwrap_err();
     assert!(error.to_string().contains("another domain"), "{error}");
     assert!(thief.log().is_empty());
+    // Without credentials there is nothing to lose, and the token is good for this registry alone.
+    fake.plan(|p| p.bearer = Some(None));
+    manifest(&nowhere(), &fake.name("x:1"), None).await.unwrap();
+    assert_eq!(thief.log().len(), 1);
+    // The operator may know better.
+    fake.plan(|p| p.bearer = Some(Some(("u".into(), "p".into()))));
+    thief.plan(|p| p.bearer = Some(Some(("u".into(), "p".into()))));
+    let knowing = Registry::new(Config {
+        token_services: vec![format!("{}=localhost:{}", fake.addr, thief.addr.port())],
+        ..Config::from(PathBuf::from("/nonexistent"))
+    });
+    manifest(&knowing, &fake.name("x:1"), Some(&auth("u", "p")))
+        .await
+        .unwrap();
+    assert_eq!(thief.log().len(), 2);
+}
+
+#[tokio::test]
+async fn a_busy_token_service_is_asked_again() {
+    let fake = Fake::http().await;
+    fake.put_image("x", "1", &simple());
+    fake.plan(|p| {
+        p.bearer = Some(None);
+        p.fail = Some(("/token".into(), 503, 2));
+    });
+    manifest(&nowhere(), &fake.name("x:1"), None).await.unwrap();
+    assert_eq!(fake.count("GET", "/token"), 3);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_where_it_is_asked_for() {
+    let (fake, pem) = Fake::mutual().await;
+    fake.put_image("x", "1", &simple());
+    let name = fake.addr.to_string();
+    let server = format!("server = \"https://{name}\"\nskip_verify = true\n");
+    let (_d, stranger) = hosts(&name, &server);
+    let error = manifest(&stranger, &fake.name("x:1"), None).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("RegistryUnavailable"), "{error}");
+    let (dir, known) = hosts(&name, &format!("{server}client = \"own.pem\""));
+    std::fs::write(dir.path().join(&name).join("own.pem"), &pem).unwrap();
+    manifest(&known, &fake.name("x:1"), None).await.unwrap();
+    // Of several, the one that the server trusts; the server is verified as ever.
+    let ca = format!("server = \"https://{name}\"\nca = \"ca.pem\"\n");
+    for (text, trusted) in [(&server, true), (&ca, true), (&ca, false)] {
+        let several = "client = [\"other.pem\", \"own.pem\"]";
+        let (dir, several) = hosts(&name, &format!("{text}{several}"));
+        let write = |file: &str, text: &str| {
+            std::fs::write(dir.path().join(&name).join(file), text).unwrap();
+        };
+        write("own.pem", &pem);
+        write("other.pem", &fake::client_certificate("other").1);
+        let stranger = fake::client_certificate("stranger").1;
+        write(
+            "ca.pem",
+            fake.ca.as_ref().filter(|_| trusted).unwrap_or(&stranger),
+        );
+        let got = manifest(&several, &fake.name("x:1"), None).await;
+        assert_eq!(got.is_ok(), trusted, "{got:?}");
+    }
 }
 
 #[tokio::test]
@@ -351,11 +417,18 @@ async fn cut_blobs_go_on_where_they_ended() {
 async fn blobs_of_another_length_or_content_are_refused() {
     let fake = Fake::http().await;
     let want = b"what was promised".to_vec();
-    for (sent, say) in [
-        (&b"what was promised and more"[..], "longer"),
-        (b"what was", "ended after 8 of 17"),
-        (b"what Was promised", "other content"),
+    for (sent, unsized_blobs, say) in [
+        (
+            &b"what was promised and more"[..],
+            false,
+            "it has 26 bytes, and its descriptor says 17",
+        ),
+        (b"what was", false, "it has 8 bytes"),
+        (b"what was promised and more", true, "longer"),
+        (b"what was", true, "it has 8 bytes"),
+        (b"what Was promised", false, "other content"),
     ] {
+        fake.plan(|p| p.unsized_blobs = unsized_blobs);
         fake.put_blob(&fake::digest(&want), sent);
         let error = fetch(&nowhere(), &fake, &want).await.unwrap_err();
         assert!(error.to_string().contains(say), "{error}");
@@ -397,7 +470,7 @@ async fn a_silent_registry_is_given_up() {
     fake.plan(|p| p.drip = Some((200, Duration::from_secs(3600))));
     let mut registry = Registry::new(PathBuf::from("/nonexistent"));
     let inner = Arc::get_mut(&mut registry).unwrap();
-    inner.clients = client::Clients::with_silence(Duration::from_millis(100));
+    inner.clients = client::Clients::new(Some(Duration::from_millis(100)), Proxies::default());
     let name = format!("{}/x:1", silent.local_addr().unwrap());
     let error = manifest(&registry, &name, None).await.unwrap_err();
     assert!(

@@ -1,14 +1,15 @@
 //! Token services: where a Bearer challenge sends its reader.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, RequestBuilder, Url};
 use serde::Deserialize;
 
 use super::Error;
-use super::auth::{Bearer, Secret};
-use super::client::{Clients, body, check_target, host_port, words};
+use super::auth::{Asker, Bearer, Secret, canonical};
+use super::client::{Clients, body, check_target, host_port, is_lasting, words};
+use super::exchange::retry_after;
 use super::hosts::Endpoint;
 
 /// Longest answer of a token service, bytes.
@@ -31,36 +32,55 @@ struct Answer {
 /// Fetches a token (distribution, token and OAuth2 specifications): the header's value, and how long it is good.
 ///
 /// # Errors
-/// [`Error::Denied`], or [`Error::Unavailable`] when the token service is away.
+/// [`Error::Denied`], or [`Error::Unavailable`] and [`Error::Status`] when the token service is away or busy.
 pub(crate) async fn fetch(
     clients: &Clients,
-    endpoint: &Endpoint,
+    asker: &Asker<'_>,
     bearer: &Bearer,
     secret: Option<&Secret>,
     scope: &str,
-    what: &str,
 ) -> Result<(String, Duration), Error> {
+    let endpoint = asker.endpoint;
     let denied = |reason: String| Error::Denied {
         host: endpoint.host.clone(),
-        what: what.to_owned(),
+        what: asker.what.to_owned(),
         reason,
     };
     let realm = realm(endpoint, &bearer.realm, secret.is_some()).map_err(&denied)?;
     let host = host_port(&realm);
-    let unavailable = |reason| Error::Unavailable {
+    let unavailable = |reason, lasting| Error::Unavailable {
         host: host.clone(),
         reason,
+        lasting,
     };
     let mut tls = endpoint.tls.clone();
     if realm.host_str() != endpoint.base.host_str() {
         tls.identities.clear();
     }
-    let client = clients.get(&tls, &realm).map_err(unavailable)?;
-    let response = request(&client, realm, bearer, secret, scope)
-        .send()
-        .await
-        .map_err(|error| unavailable(words(error)))?;
+    let client = clients
+        .get(&tls, &realm)
+        .map_err(|why| unavailable(why, true))?;
+    let (since, url) = (Instant::now(), realm.clone());
+    let outcome = request(&client, realm, bearer, secret, scope).send().await;
+    let outcome = outcome.map_err(|error| (is_lasting(&error), words(error)));
+    let method = match secret {
+        Some(Secret::Refresh(_)) => "POST",
+        _ => "GET",
+    };
+    let answer = outcome.as_ref().map(|response| response.status().as_u16());
+    let answer = answer.map_err(|(_, reason)| reason.as_str());
+    asker.trace.exchange(method, &url, since, answer);
+    let response = outcome.map_err(|(lasting, reason)| unavailable(reason, lasting))?;
     let status = response.status().as_u16();
+    if matches!(status, 429 | 500 | 502 | 503 | 504) {
+        return Err(Error::Status {
+            host,
+            what: format!("a token for {}", asker.what),
+            status,
+            detail: None,
+            retry_after: retry_after(response.headers()),
+        });
+    }
     if !response.status().is_success() {
         let who = match secret {
             Some(_) => "the given credentials",
@@ -70,7 +90,8 @@ pub(crate) async fn fetch(
             "the token service {host} answered {status} to {who}"
         )));
     }
-    let bytes = body(response, MAX_ANSWER).await.map_err(unavailable)?;
+    let bytes = body(response, MAX_ANSWER).await;
+    let bytes = bytes.map_err(|why| unavailable(why.to_string(), false))?;
     let (token, life) = parse(&bytes)
         .ok_or_else(|| denied(format!("the token service {host} answered no token")))?;
     // A fifth less than it says: a token must outlive the request that it is for.
@@ -138,9 +159,15 @@ fn realm(endpoint: &Endpoint, text: &str, with_secret: bool) -> Result<Url, Stri
     check_target(&endpoint.base, &endpoint.base, &url)
         .map_err(|why| format!("its token service {host} is not asked: {why}"))?;
     let name = |url: &Url| url.host_str().unwrap_or_default().to_ascii_lowercase();
-    if with_secret && !same_site(&name(&endpoint.base), &name(&url)) {
+    let named = endpoint
+        .token_services
+        .iter()
+        .any(|one| canonical(one) == canonical(&host));
+    if with_secret && !named && !same_site(&name(&endpoint.base), &name(&url)) {
         return Err(format!(
-            "its token service {host} is of another domain, which is not shown the credentials"
+            "its token service {host} is of another domain, which is not shown the credentials unless \
+             images.token_services has \"{}={host}\"",
+            endpoint.registry
         ));
     }
     Ok(url)
@@ -217,5 +244,11 @@ mod tests {
         ] {
             assert!(realm(&r, bad, true).is_err(), "{bad}");
         }
+        let mut r = r;
+        r.token_services = vec!["auth.elsewhere.net".into()];
+        assert!(realm(&r, "https://auth.elsewhere.net/t", true).is_ok());
+        assert!(realm(&r, "http://auth.elsewhere.net/t", true).is_err());
+        let said = realm(&r, "https://evil.com/t", true).unwrap_err();
+        assert!(said.contains("\"r.io=evil.com\""), "{said}");
     }
 }

@@ -46,10 +46,9 @@ impl Instance {
         let folder = self.folder().display();
         let mut text = format!(
             "root = \"{folder}/root\"\nstate = \"{folder}/state\"\nlisten = \"{folder}/cri.sock\"\n\
-             instance = \"{name}\"\n\n[images]\nregistry_hosts_dir = \"{hosts}\"\n\n[network]\n\
+             instance = \"{name}\"\n\n[network]\n\
              cni_conf_dir = \"{folder}/cni\"\nnetns_dir = \"{folder}/netns\"\n",
             name = self.name,
-            hosts = self.options.hosts.display(),
         );
         if self.options.net == Net::Builtin {
             let _ = writeln!(text, "builtin = \"10.{}.0.0/16\"", 50 + self.options.slot);
@@ -61,6 +60,8 @@ impl Instance {
             );
         }
         let _ = writeln!(text, "\n[cgroup]\nshims = \"{}-shims\"", self.name);
+        let hosts = self.options.hosts.display();
+        let _ = writeln!(text, "\n[images]\nregistry_hosts_dir = \"{hosts}\"");
         text.push_str(&self.options.extra);
         Ok(text)
     }

@@ -57,7 +57,7 @@ async fn alone(daemon: &DaemonArgs, args: &CheckArgs) -> Result<CheckReport, Str
     let storage = Storage::open(&config.root).map_err(|e| chain(&e))?;
     let images = ImageManager::open(image::Config {
         storage,
-        registry_hosts_dir: config.registry_hosts_dir,
+        registry: (&config).into(),
         pinned: config.pinned_images,
         parallel_layers: 1,
     });

@@ -54,7 +54,7 @@ impl Mounted {
         let storage = opened.unwrap();
         let manager = ImageManager::open(Config {
             storage: storage.clone(),
-            registry_hosts_dir: root.path().join("certs.d"),
+            registry: root.path().join("certs.d").into(),
             pinned: Vec::new(),
             parallel_layers: 0,
         });

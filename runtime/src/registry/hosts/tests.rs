@@ -134,14 +134,21 @@ fn the_most_specific_directory_wins() {
 #[test]
 fn client_certificates_come_in_every_notation_and_from_dockers_files() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["a.cert", "a.key", "ca.crt"] {
-        std::fs::write(dir.path().join(name), name).unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    for (name, text) in [
+        ("a.cert", cert.clone()),
+        ("a.key", key.clone()),
+        ("both.pem", format!("{cert}{key}")),
+        ("ca.crt", cert.clone()),
+    ] {
+        std::fs::write(dir.path().join(name), text).unwrap();
     }
     for notation in [
         "[[\"a.cert\", \"a.key\"]]",
-        "[\"a.cert\"]",
-        "\"a.cert\"",
-        "[[\"a.cert\", \"\"]]",
+        "[\"both.pem\"]",
+        "\"both.pem\"",
+        "[[\"both.pem\", \"\"]]",
     ] {
         let endpoints = parse(&format!("client = {notation}"), dir.path(), "r.io").unwrap();
         assert_eq!(endpoints[0].tls.identities.len(), 1, "{notation}");
@@ -149,7 +156,29 @@ fn client_certificates_come_in_every_notation_and_from_dockers_files() {
     let tls = docker_certs(dir.path()).unwrap();
     assert_eq!(
         (tls.ca.len(), tls.identities.as_slice()),
-        (1, &[b"a.cert\na.key".to_vec()][..])
+        (1, &[format!("{cert}\n{key}").into_bytes()][..])
+    );
+}
+
+#[test]
+fn a_certificate_that_is_none_is_named_before_anybody_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("bad.pem"), "-----BEGIN canary").unwrap();
+    for text in [
+        "ca = \"bad.pem\"",
+        "client = \"bad.pem\"",
+        "[host.\"https://m\"]\nca = [\"bad.pem\"]",
+    ] {
+        let (path, why) = parse(text, dir.path(), "r.io").unwrap_err();
+        assert_eq!(path, Some(dir.path().join("bad.pem")), "{text}");
+        assert!(why.contains("PEM") && !why.contains("canary"), "{why}");
+    }
+    std::fs::create_dir(dir.path().join("r.io")).unwrap();
+    std::fs::write(dir.path().join("r.io/own.crt"), "nothing").unwrap();
+    let error = load(dir.path(), "r.io").unwrap_err().to_string();
+    assert!(
+        error.contains("r.io/own.crt: it holds no PEM certificate"),
+        "{error}"
     );
 }
 
@@ -158,6 +187,9 @@ fn durations_are_gos() {
     assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
     assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
     assert_eq!(duration("1.5s"), Some(Duration::from_millis(1500)));
+    assert_eq!(duration("1s5us"), Some(Duration::from_micros(1_000_005)));
+    assert_eq!(duration("7\u{b5}s"), Some(Duration::from_micros(7)));
+    assert_eq!(duration("5000000ns"), Some(Duration::from_millis(5)));
     for bad in ["", "5", "s", "0s", "-1s", "1e9h", "1..2s"] {
         assert_eq!(duration(bad), None, "{bad}");
     }

@@ -1,0 +1,242 @@
+//! Which host is asked next.
+//!
+//! A host that fails makes the next one asked at once; only when all have failed are those asked again
+//! whose failure may pass: refused connections, 429 and 5xx. A registry's `Retry-After` is obeyed.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Error;
+
+/// How often a host is asked for the same thing.
+const TRIES: u32 = 4;
+/// First pause between two rounds; each next one is three times as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Nothing is asked again after this time, so a longer `Retry-After` fails at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The hosts that are still to be asked for one thing.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    queue: VecDeque<usize>,
+    /// Failed in this round, may do better in the next; each with the time that it asked for.
+    again: Vec<(usize, Duration)>,
+    /// The last failure of each host, in the order of the file.
+    failures: Vec<(usize, Error)>,
+    round: u32,
+    pause: Duration,
+    begun: Instant,
+}
+
+impl Rounds {
+    pub(crate) fn new(hosts: impl IntoIterator<Item = usize>) -> Self {
+        Self {
+            queue: hosts.into_iter().collect(),
+            again: Vec::new(),
+            failures: Vec::new(),
+            round: 1,
+            pause: FIRST_PAUSE,
+            begun: Instant::now(),
+        }
+    }
+
+    /// The next host; waits before those that are asked again. `None`: give up.
+    pub(crate) async fn next(&mut self) -> Option<usize> {
+        if let Some(index) = self.queue.pop_front() {
+            return Some(index);
+        }
+        let wait = self.wait()?;
+        tracing::debug!(?wait, round = self.round, "no host answered, asking again");
+        tokio::time::sleep(wait).await;
+        self.round += 1;
+        self.pause *= 3;
+        self.queue = self.again.drain(..).map(|(index, _)| index).collect();
+        self.queue.pop_front()
+    }
+
+    /// How long to wait for the next round; `None` when there is none. A host that asked for more time than
+    /// the next round gives it is left out of that round.
+    fn wait(&mut self) -> Option<Duration> {
+        if self.round >= TRIES {
+            return None;
+        }
+        let soonest = self.again.iter().map(|(_, asked)| *asked).min()?;
+        let wait = soonest.max(self.pause);
+        if self.begun.elapsed() + wait > PATIENCE {
+            return None;
+        }
+        self.again.retain(|(_, asked)| *asked <= wait);
+        Some(wait)
+    }
+
+    /// Notes why a host did not do.
+    pub(crate) fn failed(&mut self, index: usize, error: Error) {
+        if let Some(asked) = error.passing() {
+            self.again.push((index, asked));
+        }
+        self.gave_up(index, error);
+    }
+
+    /// Notes a failure after which the host is not asked again.
+    pub(crate) fn gave_up(&mut self, index: usize, error: Error) {
+        self.failures.retain(|(other, _)| *other != index);
+        self.failures.push((index, error));
+    }
+
+    /// The registry's own server has spoken: nobody is asked again.
+    pub(crate) fn settle(&mut self) {
+        self.round = TRIES;
+    }
+
+    /// What is done after a failure, in words.
+    pub(crate) fn plan(&self) -> &'static str {
+        if !self.queue.is_empty() {
+            "the next host is asked"
+        } else if !self.again.is_empty() && self.round < TRIES {
+            "what may pass is tried again after a pause"
+        } else {
+            "no host is left"
+        }
+    }
+
+    /// The one error that tells most: the last host's, which is the registry's own server, unless that one gave
+    /// no answer and another one said more than that it has no such thing.
+    pub(crate) fn verdict(self, nobody: impl FnOnce() -> Error) -> Error {
+        let mut failures = self.failures;
+        failures.sort_by_key(|(index, _)| *index);
+        let mut errors: Vec<Error> = failures.into_iter().map(|(_, error)| error).collect();
+        let said =
+            |error: &Error| !matches!(error, Error::Unavailable { .. } | Error::NotFound { .. });
+        let last = errors.len().saturating_sub(1);
+        let silent = matches!(errors.last(), Some(Error::Unavailable { .. }));
+        let counts = match silent {
+            true => errors.iter().rposition(said).unwrap_or(last),
+            false => last,
+        };
+        if errors.is_empty() {
+            return nobody();
+        }
+        let error = errors.remove(counts);
+        if errors.is_empty() {
+            return error;
+        }
+        let others: Vec<String> = errors.iter().map(Error::to_string).collect();
+        Error::Everywhere {
+            error: Box::new(error),
+            others: others.join("; "),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unavailable(host: &str) -> Error {
+        Error::Unavailable {
+            host: host.to_owned(),
+            reason: "refused".to_owned(),
+            lasting: false,
+        }
+    }
+
+    fn missing(host: &str) -> Error {
+        Error::NotFound {
+            host: host.to_owned(),
+            what: "x".to_owned(),
+        }
+    }
+
+    fn busy(after: Option<u64>) -> Error {
+        Error::Status {
+            host: "h".to_owned(),
+            what: "x".to_owned(),
+            status: 429,
+            detail: None,
+            retry_after: after.map(Duration::from_secs),
+        }
+    }
+
+    fn nobody() -> Error {
+        Error::Credentials("nobody")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_hosts_come_before_any_is_asked_again() {
+        let mut rounds = Rounds::new([0, 1, 2]);
+        let mut order = Vec::new();
+        while let Some(index) = rounds.next().await {
+            order.push(index);
+            rounds.failed(
+                index,
+                if index == 1 {
+                    missing("m")
+                } else {
+                    unavailable("u")
+                },
+            );
+        }
+        assert_eq!(order, [0, 1, 2, 0, 2, 0, 2, 0, 2]);
+        let text = rounds.verdict(nobody).to_string();
+        assert_eq!(
+            text,
+            "RegistryUnavailable: u: refused (asked as well: RegistryUnavailable: u: refused; m has no x)"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_is_left_alone_for_as_long_as_it_asks() {
+        let mut rounds = Rounds::new([0, 1]);
+        let start = tokio::time::Instant::now();
+        for index in [0, 1] {
+            assert_eq!(rounds.next().await, Some(index));
+            rounds.failed(index, busy(Some([7, 9][index])));
+        }
+        assert_eq!(rounds.next().await, Some(0));
+        assert!(start.elapsed() >= Duration::from_secs(7));
+        // The other one wanted more time than it would get.
+        rounds.failed(0, missing("h"));
+        assert_eq!(rounds.next().await, None);
+        let mut rounds = Rounds::new([0]);
+        rounds.next().await;
+        rounds.failed(0, busy(Some(61)));
+        assert_eq!(rounds.next().await, None);
+        let text = rounds.verdict(nobody).to_string();
+        assert_eq!(
+            text,
+            "h answered 429 for x; it asks to be left alone for 61 s"
+        );
+    }
+
+    #[test]
+    fn the_error_that_tells_most_comes_first() {
+        let verdict = |errors: Vec<Error>| {
+            let mut rounds = Rounds::new([]);
+            for (index, error) in errors.into_iter().enumerate() {
+                rounds.gave_up(index, error);
+            }
+            rounds.verdict(nobody).to_string()
+        };
+        assert!(verdict(vec![unavailable("m"), missing("r")]).starts_with("r has no x"));
+        // A mirror without it says nothing about the registry.
+        assert!(
+            verdict(vec![missing("m"), unavailable("r")]).starts_with("RegistryUnavailable: r")
+        );
+        assert!(verdict(vec![busy(None), unavailable("r")]).starts_with("h answered 429"));
+        assert!(verdict(Vec::new()).contains("nobody"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_registrys_own_no_ends_it() {
+        let mut rounds = Rounds::new([0, 1]);
+        assert_eq!(rounds.next().await, Some(0));
+        rounds.failed(0, unavailable("m"));
+        assert_eq!(rounds.next().await, Some(1));
+        rounds.failed(1, missing("r"));
+        rounds.settle();
+        assert_eq!(rounds.plan(), "no host is left");
+        assert_eq!(rounds.next().await, None);
+    }
+}
