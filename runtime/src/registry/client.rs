@@ -333,13 +333,16 @@ fn install_provider() {
 pub(crate) fn is_lasting(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
     while let Some(inner) = cause {
-        // An I/O error hides what it was made of from the chain.
-        let io = inner.downcast_ref::<std::io::Error>();
-        let hidden = io.and_then(|io| io.get_ref());
-        if inner.is::<rustls::Error>() || hidden.is_some_and(|h| h.is::<rustls::Error>()) {
+        if inner.is::<rustls::Error>() {
             return true;
         }
-        cause = inner.source();
+        cause = match inner.downcast_ref::<std::io::Error>() {
+            // An I/O error leaves what it was made of out of the chain.
+            Some(io) => io
+                .get_ref()
+                .map(|made_of| -> &dyn std::error::Error { made_of }),
+            None => inner.source(),
+        };
     }
     error.is_builder()
 }

@@ -213,6 +213,11 @@ async fn tls_is_verified_and_never_left() {
         "{error}"
     );
     assert!(error.to_string().contains("certificate"), "{error}");
+    // Asking again would not make it trusted.
+    assert!(
+        matches!(error, Error::Unavailable { lasting: true, .. }),
+        "{error:?}"
+    );
     let (dir, trusting) = hosts(&name, &format!("{server}ca = \"own.pem\""));
     std::fs::write(
         dir.path().join(&name).join("own.pem"),
