@@ -18,6 +18,7 @@ mod pod;
 mod resources;
 mod restart;
 mod security;
+mod stats;
 mod status;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn tests() -> Vec<Test> {
         container::TESTS,
         status::TESTS,
         resources::TESTS,
+        stats::TESTS,
         image::TESTS,
         network::TESTS,
         restart::TESTS,
