@@ -7,6 +7,7 @@ mod count;
 mod end;
 mod make;
 mod update;
+mod usage;
 
 use std::io;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ pub use count::{distributes, memory_in_use, oom_kills};
 pub use end::{kill, processes, remove, remove_parents, remove_shims};
 pub use make::{cpuset, ensure_shims, join, make_parents};
 pub use update::apply_writes;
+pub use usage::UsageReader;
 
 use crate::model::{Kind, Kinded};
 
@@ -36,6 +38,14 @@ pub enum Error {
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A file says something else than it should.
+    #[error("{path} could not be understood: it says {text:?}")]
+    Nonsense {
+        /// The file.
+        path: PathBuf,
+        /// The beginning of what it says.
+        text: String,
     },
     /// A value was refused.
     #[error("{value:?} could not be written to {path}: the kernel refused it{}", if *restored { "; the old limits are in force again" } else { "" })]

@@ -8,6 +8,7 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+mod measure;
 mod mounts;
 mod record;
 mod remove;
@@ -367,14 +368,20 @@ impl ContainerManager {
 
     /// All containers that the filter lets through, from memory.
     pub fn list(&self, filter: &ContainerFilter) -> Vec<ContainerStatus> {
-        let containers = self.0.containers.named(&filter.id);
-        containers
-            .iter()
-            .filter(|c| filter.pod.is_empty() || c.pod.as_str().starts_with(&filter.pod))
-            .filter(|c| has_labels(&c.spec.labels, &filter.labels))
-            .map(|c| status_of(c))
-            .filter(|c| filter.state.is_none_or(|s| s == c.state))
+        let containers = self.selected(filter);
+        let all = containers.iter().map(|c| status_of(c));
+        all.filter(|c| filter.state.is_none_or(|s| s == c.state))
             .collect()
+    }
+
+    /// Those that the filter lets through, whatever their state: that changes.
+    fn selected(&self, filter: &ContainerFilter) -> Vec<Arc<Container>> {
+        let mut containers = self.0.containers.named(&filter.id);
+        containers.retain(|c| {
+            (filter.pod.is_empty() || c.pod.as_str().starts_with(&filter.pod))
+                && has_labels(&c.spec.labels, &filter.labels)
+        });
+        containers
     }
 
     /// Applies new limits; fields that are not given stay.

@@ -41,6 +41,7 @@ use crate::container::ContainerManager;
 use crate::image::ImageManager;
 use crate::metrics::Metrics;
 use crate::pod::PodManager;
+use crate::stats::Stats;
 use layer::RpcLayer;
 
 /// How long calls under way may go on once the daemon is told to stop. What they started goes on
@@ -63,6 +64,8 @@ pub struct Deps {
     pub containers: Arc<ContainerManager>,
     /// Images.
     pub images: Arc<ImageManager>,
+    /// What pods and containers use.
+    pub stats: Stats,
     /// The node itself.
     pub node: Arc<Node>,
     /// Measurements.

@@ -26,6 +26,7 @@ use crate::model::chain;
 use crate::network::Network;
 use crate::pod::PodManager;
 use crate::shim::Launcher;
+use crate::stats::Stats;
 use crate::storage::Storage;
 use crate::store::Programs;
 use crate::{admin, container, cri, image, network, pod, recover, shim, spec, sys, telemetry};
@@ -75,6 +76,7 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
         pods: parts.pods.clone(),
         containers: parts.containers.clone(),
         images: parts.images.clone(),
+        stats: parts.stats.clone(),
         node: Arc::new(node::describe(&config, &parts)),
         metrics: parts.metrics.clone(),
         ready: ready.clone(),
@@ -133,6 +135,7 @@ struct Parts {
     pods: Arc<PodManager>,
     containers: Arc<ContainerManager>,
     images: Arc<ImageManager>,
+    stats: Stats,
     launcher: Arc<Launcher>,
     driver: Driver,
 }
@@ -212,6 +215,7 @@ impl Parts {
             receiver,
         );
         let containers = Arc::new(containers.map_err(|e| chain(&e))?);
+        let stats = Stats::new(facts.clone(), storage.clone());
         let images = ImageManager::open(image::Config {
             storage,
             registry: config.as_ref().into(),
@@ -228,6 +232,7 @@ impl Parts {
             pods,
             containers,
             images,
+            stats,
             launcher,
             driver,
         })

@@ -16,6 +16,7 @@ pub mod cri;
 pub mod container;
 pub mod image;
 pub mod pod;
+pub mod stats;
 
 // Level 2: mechanism. Siblings do not know each other.
 pub mod apparmor;

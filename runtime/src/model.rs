@@ -9,6 +9,7 @@ mod labels;
 mod pod;
 mod resources;
 mod security;
+mod stats;
 
 pub use container::{
     ContainerExit, ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState,
@@ -28,3 +29,7 @@ pub use pod::{
 };
 pub use resources::{HugepageLimit, Resources};
 pub use security::{AppArmorProfile, CapabilityRequest, GroupsPolicy, SeccompProfile, SignalName};
+pub use stats::{
+    CgroupUsage, ContainerStats, ContainerSubject, CpuUsage, InterfaceUsage, MemoryUsage,
+    NetworkUsage, PodCgroup, PodStats, PodSubject, Pressure, Stall, SwapUsage,
+};

@@ -7,6 +7,7 @@
 mod acquire;
 mod cgroups;
 mod files;
+mod measure;
 mod parents;
 mod record;
 mod release;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LEVELS: &[(&str, &[&str])] = &[
     ("5 process", &["main", "cli", "daemon", "recover"]),
     ("4 border", &["cri", "admin"]),
-    ("3 domain", &["pod", "container", "image"]),
+    ("3 domain", &["pod", "container", "image", "stats"]),
     (
         "2 mechanism",
         &[

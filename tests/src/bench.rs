@@ -268,7 +268,7 @@ impl<'a> Bench<'a> {
 
     async fn lists(&mut self, id: &str) -> Result<()> {
         const ROUNDS: usize = 40;
-        let mut times: [Vec<Duration>; 5] = Default::default();
+        let mut times: [Vec<Duration>; 6] = Default::default();
         for _ in 0..ROUNDS {
             let mut runtime = self.cri.runtime.clone();
             let answers = [
@@ -277,6 +277,7 @@ impl<'a> Bench<'a> {
                 timed(self.cri.container_status(id)).await?,
                 timed(self.cri.status(false)).await?,
                 timed(runtime.list_container_stats(ListContainerStatsRequest::default())).await?,
+                timed(self.cri.list_pod_stats(None)).await?,
             ];
             for (list, answer) in times.iter_mut().zip(answers) {
                 list.extend(answer);
@@ -288,6 +289,7 @@ impl<'a> Bench<'a> {
             "ContainerStatus at 50 pods",
             "Status at 50 pods",
             "ListContainerStats at 50 pods",
+            "ListPodSandboxStats at 50 pods",
         ];
         for (name, list) in names.iter().zip(times) {
             self.add_times(name, list);

@@ -296,6 +296,58 @@ impl Cri {
             .containers)
     }
 
+    /// ContainerStats
+    ///
+    /// # Errors
+    /// As the runtime answers.
+    pub async fn container_stats(&self, id: &str) -> Answer<ContainerStats> {
+        let request = timed(ContainerStatsRequest {
+            container_id: id.into(),
+        });
+        let answer = self.runtime.clone().container_stats(request).await?;
+        let stats = answer.into_inner().stats;
+        stats.ok_or_else(|| Status::unknown("no stats in the answer"))
+    }
+
+    /// ListContainerStats
+    ///
+    /// # Errors
+    /// As the runtime answers.
+    pub async fn list_container_stats(
+        &self,
+        filter: Option<ContainerStatsFilter>,
+    ) -> Answer<Vec<ContainerStats>> {
+        let request = timed(ListContainerStatsRequest { filter });
+        let answer = self.runtime.clone().list_container_stats(request).await?;
+        Ok(answer.into_inner().stats)
+    }
+
+    /// PodSandboxStats
+    ///
+    /// # Errors
+    /// As the runtime answers.
+    pub async fn pod_stats(&self, id: &str) -> Answer<PodSandboxStats> {
+        let request = timed(PodSandboxStatsRequest {
+            pod_sandbox_id: id.into(),
+        });
+        let answer = self.runtime.clone().pod_sandbox_stats(request).await?;
+        let stats = answer.into_inner().stats;
+        stats.ok_or_else(|| Status::unknown("no stats in the answer"))
+    }
+
+    /// ListPodSandboxStats
+    ///
+    /// # Errors
+    /// As the runtime answers.
+    pub async fn list_pod_stats(
+        &self,
+        filter: Option<PodSandboxStatsFilter>,
+    ) -> Answer<Vec<PodSandboxStats>> {
+        let request = timed(ListPodSandboxStatsRequest { filter });
+        let answer = self.runtime.clone().list_pod_sandbox_stats(request).await?;
+        Ok(answer.into_inner().stats)
+    }
+
     /// ExecSync with a time limit in seconds (0: none)
     ///
     /// # Errors

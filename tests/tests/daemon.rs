@@ -111,16 +111,9 @@ async fn what_is_not_built_says_so(case: &mut Case) -> Result<()> {
                 .err(),
         ),
         (
-            "ListContainerStats",
+            "ListPodSandboxMetrics",
             runtime
-                .list_container_stats(ListContainerStatsRequest::default())
-                .await
-                .err(),
-        ),
-        (
-            "ContainerStats",
-            runtime
-                .container_stats(ContainerStatsRequest::default())
+                .list_pod_sandbox_metrics(ListPodSandboxMetricsRequest::default())
                 .await
                 .err(),
         ),

@@ -19,6 +19,7 @@ mod registry;
 mod resources;
 mod restart;
 mod security;
+mod stats;
 mod status;
 mod storage;
 mod tree;
@@ -48,6 +49,7 @@ fn tests() -> Vec<Test> {
         container::TESTS,
         status::TESTS,
         resources::TESTS,
+        stats::TESTS,
         image::TESTS,
         storage::TESTS,
         registry::TESTS,

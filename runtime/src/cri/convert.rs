@@ -13,6 +13,7 @@ pub(super) mod pod;
 mod resources;
 mod security;
 mod signals;
+pub(super) mod stats;
 
 #[cfg(test)]
 mod tests;

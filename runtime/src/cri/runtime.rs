@@ -1,11 +1,15 @@
 //! The RuntimeService: each RPC goes to the file of its name.
 
+mod container_stats;
 mod container_status;
 mod create_container;
 mod exec_sync;
+mod list_container_stats;
 mod list_containers;
 mod list_pod_sandbox;
+mod list_pod_sandbox_stats;
 mod not_built;
+mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod remove_container;
 mod remove_pod_sandbox;
@@ -16,7 +20,9 @@ mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+mod stream_container_stats;
 mod stream_containers;
+mod stream_pod_sandbox_stats;
 mod stream_pod_sandboxes;
 mod update_container_resources;
 mod update_runtime_config;
@@ -202,48 +208,60 @@ impl RuntimeService for Services {
 
     async fn container_stats(
         &self,
-        _request: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
-        not_built::stats()
+        container_stats::handle(&self.deps, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_container_stats(
         &self,
-        _request: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        not_built::stats()
+        list_container_stats::handle(&self.deps, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamContainerStatsStream = Messages<v1::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _request: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        not_built::stats()
+        stream_container_stats::handle(&self.deps, request.into_inner())
+            .await
+            .map(messages)
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        not_built::stats()
+        pod_sandbox_stats::handle(&self.deps, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        not_built::stats()
+        list_pod_sandbox_stats::handle(&self.deps, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamPodSandboxStatsStream = Messages<v1::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        not_built::stats()
+        stream_pod_sandbox_stats::handle(&self.deps, request.into_inner())
+            .await
+            .map(messages)
     }
 
     async fn update_runtime_config(

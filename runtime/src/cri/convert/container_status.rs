@@ -15,7 +15,7 @@ fn state(state: ContainerState) -> i32 {
     .into()
 }
 
-fn metadata(metadata: &ContainerMetadata) -> v1::ContainerMetadata {
+pub(super) fn metadata(metadata: &ContainerMetadata) -> v1::ContainerMetadata {
     v1::ContainerMetadata {
         name: metadata.name.clone(),
         attempt: metadata.attempt,

@@ -250,7 +250,7 @@ fn state(state: PodState) -> i32 {
     .into()
 }
 
-fn metadata_to_proto(metadata: &PodMetadata) -> v1::PodSandboxMetadata {
+pub(super) fn metadata_to_proto(metadata: &PodMetadata) -> v1::PodSandboxMetadata {
     v1::PodSandboxMetadata {
         name: metadata.name.clone(),
         uid: metadata.uid.clone(),

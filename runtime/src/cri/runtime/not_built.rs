@@ -12,10 +12,6 @@ pub(super) fn streaming<T>(name: &str) -> Result<T, Status> {
     ))
 }
 
-pub(super) fn stats<T>() -> Result<T, Status> {
-    not_built("statistics of pods and containers are not built into this version of Berth")
-}
-
 pub(super) fn metrics<T>() -> Result<T, Status> {
     not_built(
         "metrics of pods and containers are not built into this version of Berth; those of the daemon are \
