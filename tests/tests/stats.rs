@@ -117,8 +117,8 @@ async fn figures_of_a_container_are_the_kernels(case: &mut Case) -> Result<()> {
     let memory = stats.memory.context("no memory")?;
     let usage = value(&memory.usage_bytes)?;
     let working_set = value(&memory.working_set_bytes)?;
-    ensure!((4 * MIB..=64 * MIB).contains(&usage), "{memory:?}");
-    ensure!(working_set <= usage && working_set >= 4 * MIB, "{memory:?}");
+    ensure!((3 * MIB..=64 * MIB).contains(&usage), "{memory:?}");
+    ensure!(working_set <= usage && working_set >= 3 * MIB, "{memory:?}");
     ensure_eq!(value(&memory.available_bytes)?, 64 * MIB - working_set);
     let rss = value(&memory.rss_bytes)?;
     ensure!((3 * MIB..=usage).contains(&rss), "{memory:?}");
@@ -297,7 +297,7 @@ async fn a_pod_is_measured_whole(case: &mut Case) -> Result<()> {
         |cpu: &Option<CpuUsage>| value(&cpu.as_ref().context("no cpu")?.usage_core_nano_seconds);
     ensure!(spent(&whole.cpu)? >= spent(&alone.cpu)?, "{whole:?}");
     let memory = whole.memory.clone().context("no memory")?;
-    ensure!(value(&memory.usage_bytes)? > 4 * MIB, "{memory:?}");
+    ensure!(value(&memory.usage_bytes)? > 3 * MIB, "{memory:?}");
     ensure!(value(&memory.rss_bytes)? > 3 * MIB, "{memory:?}");
     let processes = whole.process.clone().context("no process count")?;
     // pause and the shell.
@@ -362,8 +362,9 @@ async fn traffic_of_a_pod(case: &mut Case) -> Result<()> {
     let eth0 = network.default_interface.context("no default interface")?;
     ensure_eq!(eth0.name, "eth0");
     let (sent, received) = (value(&eth0.tx_bytes)?, value(&eth0.rx_bytes)?);
-    ensure!((1_000_000..2_000_000).contains(&sent), "{eth0:?}");
-    ensure!((100..1_000_000).contains(&received), "{eth0:?}");
+    // What was fetched went out, and its acknowledgements came in.
+    ensure!(sent >= 1_000_000, "{eth0:?}");
+    ensure!((100..sent).contains(&received), "{eth0:?}");
     ensure!(eth0.rx_errors.is_some() && eth0.tx_errors.is_some());
     ensure!(network.interfaces.iter().all(|one| one.name != "lo"));
 
