@@ -11,15 +11,18 @@ use berth_tests::{ensure_eq, process, test};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
-    test!(figures_of_a_container_are_the_kernels),
+    test!(figures_of_a_container_are_the_kernels)
+        .berth_only("containerd gives no rate for a single container"),
     test!(filters_choose),
-    test!(created_and_exited_containers),
-    test!(a_pod_is_measured_whole),
+    test!(created_and_exited_containers)
+        .berth_only("containerd does not measure created containers"),
+    test!(a_pod_is_measured_whole).berth_only("containerd lists the pod's exited containers too"),
     test!(pods_that_share_a_cgroup_are_apart)
         .berth_only("containerd counts all of a shared parent for each"),
-    test!(traffic_of_a_pod),
+    test!(traffic_of_a_pod).berth_only("containerd leaves a pod's parent cgroup behind"),
     test!(streams_are_lists),
-    test!(lists_never_fail_while_containers_come_and_go),
+    test!(lists_never_fail_while_containers_come_and_go)
+        .berth_only("containerd refuses to remove a running container"),
     test!(figures_go_on_after_a_restart),
 ];
 
