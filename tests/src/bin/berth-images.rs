@@ -6,11 +6,12 @@ use anyhow::Result;
 use berth_tests::images::{self, Kit};
 use berth_tests::registry::Registry;
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Builds the images of the tests from what `hack/tools.sh` made.
 #[derive(Debug, Parser)]
 enum Command {
-    /// Starts a registry with all images and a hosts.toml for each public one; ends with Ctrl-C.
+    /// Starts a registry with all images and a hosts.toml for each public one; ends with Ctrl-C or SIGTERM.
     Serve {
         /// Where the store goes.
         #[arg(long)]
@@ -48,7 +49,12 @@ async fn main() -> Result<()> {
                 registry.client().push("large", &["1"], &image).await?;
             }
             println!("{}", registry.address());
-            tokio::signal::ctrl_c().await?;
+            // The registry's process ends with `registry`, and not at all if a signal ends this one.
+            let mut told = signal(SignalKind::terminate())?;
+            tokio::select! {
+                end = tokio::signal::ctrl_c() => end?,
+                _ = told.recv() => {}
+            }
         }
         Command::Archive { name, out } => {
             std::fs::write(out, Kit::new()?.busybox()?.oci_archive(&name)?)?;
