@@ -1,7 +1,7 @@
 //! What pods and containers use: read from cgroup files when somebody asks, and kept for nobody else.
 //!
 //! Nothing runs while nobody asks. A list is one blocking task that reads all cgroups one after the other;
-//! writable layers, which have to be walked, are walked beside it and at most every [`writable::AGE`], and a
+//! writable layers, which have to be walked, are walked beside it and at most every ten seconds, and a
 //! disk that hangs costs a list its newest sizes and nothing else.
 //!
 //! A container or pod that ends while it is measured is left out of a list.

@@ -299,10 +299,10 @@ async fn a_pod_is_measured_whole(case: &mut Case) -> Result<()> {
     let spent =
         |cpu: &Option<CpuUsage>| value(&cpu.as_ref().context("no cpu")?.usage_core_nano_seconds);
     ensure!(spent(&whole.cpu)? >= spent(&alone.cpu)?, "{whole:?}");
-    let memory = whole.memory.clone().context("no memory")?;
+    let memory = whole.memory.context("no memory")?;
     ensure!(value(&memory.usage_bytes)? > 3 * MIB, "{memory:?}");
     ensure!(value(&memory.rss_bytes)? > 3 * MIB, "{memory:?}");
-    let processes = whole.process.clone().context("no process count")?;
+    let processes = whole.process.context("no process count")?;
     // pause and the shell.
     ensure!(
         (2..10).contains(&value(&processes.process_count)?),
@@ -313,7 +313,7 @@ async fn a_pod_is_measured_whole(case: &mut Case) -> Result<()> {
     loop {
         let stats = cri.list_pod_stats(None).await?;
         ensure_eq!(stats.len(), 1);
-        let cpu = linux(&stats[0])?.cpu.clone().context("no cpu")?;
+        let cpu = linux(&stats[0])?.cpu.context("no cpu")?;
         if cpu.usage_nano_cores.is_some_and(|rate| rate.value > 0) {
             break;
         }
@@ -334,12 +334,12 @@ async fn pods_that_share_a_cgroup_are_apart(case: &mut Case) -> Result<()> {
     let spinning = other.start(&busy()).await?;
     spinning.wait_for_log("busy").await?;
     let stats = idle.cri.pod_stats(&idle.id).await?;
-    let memory = linux(&stats)?.memory.clone().context("no memory")?;
+    let memory = linux(&stats)?.memory.context("no memory")?;
     ensure!(value(&memory.rss_bytes)? < 3 * MIB, "{memory:?}");
     let stats = idle.cri.pod_stats(&other.id).await?;
-    let memory = linux(&stats)?.memory.clone().context("no memory")?;
+    let memory = linux(&stats)?.memory.context("no memory")?;
     ensure!(value(&memory.rss_bytes)? > 3 * MIB, "{memory:?}");
-    let processes = linux(&stats)?.process.clone().context("no process count")?;
+    let processes = linux(&stats)?.process.context("no process count")?;
     ensure_eq!(value(&processes.process_count)?, 2);
     Ok(())
 }

@@ -85,7 +85,7 @@ fn names(folder: &Path) -> Result<BTreeSet<String>> {
 /// Between 0 and `limit` milliseconds.
 async fn some_time(limit: u32) -> Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-    let time = now.subsec_nanos() / 1000 % (limit * 1000);
+    let time = now.subsec_micros() % (limit * 1000);
     tokio::time::sleep(Duration::from_micros(u64::from(time))).await;
     Ok(())
 }
