@@ -30,6 +30,8 @@ enum Command {
     Config(ConfigCommand),
     /// Pull, load, save, list, remove and check the images of a running daemon
     Images(images::ImagesArgs),
+    /// Show the pulls under way, whoever asked for them
+    Pulls(images::PullsArgs),
     /// Show what takes room in the store
     Df(images::DfArgs),
     /// Tell what would be done, step by step, without doing it
@@ -104,6 +106,7 @@ pub fn main() -> ExitCode {
             .and_then(|config| print(&config.show())),
         Command::Config(ConfigCommand::Default) => print(&config::template()),
         Command::Images(args) => images::run(&args),
+        Command::Pulls(args) => images::pulls(&args),
         Command::Df(args) => images::df(&args),
         Command::Explain(command) => explain::run(&command),
         Command::Completions { shell } => print(&completions(shell)),

@@ -8,6 +8,7 @@ mod archive;
 mod catalog;
 mod check;
 mod document;
+mod download;
 mod export;
 mod flight;
 mod layers;
@@ -420,6 +421,9 @@ impl Inner {
             let disk = rustix::fs::statvfs(&root);
             if let Err(error) = inner.shelf.collect() {
                 tracing::warn!(%error, "cannot collect on a full disk");
+            }
+            if let Err(error) = inner.shelf.storage.remove_partials() {
+                tracing::warn!(%error, "cannot remove interrupted downloads from a full disk");
             }
             disk.ok().map(|disk| (root, disk))
         });

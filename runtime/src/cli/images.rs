@@ -2,6 +2,7 @@
 
 mod check;
 mod progress;
+mod pulls;
 mod save;
 mod show;
 
@@ -9,6 +10,8 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+
+pub(super) use pulls::{PullsArgs, run as pulls};
 
 use super::print;
 use crate::admin::api::{ImageSummary, PullRequest};

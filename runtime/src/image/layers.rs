@@ -9,23 +9,18 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::{Buf as _, Bytes};
 use oci_spec::image::Descriptor;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::archive::Spool;
+use super::download::{Download, Kept, PIECE, PIECES, Piece};
 use super::flight::{Alone, Flights, Ticket};
 use super::progress::Progress;
 use super::shelf::{Recording, Shelf, Staged};
 use super::{Error, digest_of};
 use crate::layer::{Decoder, HashingReader, Limits, MAX_WINDOW_LOG, apply};
 use crate::model::{ChainId, Digest, Kind, Kinded as _};
-use crate::registry::{self, Blob, Session};
-
-/// Pieces of a layer that wait for the disk; with [`PIECE`] this bounds the memory of a pull.
-const PIECES: usize = 8;
-/// Largest piece, bytes.
-const PIECE: usize = 256 << 10;
+use crate::registry::{self, Blob, Resume, Session};
 
 /// Where blobs come from.
 #[derive(Clone, Debug)]
@@ -176,14 +171,33 @@ impl Fetcher {
                 })
                 .await?
             }
-            Source::Registry(session) => loop {
-                match self.fetched(session, wanted, &what).await {
-                    Err(error @ Error::Content { .. }) if session.distrust(&what.digest) => {
-                        tracing::warn!(%error, "asking the next host");
-                    }
-                    result => return result,
+            Source::Registry(session) => self.from_registry(session, wanted, &what).await,
+        }
+    }
+
+    /// Tries again what may have been spoilt here or at one host.
+    async fn from_registry(
+        &self,
+        session: &Session,
+        wanted: &Wanted,
+        what: &What,
+    ) -> Result<Staged, Error> {
+        loop {
+            let mut counted = Counted::new(&self.progress);
+            let fetched = self.fetched(session, wanted, what, &mut counted).await;
+            match fetched {
+                Err(error @ Error::Content { .. }) if counted.old > 0 => {
+                    tracing::warn!(%error, "what was left of an earlier download is damaged: starting over");
                 }
-            },
+                Err(error @ Error::Content { .. }) if session.distrust(&what.digest) => {
+                    tracing::warn!(%error, "asking the next host");
+                }
+                Ok(staged) => {
+                    counted.sum = 0;
+                    return Ok(staged);
+                }
+                failed => return failed,
+            }
         }
     }
 
@@ -193,17 +207,67 @@ impl Fetcher {
         session: &Session,
         wanted: &Wanted,
         what: &What,
+        counted: &mut Counted<'_>,
     ) -> Result<Staged, Error> {
-        let blob = session.blob(&wanted.descriptor).await?;
-        let (sender, receiver) = mpsc::channel(PIECES);
-        let reader = PieceReader::new(receiver);
-        let host = blob.host().to_owned();
+        let (shelf, digest, size) = (self.shelf.clone(), what.digest, what.size);
+        let kept = super::blocking(move || Kept::open(&shelf, &digest, size)).await?;
         let (shelf, what) = (self.shelf.clone(), what.clone());
-        let unpacking = super::blocking(move || unpack(&shelf, reader, &what));
-        let (pumped, unpacked) = tokio::join!(pump(blob, sender, &self.progress), unpacking);
+        if size > 0 && kept.length == size {
+            counted.old(size);
+            let download = Download::new(kept, size, None);
+            return super::blocking(move || unpack_download(&shelf, download, &what)).await?;
+        }
+        let from = (kept.length > 0).then(|| Resume {
+            offset: kept.length,
+            version: None,
+        });
+        let blob = session.resume(&wanted.descriptor, from).await?;
+        counted.old(blob.start());
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let download = Download::new(kept, blob.start(), Some(receiver));
+        let host = blob.host().to_owned();
+        let unpacking = super::blocking(move || unpack_download(&shelf, download, &what));
+        let (pumped, unpacked) = tokio::join!(pump(blob, sender, counted), unpacking);
         // A stream that broke is the cause of whatever the unpacking says about it.
         pumped?;
         unpacked?.map_err(|error| error.at_host(&host))
+    }
+}
+
+/// The bytes that one try adds to the progress of a pull; they come off again if there is another try.
+struct Counted<'a> {
+    progress: &'a Progress,
+    sum: u64,
+    /// Those of them that an earlier try has left.
+    old: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(progress: &'a Progress) -> Self {
+        Self {
+            progress,
+            sum: 0,
+            old: 0,
+        }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.sum += bytes;
+        let done = &self.progress.bytes_done;
+        done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn old(&mut self, bytes: u64) {
+        self.old = bytes;
+        self.add(bytes);
+    }
+
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let done = &self.progress.bytes_done;
+        done.fetch_sub(self.sum, Ordering::Relaxed);
     }
 }
 
@@ -216,22 +280,14 @@ struct What {
     diff_id: Digest,
 }
 
-/// A piece, or the proof that there are no more: a sender that goes away is not an end of file.
-enum Piece {
-    Bytes(Bytes),
-    End,
-}
-
 /// Moves a body to the thread that unpacks it. Ends early without an error when that thread gave up.
 async fn pump(
     mut blob: Blob,
     sender: mpsc::Sender<Piece>,
-    progress: &Progress,
+    counted: &mut Counted<'_>,
 ) -> Result<(), registry::Error> {
     while let Some(mut bytes) = blob.chunk().await? {
-        progress
-            .bytes_done
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        counted.add(bytes.len() as u64);
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE));
             if sender.send(Piece::Bytes(piece)).await.is_err() {
@@ -243,43 +299,11 @@ async fn pump(
     Ok(())
 }
 
-struct PieceReader {
-    pieces: mpsc::Receiver<Piece>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl PieceReader {
-    fn new(pieces: mpsc::Receiver<Piece>) -> Self {
-        Self {
-            pieces,
-            current: Bytes::new(),
-            ended: false,
-        }
-    }
-}
-
-impl Read for PieceReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            if self.ended {
-                return Ok(0);
-            }
-            match self.pieces.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => self.current = bytes,
-                Some(Piece::End) => self.ended = true,
-                None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::ConnectionAborted,
-                        "the download was given up",
-                    ));
-                }
-            }
-        }
-        let length = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..length]);
-        Ok(length)
-    }
+/// The same with what is kept of it.
+fn unpack_download(shelf: &Shelf, mut download: Download, what: &What) -> Result<Staged, Error> {
+    let unpacked = unpack(shelf, &mut download, what);
+    download.close();
+    unpacked
 }
 
 /// Unpacks a layer into a staging directory, and checks both digests.

@@ -3,9 +3,10 @@
 mod archives;
 mod full;
 mod real;
+mod resume;
 mod store;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;

@@ -9,7 +9,7 @@ pub(super) fn name(image: &ImageSummary) -> &str {
 }
 
 /// Columns as wide as their widest cell; the last one is not padded.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..count)
         .map(|n| {

@@ -1,0 +1,159 @@
+//! A blob on its way: kept on the disk while it comes, so that an interrupted download goes on where it ended,
+//! also after a restart.
+
+use std::io::{self, Read, Write as _};
+
+use bytes::{Buf as _, Bytes};
+use tokio::sync::mpsc;
+
+use super::shelf::Shelf;
+use crate::model::Digest;
+use crate::storage::Partial;
+
+/// Pieces that wait for the disk; with [`PIECE`] this bounds the memory of a pull.
+pub(super) const PIECES: usize = 8;
+/// Largest piece, bytes.
+pub(super) const PIECE: usize = 256 << 10;
+/// Blobs below this size, in bytes, come again from their start: that is no slower than to look for them.
+const WORTH_KEEPING: u64 = 1 << 20;
+
+/// A piece, or the proof that there are no more: a sender that goes away is not an end of file.
+pub(super) enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// What earlier tries have left of a blob.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    partial: Option<Partial>,
+    /// Bytes that are there.
+    pub(super) length: u64,
+}
+
+impl Kept {
+    /// Opens it, blocking. A download that cannot be kept is none the worse for it.
+    pub(super) fn open(shelf: &Shelf, digest: &Digest, size: u64) -> Self {
+        if size < WORTH_KEEPING {
+            return Self::default();
+        }
+        match shelf.storage.partial(digest) {
+            Ok(partial) if partial.length <= size => Self {
+                length: partial.length,
+                partial: Some(partial),
+            },
+            Ok(longer) => {
+                forget(longer);
+                Self::default()
+            }
+            Err(error) => {
+                tracing::debug!(blob.digest = %digest, %error, "this download is not kept");
+                Self::default()
+            }
+        }
+    }
+}
+
+fn forget(partial: Partial) {
+    if let Err(error) = partial.discard() {
+        tracing::warn!(%error, "an interrupted download stays");
+    }
+}
+
+/// Reads what was kept, then what comes, and keeps that.
+pub(super) struct Download {
+    partial: Option<Partial>,
+    /// Bytes that are still to be read from the disk.
+    old: u64,
+    pieces: Option<mpsc::Receiver<Piece>>,
+    current: Bytes,
+    broken: bool,
+}
+
+impl Download {
+    /// `start` is the first byte that comes as a piece: the length of what was kept, or 0 from a server that
+    /// starts over. Without pieces everything is there.
+    pub(super) fn new(kept: Kept, start: u64, pieces: Option<mpsc::Receiver<Piece>>) -> Self {
+        let mut download = Self {
+            partial: kept.partial,
+            old: start,
+            pieces,
+            current: Bytes::new(),
+            broken: false,
+        };
+        if start < kept.length {
+            download.keep(|partial| partial.file.set_len(start));
+        }
+        download
+    }
+
+    /// What came until the stream broke stays; of a blob that was read to its end, or is not wanted, nothing does.
+    pub(super) fn close(self) {
+        if let Some(partial) = self.partial.filter(|_| !self.broken) {
+            forget(partial);
+        }
+    }
+
+    /// A disk that takes no more has nothing to do with the download.
+    fn keep(&mut self, work: impl FnOnce(&mut Partial) -> io::Result<()>) {
+        let Some(partial) = &mut self.partial else {
+            return;
+        };
+        if let Err(error) = work(partial) {
+            tracing::debug!(%error, "this download is no longer kept");
+            self.partial.take().map(forget);
+        }
+    }
+
+    fn next(&mut self) -> io::Result<()> {
+        let piece = self.pieces.as_mut().map(mpsc::Receiver::blocking_recv);
+        match piece {
+            None | Some(Some(Piece::End)) => self.pieces = None,
+            Some(Some(Piece::Bytes(bytes))) => {
+                self.keep(|partial| partial.file.write_all(&bytes));
+                self.current = bytes;
+            }
+            Some(None) => {
+                self.broken = true;
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionAborted,
+                    "the download was given up",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_old(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.old).unwrap_or(buffer.len());
+        let part = buffer.len().min(most);
+        let buffer = buffer.get_mut(..part).unwrap_or_default();
+        let length = match &mut self.partial {
+            Some(partial) => partial.file.read(buffer)?,
+            None => 0,
+        };
+        if length == 0 && !buffer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.old -= length as u64;
+        Ok(length)
+    }
+}
+
+impl Read for Download {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.old > 0 {
+            return self.read_old(buffer);
+        }
+        while self.current.is_empty() {
+            if self.pieces.is_none() {
+                return Ok(0);
+            }
+            self.next()?;
+        }
+        let length = buffer.len().min(self.current.len());
+        let buffer = buffer.get_mut(..length).unwrap_or_default();
+        self.current.copy_to_slice(buffer);
+        Ok(length)
+    }
+}
