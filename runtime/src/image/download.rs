@@ -16,6 +16,9 @@ pub(super) const PIECES: usize = 8;
 pub(super) const PIECE: usize = 256 << 10;
 /// Blobs below this size, in bytes, come again from their start: that is no slower than to look for them.
 const WORTH_KEEPING: u64 = 1 << 20;
+/// A disk whose free bytes are not this many times those of a blob keeps no download: unpacked, a blob is two to
+/// five times as large.
+const ROOM: u64 = 8;
 
 /// A piece, or the proof that there are no more: a sender that goes away is not an end of file.
 pub(super) enum Piece {
@@ -38,12 +41,12 @@ impl Kept {
             return Self::default();
         }
         match shelf.storage.partial(digest) {
-            Ok(partial) if partial.length <= size => Self {
+            Ok(partial) if partial.length <= size && has_room(shelf, size) => Self {
                 length: partial.length,
                 partial: Some(partial),
             },
-            Ok(longer) => {
-                forget(longer);
+            Ok(unfit) => {
+                forget(unfit);
                 Self::default()
             }
             Err(error) => {
@@ -52,6 +55,12 @@ impl Kept {
             }
         }
     }
+}
+
+/// A download that is kept must not take the room that its files need.
+fn has_room(shelf: &Shelf, size: u64) -> bool {
+    let disk = rustix::fs::statvfs(shelf.storage.root());
+    disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) / ROOM >= size)
 }
 
 fn forget(partial: Partial) {
@@ -101,7 +110,9 @@ impl Download {
         };
         if let Err(error) = work(partial) {
             tracing::debug!(%error, "this download is no longer kept");
-            self.partial.take().map(forget);
+            if let Some(partial) = self.partial.take() {
+                forget(partial);
+            }
         }
     }
 

@@ -171,12 +171,12 @@ impl Fetcher {
                 })
                 .await?
             }
-            Source::Registry(session) => self.from_registry(session, wanted, &what).await,
+            Source::Registry(session) => self.fetch(session, wanted, &what).await,
         }
     }
 
     /// Tries again what may have been spoilt here or at one host.
-    async fn from_registry(
+    async fn fetch(
         &self,
         session: &Session,
         wanted: &Wanted,
@@ -217,7 +217,7 @@ impl Fetcher {
             let download = Download::new(kept, size, None);
             return super::blocking(move || unpack_download(&shelf, download, &what)).await?;
         }
-        let from = (kept.length > 0).then(|| Resume {
+        let from = (kept.length > 0).then_some(Resume {
             offset: kept.length,
             version: None,
         });
@@ -261,7 +261,6 @@ impl<'a> Counted<'a> {
         self.old = bytes;
         self.add(bytes);
     }
-
 }
 
 impl Drop for Counted<'_> {

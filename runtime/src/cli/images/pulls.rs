@@ -152,7 +152,10 @@ mod tests {
             ..pull(0, 0)
         };
         let text = table(&[begun], &Before::default());
-        assert!(text.ends_with("r.io/x:1  -       -      0 B/s  0 s\n"), "{text}");
+        assert!(
+            text.ends_with("r.io/x:1  -       -      0 B/s  0 s\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -27,7 +27,11 @@ impl Cut {
         fake.put_image("x", "1", &made);
         fake.plan(|p| p.drip = Some((FIRST, Duration::from_secs(60))));
         let name = fake.name("x:1");
-        let file = rig.root.path().join("store/partial").join(made.blobs[0].0.hex());
+        let file = rig
+            .root
+            .path()
+            .join("store/partial")
+            .join(made.blobs[0].0.hex());
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let came = async {
@@ -61,7 +65,11 @@ impl Cut {
         let id = self.server.block_on(self.rig.pull(&self.name)).unwrap();
         assert_eq!(id, self.made.id);
         assert_eq!(self.rig.files("canary"), 1);
-        assert_eq!(self.partials(), [] as [PathBuf; 0], "nothing is kept of what is whole");
+        assert_eq!(
+            self.partials(),
+            [] as [PathBuf; 0],
+            "nothing is kept of what is whole"
+        );
     }
 
     /// The ranges that the layer was asked for.
@@ -69,7 +77,8 @@ impl Cut {
         let path = self.made.blobs[0].0.to_string();
         let log = self.fake.log();
         let blobs = log.iter().filter(|seen| seen.path.contains(&path));
-        let range = |seen: &fake::Seen| Some(seen.headers.get("range")?.to_str().unwrap().to_owned());
+        let range =
+            |seen: &fake::Seen| Some(seen.headers.get("range")?.to_str().unwrap().to_owned());
         blobs.map(range).collect()
     }
 }
@@ -94,15 +103,14 @@ fn a_server_without_ranges_starts_over() {
 fn damage_to_what_is_left_costs_a_download_and_nothing_else() {
     let cut = Cut::new();
     // As after a power cut: the length is there, the bytes are not.
-    let file = std::fs::File::options().write(true).open(&cut.partials()[0]);
+    let file = std::fs::File::options()
+        .write(true)
+        .open(&cut.partials()[0]);
     let file = file.unwrap();
     file.set_len(1000).unwrap();
     file.set_len(FIRST as u64).unwrap();
     cut.pull();
-    assert_eq!(
-        cut.ranges(),
-        [None, Some(format!("bytes={FIRST}-")), None]
-    );
+    assert_eq!(cut.ranges(), [None, Some(format!("bytes={FIRST}-")), None]);
 }
 
 #[test]
@@ -126,7 +134,8 @@ fn more_than_there_can_be_is_dropped() {
 #[test]
 fn a_pull_that_fails_keeps_what_came() {
     let cut = Cut::new();
-    cut.fake.plan(|p| p.fail = Some(("/blobs/".to_owned(), 403, 99)));
+    cut.fake
+        .plan(|p| p.fail = Some(("/blobs/".to_owned(), 403, 99)));
     let failed = cut.server.block_on(cut.rig.pull(&cut.name));
     assert!(failed.is_err());
     assert_eq!(cut.partials().len(), 1);
@@ -139,10 +148,13 @@ fn a_pull_that_fails_keeps_what_came() {
 #[test]
 fn wrong_bytes_are_not_kept() {
     let cut = Cut::new();
-    cut.fake.plan(|p| p.damage = true);
+    let (digest, bytes) = &cut.made.blobs[0];
+    let mut wrong = bytes.clone();
+    wrong[2 << 20] ^= 1;
+    cut.fake.put_blob(digest, &wrong);
     let failed = cut.server.block_on(cut.rig.pull(&cut.name));
     assert!(matches!(failed, Err(Error::Content { .. })), "{failed:?}");
     assert_eq!(cut.partials(), [] as [PathBuf; 0]);
-    cut.fake.plan(|p| p.damage = false);
+    cut.fake.put_blob(digest, bytes);
     cut.pull();
 }
