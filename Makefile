@@ -37,8 +37,7 @@ fmt:
 	cargo fmt --all --check
 
 clippy:
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p berth-tests --test integration -- -D warnings
+	cargo clippy --locked --workspace --all-targets --test integration -- -D warnings
 
 # The advisory database is not asked: it cannot be reached everywhere where this must pass.
 deny:
@@ -68,10 +67,11 @@ fuzz: ## new hostile bytes for what reads them, for FUZZ_SECONDS (60)
 	cargo test --locked -p berth --test fuzz -- --nocapture --test-threads 1
 
 integration: build tools ## real daemon, registry, networks and containers (as root)
-	cargo test --locked -q -p berth-tests --test integration -- $(ARGS)
+	cargo test --locked -q --workspace --test integration -- $(ARGS)
 
 critest: build tools ## the CRI conformance suite (as root)
-	cargo run --locked -q -p berth-tests --bin critest-run -- $(ARGS)
+	cargo build --locked -q --workspace --bin critest-run
+	target/debug/critest-run $(ARGS)
 
 tools:
 	hack/tools.sh busybox nginx cni crictl critest containerd runc
@@ -89,8 +89,8 @@ vm-down: ## ends it and deletes its disk
 # A package that is installed once need not be small.
 vm-tests: DEB_FLAGS := --fast
 vm-tests: deb tools
-	cargo build --locked -p berth-tests --bins
-	cargo test --locked -q -p berth-tests --test integration --no-run
+	cargo build --locked --workspace --bins
+	cargo test --locked -q --workspace --test integration --no-run
 
 vm-smoke: vm-tests ## a short test of the package in such a machine (as root)
 	hack/vm/test.sh smoke

@@ -21,10 +21,11 @@ run() {
 }
 
 run unit cargo test --locked --workspace --no-fail-fast
-run integration cargo test --locked -q -p berth-tests --test integration
+# Always of the whole workspace, or what it stands on is built again with fewer features.
+run integration cargo test --locked -q --workspace --test integration
 # Side by side: most of it is waiting, and nothing is shared.
 critest() {
-	cargo build --locked -q -p berth-tests --bin critest-run || return
+	cargo build --locked -q --workspace --bin critest-run || return
 	target/debug/critest-run --net builtin >"$out/builtin" 2>&1 &
 	builtin=$!
 	target/debug/critest-run --net cni

@@ -138,9 +138,10 @@ build_nginx() {
 	cp "$work/root/usr/sbin/nginx" "$bin/nginx" && rm -rf "$work"
 }
 
-# cargo_tool NAME VERSION: cargo install of one program.
+# cargo_tool NAME VERSION: cargo install of one program, which runs for seconds: most of the time goes into its build.
 cargo_tool() {
-	cargo install --locked --quiet --version "$2" --root "$build/cargo" --target-dir "$build/src/$1" "$1" &&
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --locked --quiet --version "$2" --root "$build/cargo" --target-dir "$build/src/$1" "$1" &&
 		cp "$build/cargo/bin/$1" "$bin/$1" && rm -rf "$build/src/$1"
 }
 

@@ -221,6 +221,7 @@ impl Parts {
             registry: config.as_ref().into(),
             pinned: config.pinned_images.clone(),
             parallel_layers: config.max_concurrent_layers,
+            metrics: metrics.clone(),
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);
         observe::register(&metrics, &pods, &containers, &images, events);

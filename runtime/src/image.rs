@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use oci_spec::image::Descriptor;
 use sha2::{Digest as _, Sha256};
 
+use crate::metrics::Metrics;
 use crate::model::{
     Digest, Explanation, FsUsage, Image, ImageId, Kind, Kinded, RegistryAuth, ResolvedImage,
 };
@@ -183,6 +184,8 @@ pub struct Config {
     pub pinned: Vec<String>,
     /// Layers of one pull at a time; 0 means [`PARALLEL_LAYERS`].
     pub parallel_layers: usize,
+    /// Where pulls are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// All images of this daemon.
@@ -205,6 +208,7 @@ struct Inner {
     pulls: Arc<Flights<PullKey, Result<ImageId, Error>>>,
     layers: Arc<LayerFlights>,
     board: Arc<Board>,
+    metrics: Arc<Metrics>,
 }
 
 impl fmt::Debug for Inner {
@@ -233,7 +237,8 @@ impl ImageManager {
             writer: Mutex::default(),
             pulls: Arc::default(),
             layers: Arc::default(),
-            board: Arc::default(),
+            board: Arc::new(Board::new(Arc::clone(&config.metrics))),
+            metrics: config.metrics,
         };
         Ok(Self {
             inner: Arc::new(inner),

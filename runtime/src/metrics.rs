@@ -32,6 +32,11 @@ const STEP_BUCKETS: [f64; 11] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 30.0,
 ];
 
+/// Seconds; from an image that was there to one of many gigabytes.
+const PULL_BUCKETS: [f64; 12] = [
+    0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
+];
+
 /// A histogram for each set of labels.
 pub type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
@@ -53,6 +58,20 @@ pub struct StepLabels {
     pub step: &'static str,
 }
 
+/// Labels of a finished pull of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PullLabels {
+    /// `pulled`, `unchanged` when the image was there, or `failed`.
+    pub outcome: &'static str,
+}
+
+/// Labels of the bytes of layers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OriginLabels {
+    /// `registry`, or `kept` for what an interrupted download has left.
+    pub origin: &'static str,
+}
+
 /// Everything that is measured.
 pub struct Metrics {
     /// Seconds from the arrival of an RPC to its answer.
@@ -65,6 +84,10 @@ pub struct Metrics {
     pub step_duration: Histograms<StepLabels>,
     /// Containers that the kernel killed for memory.
     pub container_oom: Counter,
+    /// Seconds of each pull of an image; joined ones count once.
+    pub image_pull_duration: Histograms<PullLabels>,
+    /// Compressed bytes of layers.
+    pub image_layer_bytes: Family<OriginLabels, Counter>,
     registry: Mutex<Registry>,
 }
 
@@ -88,6 +111,10 @@ fn step_histogram() -> Histogram {
     Histogram::new(STEP_BUCKETS)
 }
 
+fn pull_histogram() -> Histogram {
+    Histogram::new(PULL_BUCKETS)
+}
+
 impl Metrics {
     /// A registry with all families, each empty.
     pub fn new() -> Self {
@@ -97,10 +124,13 @@ impl Metrics {
             rpc_panics: Counter::default(),
             step_duration: Family::new_with_constructor(step_histogram),
             container_oom: Counter::default(),
+            image_pull_duration: Family::new_with_constructor(pull_histogram),
+            image_layer_bytes: Family::default(),
             registry: Mutex::new(Registry::with_prefix("berth")),
         };
         metrics.register_calls();
         metrics.register_work();
+        metrics.register_images();
         metrics
     }
 
@@ -144,6 +174,22 @@ impl Metrics {
         );
     }
 
+    fn register_images(&self) {
+        let mut registry = self.registry();
+        registry.register_with_unit(
+            "image_pull_duration",
+            "Time of each pull of an image by its outcome",
+            Unit::Seconds,
+            self.image_pull_duration.clone(),
+        );
+        registry.register_with_unit(
+            "image_layer",
+            "Compressed bytes of layers by where they came from",
+            Unit::Bytes,
+            self.image_layer_bytes.clone(),
+        );
+    }
+
     /// Adds a gauge whose values are asked for at every scrape: one for each value of `label`.
     pub fn observe_gauge(
         &self,
@@ -174,6 +220,20 @@ impl Metrics {
             value: Box::new(value),
         };
         self.registry().register_collector(Box::new(counter));
+    }
+
+    /// Notes a finished pull of an image.
+    pub fn pull_finished(&self, outcome: &'static str, took: Duration) {
+        self.image_pull_duration
+            .get_or_create(&PullLabels { outcome })
+            .observe(took.as_secs_f64());
+    }
+
+    /// Notes compressed bytes of a layer.
+    pub fn layer_bytes(&self, origin: &'static str, bytes: u64) {
+        self.image_layer_bytes
+            .get_or_create(&OriginLabels { origin })
+            .inc_by(bytes);
     }
 
     /// Everything as OpenMetrics text.
@@ -283,6 +343,8 @@ mod tests {
         metrics.rpc_in_flight.inc();
         metrics.container_oom.inc();
         drop(metrics.step("run_pod", "cni_add"));
+        metrics.pull_finished("pulled", Duration::from_secs(2));
+        metrics.layer_bytes("registry", 7);
         metrics.observe_gauge("containers", "Containers by state", "state", || {
             vec![("running", 3), ("exited", 0)]
         });
@@ -293,6 +355,8 @@ mod tests {
             "berth_rpc_in_flight 1",
             "berth_container_oom_total 1",
             "berth_operation_step_duration_seconds_count{operation=\"run_pod\",step=\"cni_add\"} 1",
+            "berth_image_pull_duration_seconds_bucket{le=\"2.5\",outcome=\"pulled\"} 1",
+            "berth_image_layer_bytes_total{origin=\"registry\"} 7",
             "berth_containers{state=\"running\"} 3",
             "berth_events_dropped_total 9",
             "# TYPE berth_build info",

@@ -60,6 +60,22 @@ impl Effort {
     };
 }
 
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// pods one after the other, commands in one of them, memory and lists of many, many at a time
+    Pods,
+    /// log throughput
+    Logs,
+    /// large images
+    Pulls,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pods, Self::Logs, Self::Pulls];
+}
+
 /// A runtime under measurement.
 #[derive(Debug)]
 pub struct Bench<'a> {
@@ -117,22 +133,28 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Measures everything.
+    /// Measures these parts.
     ///
     /// # Errors
     /// As the runtime answers.
-    pub async fn run(mut self) -> Result<Vec<Figure>> {
+    pub async fn run(mut self, parts: &[Part]) -> Result<Vec<Figure>> {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let rest = process::pss_kib(self.daemon);
         self.add("daemon at rest (PSS)", "KiB", Some(as_f64(rest)));
-        // One pod before anything counts: bridges, caches.
-        self.pod("warm-up").await?.0.remove().await?;
-        self.sequential().await?;
-        self.exec().await?;
-        self.memory(rest).await?;
-        self.parallel().await?;
-        self.logs().await?;
-        self.pull().await?;
+        if parts.contains(&Part::Pods) {
+            // One pod before anything counts: bridges, caches.
+            self.pod("warm-up").await?.0.remove().await?;
+            self.sequential().await?;
+            self.exec().await?;
+            self.memory(rest).await?;
+            self.parallel().await?;
+        }
+        if parts.contains(&Part::Logs) {
+            self.logs().await?;
+        }
+        if parts.contains(&Part::Pulls) {
+            self.pulls().await?;
+        }
         Ok(self.figures)
     }
 

@@ -34,6 +34,24 @@ pub enum Pack {
     Plain,
 }
 
+impl Pack {
+    /// The archive, packed. What was packed in parts can be joined.
+    ///
+    /// # Errors
+    /// When packing fails.
+    pub fn packed(self, archive: &[u8]) -> Result<Vec<u8>> {
+        Ok(match self {
+            Self::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+                encoder.write_all(archive)?;
+                encoder.finish()?
+            }
+            Self::Zstd => zstd::encode_all(archive, 3)?,
+            Self::Plain => archive.to_vec(),
+        })
+    }
+}
+
 /// Which of the two manifest formats is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavor {
@@ -196,8 +214,21 @@ impl Tree {
     /// # Errors
     /// When packing fails.
     pub fn layer(self, pack: Pack) -> Result<Layer> {
-        let tar = self.tar.into_inner().context("finishing a layer")?;
-        Layer::of(tar, pack)
+        Layer::of(self.archive()?, pack)
+    }
+
+    /// The finished archive.
+    ///
+    /// # Errors
+    /// When finishing fails.
+    pub fn archive(self) -> Result<Vec<u8>> {
+        self.tar.into_inner().context("finishing a layer")
+    }
+
+    /// What is there of it, without an end: another archive may follow.
+    #[must_use]
+    pub fn beginning(&self) -> &[u8] {
+        self.tar.get_ref()
     }
 }
 
@@ -222,13 +253,8 @@ impl Layer {
     pub fn of(tar: Vec<u8>, pack: Pack) -> Result<Self> {
         let diff_id = digest(&tar);
         let bytes = match pack {
-            Pack::Gzip => {
-                let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
-                encoder.write_all(&tar)?;
-                encoder.finish()?
-            }
-            Pack::Zstd => zstd::encode_all(tar.as_slice(), 3)?,
             Pack::Plain => tar,
+            pack => pack.packed(&tar)?,
         };
         Ok(Layer {
             diff_id,

@@ -163,7 +163,9 @@ impl Client {
         let mut request = Request::builder()
             .method(method)
             .uri(path.parse::<Uri>()?)
-            .header("host", self.address.to_string());
+            .header("host", self.address.to_string())
+            // Without it a registry denies that it has what is newer than Docker's own types.
+            .header("accept", "application/vnd.oci.image.manifest.v1+json, */*");
         let (kind, bytes) = body.unwrap_or(("", Bytes::new()));
         if !kind.is_empty() {
             request = request.header("content-type", kind);

@@ -18,6 +18,7 @@ mod pod;
 mod registry;
 mod resources;
 mod restart;
+mod resume;
 mod security;
 mod stats;
 mod status;
@@ -53,6 +54,7 @@ fn tests() -> Vec<Test> {
         image::TESTS,
         storage::TESTS,
         registry::TESTS,
+        resume::TESTS,
         network::TESTS,
         restart::TESTS,
         logs::TESTS,

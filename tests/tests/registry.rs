@@ -21,13 +21,18 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// The registry of these tests, by its name in references.
-const NAME: &str = "faulty.test";
+pub(crate) const NAME: &str = "faulty.test";
 
-/// One layer of some 300 KiB that does not pack, so that there is a middle to fail in.
+/// Some 300 KiB, so that there is a middle to fail in.
 fn image(mark: &str) -> Result<oci::Image> {
-    let mut noise = Vec::with_capacity(300 << 10);
+    sized_image(mark, 300 << 10)
+}
+
+/// One layer of so many bytes that does not pack.
+pub(crate) fn sized_image(mark: &str, size: usize) -> Result<oci::Image> {
+    let mut noise = Vec::with_capacity(size);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    while noise.len() < 300 << 10 {
+    while noise.len() < size {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -44,14 +49,14 @@ fn image(mark: &str) -> Result<oci::Image> {
 }
 
 /// Path of the largest blob, which is the layer.
-fn layer_of(image: &oci::Image) -> Result<String> {
+pub(crate) fn layer_of(image: &oci::Image) -> Result<String> {
     let largest = image.blobs.iter().max_by_key(|blob| blob.bytes.len());
     let digest = &largest.context("no blobs")?.digest;
     Ok(format!("/blobs/{digest}"))
 }
 
 /// A folder for this test's `hosts.toml` files, with those of all tests in it.
-fn hosts_folder(case: &Case) -> Result<(tempfile::TempDir, PathBuf)> {
+pub(crate) fn hosts_folder(case: &Case) -> Result<(tempfile::TempDir, PathBuf)> {
     let work = tempfile::Builder::new().prefix("bt-faulty-").tempdir()?;
     let hosts = case
         .shared()

@@ -32,22 +32,6 @@ pub fn memory_in_use(facts: &CgroupFacts, path: &str) -> Result<Option<u64>, Err
     ))
 }
 
-/// Out-of-memory kills in a cgroup so far (v2: in those below it too). `None`: the cgroup is gone.
-///
-/// # Errors
-/// When the counter cannot be read.
-pub fn oom_kills(facts: &CgroupFacts, path: &str) -> Result<Option<u64>, Error> {
-    let file = if facts.is_v2() {
-        "memory.events"
-    } else {
-        "memory.oom_control"
-    };
-    let Some(dir) = memory_dir(facts, path) else {
-        return Ok(None);
-    };
-    Ok(read(&dir.join(file))?.map(|text| keyed(&text, "oom_kill").unwrap_or(0)))
-}
-
 /// Does a v2 cgroup hand controllers on to groups below it? Then it takes no process itself ("no internal
 /// processes", cgroup-v2.rst).
 pub fn distributes(leaf: &str) -> bool {

@@ -427,6 +427,14 @@ fn prepare_blocking(
         apparmor: &given.apparmor,
     })
     .map_err(|e| invalid(chain(&e)))?;
+    if plan.oom_score_clamped {
+        tracing::warn!(
+            container.id = %id,
+            wanted = spec.resources.oom_score_adj,
+            given = plan.process.oom_score_adj,
+            "the kernel lets Berth go no lower with oom_score_adj: it has no CAP_SYS_RESOURCE"
+        );
+    }
 
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::container::ContainerManager;
 use crate::events::Events;
-use crate::image::ImageManager;
+use crate::image::{ImageManager, PullStatus};
 use crate::metrics::Metrics;
 use crate::model::{ContainerFilter, ContainerState, PodFilter, PodState};
 use crate::pod::PodManager;
@@ -47,6 +47,17 @@ pub(super) fn register(
         vec![
             ("stored", count(counted.list().len())),
             ("pulling", count(counted.pulls().len())),
+        ]
+    });
+    let counted = images.clone();
+    let help = "Compressed bytes of the pulls under way";
+    metrics.observe_gauge("image_pulls_bytes", help, "state", move || {
+        let pulls = counted.pulls();
+        let sum = |of: fn(&PullStatus) -> u64| pulls.iter().map(of).fold(0, u64::saturating_add);
+        let number = |sum| i64::try_from(sum).unwrap_or(i64::MAX);
+        vec![
+            ("wanted", number(sum(|pull| pull.bytes.0))),
+            ("there", number(sum(|pull| pull.bytes.1))),
         ]
     });
     metrics.observe_counter("events_dropped", "Events that listeners lost", move || {

@@ -2,6 +2,7 @@
 //! also after a restart.
 
 use std::io::{self, Read, Write as _};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use tokio::sync::mpsc;
@@ -19,6 +20,12 @@ const WORTH_KEEPING: u64 = 1 << 20;
 /// A disk whose free bytes are not this many times those of a blob keeps no download: unpacked, a blob is two to
 /// five times as large.
 const ROOM: u64 = 8;
+
+/// Of a fast download nothing is kept: it would cost the machine more than to fetch it again. Every so many bytes it
+/// is seen how fast one is;
+const LOOK: u64 = 16 << 20;
+/// this is the time in which a blob that is not worth keeping comes as a whole.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A piece, or the proof that there are no more: a sender that goes away is not an end of file.
 pub(super) enum Piece {
@@ -72,6 +79,10 @@ fn forget(partial: Partial) {
 /// Reads what was kept, then what comes, and keeps that.
 pub(super) struct Download {
     partial: Option<Partial>,
+    size: u64,
+    started: Instant,
+    /// Bytes that came since then.
+    came: u64,
     /// Bytes that are still to be read from the disk.
     old: u64,
     pieces: Option<mpsc::Receiver<Piece>>,
@@ -80,11 +91,19 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// `start` is the first byte that comes as a piece: the length of what was kept, or 0 from a server that
-    /// starts over. Without pieces everything is there.
-    pub(super) fn new(kept: Kept, start: u64, pieces: Option<mpsc::Receiver<Piece>>) -> Self {
+    /// Of a blob of `size` bytes. `start` is the first byte that comes as a piece: the length of what was kept, or 0
+    /// from a server that starts over. Without pieces everything is there.
+    pub(super) fn new(
+        kept: Kept,
+        size: u64,
+        start: u64,
+        pieces: Option<mpsc::Receiver<Piece>>,
+    ) -> Self {
         let mut download = Self {
             partial: kept.partial,
+            size,
+            started: Instant::now(),
+            came: 0,
             old: start,
             pieces,
             current: Bytes::new(),
@@ -122,6 +141,14 @@ impl Download {
             None | Some(Some(Piece::End)) => self.pieces = None,
             Some(Some(Piece::Bytes(bytes))) => {
                 self.keep(|partial| partial.file.write_all(&bytes));
+                let before = self.came / LOOK;
+                self.came += bytes.len() as u64;
+                if before < self.came / LOOK
+                    && self.comes_soon()
+                    && let Some(partial) = self.partial.take()
+                {
+                    forget(partial);
+                }
                 self.current = bytes;
             }
             Some(None) => {
@@ -133,6 +160,12 @@ impl Download {
             }
         }
         Ok(())
+    }
+
+    /// At the rate until now, all of it would come again in no time.
+    fn comes_soon(&self) -> bool {
+        let came = u128::from(self.came.max(1));
+        self.started.elapsed().as_millis() * u128::from(self.size) / came < SOON.as_millis()
     }
 
     fn read_old(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

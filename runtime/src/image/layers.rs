@@ -214,7 +214,7 @@ impl Fetcher {
         let (shelf, what) = (self.shelf.clone(), what.clone());
         if size > 0 && kept.length == size {
             counted.old(size);
-            let download = Download::new(kept, size, None);
+            let download = Download::new(kept, size, size, None);
             return super::blocking(move || unpack_download(&shelf, download, &what)).await?;
         }
         let from = (kept.length > 0).then_some(Resume {
@@ -224,7 +224,7 @@ impl Fetcher {
         let blob = session.resume(&wanted.descriptor, from).await?;
         counted.old(blob.start());
         let (sender, receiver) = mpsc::channel(PIECES);
-        let download = Download::new(kept, blob.start(), Some(receiver));
+        let download = Download::new(kept, size, blob.start(), Some(receiver));
         let host = blob.host().to_owned();
         let unpacking = super::blocking(move || unpack_download(&shelf, download, &what));
         let (pumped, unpacked) = tokio::join!(pump(blob, sender, counted), unpacking);
@@ -253,20 +253,19 @@ impl<'a> Counted<'a> {
 
     fn add(&mut self, bytes: u64) {
         self.sum += bytes;
-        let done = &self.progress.bytes_done;
-        done.fetch_add(bytes, Ordering::Relaxed);
+        self.progress.received(bytes);
     }
 
     fn old(&mut self, bytes: u64) {
         self.old = bytes;
-        self.add(bytes);
+        self.sum += bytes;
+        self.progress.found(bytes);
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        let done = &self.progress.bytes_done;
-        done.fetch_sub(self.sum, Ordering::Relaxed);
+        self.progress.lost(self.sum);
     }
 }
 

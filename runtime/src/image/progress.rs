@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::metrics::Metrics;
+
 /// A pull in progress, as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PullStatus {
@@ -23,16 +25,34 @@ pub struct PullStatus {
 /// Counters of one pull. Cheap enough for every chunk.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    metrics: Arc<Metrics>,
     reference: String,
     started: Instant,
     source: Mutex<String>,
     pub(crate) layers: AtomicU64,
     pub(crate) layers_done: AtomicU64,
     pub(crate) bytes: AtomicU64,
-    pub(crate) bytes_done: AtomicU64,
+    bytes_done: AtomicU64,
 }
 
 impl Progress {
+    /// Bytes that came.
+    pub(crate) fn received(&self, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.layer_bytes("registry", bytes);
+    }
+
+    /// Bytes that were there from an earlier try.
+    pub(crate) fn found(&self, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.layer_bytes("kept", bytes);
+    }
+
+    /// Bytes that have to come again.
+    pub(crate) fn lost(&self, bytes: u64) {
+        self.bytes_done.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn set_source(&self, host: &str) {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
         host.clone_into(&mut source);
@@ -52,8 +72,9 @@ impl Progress {
 }
 
 /// The pulls in progress.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Board {
+    metrics: Arc<Metrics>,
     next: AtomicU64,
     rows: Mutex<BTreeMap<u64, Arc<Progress>>>,
 }
@@ -79,8 +100,17 @@ impl Drop for Row {
 }
 
 impl Board {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            next: AtomicU64::new(0),
+            rows: Mutex::default(),
+        }
+    }
+
     pub(crate) fn enter(self: &Arc<Self>, reference: String) -> Row {
         let progress = Arc::new(Progress {
+            metrics: Arc::clone(&self.metrics),
             reference,
             started: Instant::now(),
             source: Mutex::default(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
@@ -15,16 +16,39 @@ use crate::model::{ChainId, ImageId, RegistryAuth};
 pub(crate) use crate::registry::Resolved;
 use crate::registry::{MAX_CONFIG, Session};
 
-/// The whole way. Runs in a task of its own.
+/// The whole way, measured. Runs in a task of its own.
 pub(crate) async fn run(
     inner: Arc<Inner>,
     reference: Reference,
     auth: Option<RegistryAuth>,
 ) -> Result<ImageId, Error> {
+    let metrics = Arc::clone(&inner.metrics);
+    let started = Instant::now();
+    let pulled = whole_way(inner, reference, auth).await;
+    let outcome = match &pulled {
+        Ok((_, Was::Fetched)) => "pulled",
+        Ok((_, Was::There)) => "unchanged",
+        Err(_) => "failed",
+    };
+    metrics.pull_finished(outcome, started.elapsed());
+    pulled.map(|(id, _)| id)
+}
+
+/// Where an image was that is in the store after a pull.
+enum Was {
+    There,
+    Fetched,
+}
+
+async fn whole_way(
+    inner: Arc<Inner>,
+    reference: Reference,
+    auth: Option<RegistryAuth>,
+) -> Result<(ImageId, Was), Error> {
     let row = inner.board.enter(reference.to_string());
     let session = inner.registry.open(&reference, auth.as_ref()).await?;
     if let Some(id) = unchanged(&inner, &session, &reference).await? {
-        return Ok(id);
+        return Ok((id, Was::There));
     }
     let resolved = session.resolve(&reference.target()).await?;
     row.progress.set_source(&resolved.host);
@@ -43,7 +67,8 @@ pub(crate) async fn run(
             .collect(),
     };
     let source = Source::Registry(session);
-    import(&inner, source, resolved, config, names, &row).await
+    let id = import(&inner, source, resolved, config, names, &row).await?;
+    Ok((id, Was::Fetched))
 }
 
 /// Names that an image gets.

@@ -33,6 +33,7 @@ impl Rig {
             registry: root.path().join("certs.d").into(),
             pinned: vec!["r.test/pinned:1".to_owned()],
             parallel_layers: 0,
+            metrics: Arc::default(),
         })
         .unwrap();
         Self {

@@ -17,10 +17,12 @@ use rustix::io::Errno;
 mod remove;
 mod visit;
 mod walk;
+mod writeback;
 
 pub use remove::remove_tree;
 pub use visit::{Next, TreeUsage, Visit, tree_usage, visit_tree};
 pub use walk::{Place, make_dirs};
+pub use writeback::start_writeback;
 
 /// `openat2` answers `EAGAIN` when a rename elsewhere made it unsure about `..`; this often is enough.
 const RESOLVE_TRIES: u32 = 128;
@@ -89,15 +91,6 @@ fn open_resolved(
             result => return Ok(result?),
         }
     }
-}
-
-/// Makes the directory `path` inside `root` with everything above it, as a process with that root
-/// would see it: links, dangling ones too, lead to a place inside. New directories get `mode` less the umask.
-///
-/// # Errors
-/// `ENOTDIR` when something on the way is no directory, `ELOOP` after 40 links, else what the kernel says.
-pub fn mkdir_in_root(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> io::Result<OwnedFd> {
-    make_dirs(root, path, mode, &mut |_| {}).map(|place| place.dir)
 }
 
 /// Opens one directory below `dir`, never through a link.

@@ -88,15 +88,6 @@ pub fn detached_bind(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(CWD, path, clone_flags(recursive))?)
 }
 
-/// The same for what a descriptor stands for.
-///
-/// # Errors
-/// What open_tree says.
-pub fn detached_bind_fd(fd: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
-    let flags = clone_flags(recursive) | OpenTreeFlags::AT_EMPTY_PATH;
-    Ok(rustix::mount::open_tree(fd, "", flags)?)
-}
-
 fn clone_flags(recursive: bool) -> OpenTreeFlags {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {

@@ -1,4 +1,4 @@
-//! The two heavy measurements: log throughput and the pull of a large image.
+//! The heavy measurements: log throughput and pulls of large images.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 
 use super::{Bench, as_f64};
 use crate::cri::image_spec;
-use crate::images;
+use crate::images::{self, large};
+use crate::oci::Pack;
 use crate::pods::{Ctr, Pod, container, pod_config};
 use crate::process;
 
@@ -90,45 +91,48 @@ impl Bench<'_> {
             .sum()
     }
 
+    /// Pulls of large images, packed in both ways, and what the disk can do.
+    pub(super) async fn pulls(&mut self) -> Result<()> {
+        for (pack, name) in [(Pack::Gzip, "gzip"), (Pack::Zstd, "zstd")] {
+            self.pull(pack, name).await?;
+        }
+        let disk = self.disk_rate().await?;
+        self.add("the disk's own rate for as many bytes", "MiB/s", Some(disk));
+        Ok(())
+    }
+
     /// From the registry on the loopback to complete and on the disk: `syncfs` is part of the time, for whoever did
     /// not sync on its own.
-    pub(super) async fn pull(&mut self) -> Result<()> {
+    async fn pull(&mut self, pack: Pack, name: &str) -> Result<()> {
         let (mut times, mut answers, mut cpus) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..self.effort.pulls {
+        for number in 0..self.effort.pulls {
             self.sync().await?;
             let ticks = self.pull_ticks();
             let start = Instant::now();
-            self.cri.pull(images::large::REFERENCE).await?;
+            self.cri.pull(&large::reference(pack, number)).await?;
             answers.push(start.elapsed());
             self.sync().await?;
             times.push(start.elapsed());
+            eprintln!(
+                "{name} {number}: answer after {:.2} s, on the disk after {:.2} s",
+                answers.last().map_or(0.0, Duration::as_secs_f64),
+                times.last().map_or(0.0, Duration::as_secs_f64)
+            );
             cpus.push(as_f64(self.pull_ticks().saturating_sub(ticks)) / TICKS);
-            self.cri.remove_image(images::large::REFERENCE).await?;
-            // containerd collects its garbage later.
-            tokio::time::sleep(Duration::from_secs(3)).await;
         }
         cpus.sort_by(f64::total_cmp);
         let middle = times.len() / 2;
         times.sort();
         answers.sort();
         let seconds = |list: &[Duration]| list.get(middle).map(Duration::as_secs_f64);
+        let what = format!("pull of 636 MiB in 6 layers, {name}");
+        self.add(&format!("{what}, answer"), "s", seconds(&answers));
+        self.add(&format!("{what}, on the disk"), "s", seconds(&times));
         self.add(
-            "pull of 636 MiB in 6 layers, answer",
-            "s",
-            seconds(&answers),
-        );
-        self.add(
-            "pull of 636 MiB in 6 layers, on the disk",
-            "s",
-            seconds(&times),
-        );
-        self.add(
-            "CPU of the machine for that, registry left out",
+            &format!("CPU of the machine for the pull, {name}, registry left out"),
             "s",
             cpus.get(middle).copied(),
         );
-        let disk = self.disk_rate().await?;
-        self.add("the disk's own rate for as many bytes", "MiB/s", Some(disk));
         Ok(())
     }
 

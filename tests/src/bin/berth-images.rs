@@ -45,8 +45,7 @@ async fn main() -> Result<()> {
             registry.write_hosts(&hosts)?;
             images::push_all(registry.client()).await?;
             if large {
-                let image = tokio::task::spawn_blocking(images::large::image).await??;
-                registry.client().push("large", &["1"], &image).await?;
+                images::large::push(&registry.client(), 1).await?;
             }
             println!("{}", registry.address());
             // The registry's process ends with `registry`, and not at all if a signal ends this one.

@@ -1,12 +1,33 @@
-//! The large image of the pull benchmark: six gzip layers, some 636 MiB unpacked, packed well below that, and the same
+//! The large images of the pull benchmark: six layers, some 636 MiB unpacked, packed well below that, and the same
 //! bytes every time.
+//!
+//! There are several that differ in one small file of each layer, so that none has to be removed between two pulls:
+//! ext4 takes long to find an inode when many were deleted a minute ago, and who deletes when differs.
 
 use anyhow::Result;
 
-use crate::oci::{Flavor, Image, Layer, Pack, Recipe, Tree};
+use crate::oci::{Flavor, Image, Layer, Pack, Recipe, Tree, digest};
+use crate::registry::Client;
 
-/// The name under which it is pushed.
-pub const REFERENCE: &str = "berth.test/large:1";
+/// The repository that they are pushed to.
+pub const REPOSITORY: &str = "large";
+
+/// The tag of one of them.
+#[must_use]
+pub fn tag(pack: Pack, number: usize) -> String {
+    let pack = match pack {
+        Pack::Gzip => "gzip",
+        Pack::Zstd => "zstd",
+        Pack::Plain => "plain",
+    };
+    format!("{pack}{number}")
+}
+
+/// The name of one of them.
+#[must_use]
+pub fn reference(pack: Pack, number: usize) -> String {
+    format!("berth.test/{REPOSITORY}:{}", tag(pack, number))
+}
 
 const MIB: usize = 1024 * 1024;
 /// Sizes of the layers in MiB; one is far larger than the others, as it is in real images.
@@ -70,8 +91,8 @@ fn binary(generator: &mut Generator, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// One layer: a few large programs, and many small text files in folders.
-fn layer(number: usize, mib: usize) -> Result<Layer> {
+/// One layer's archive: a few large programs, and many small text files in folders.
+fn archive(number: usize, mib: usize) -> Result<Vec<u8>> {
     let mut generator = Generator(0x9E37_79B9_7F4A_7C15 ^ (u64::try_from(number)? + 1));
     let mut tree = Tree::default();
     let top = format!("opt/layer{number}");
@@ -98,31 +119,94 @@ fn layer(number: usize, mib: usize) -> Result<Layer> {
         left -= size;
         count += 1;
     }
-    tree.layer(Pack::Gzip)
+    tree.archive()
 }
 
-/// Makes the image; takes several seconds of CPU per layer, so the layers are made side by side.
+/// What all large images of one packing have in common.
+#[derive(Debug)]
+pub struct Common {
+    pack: Pack,
+    layers: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    archive: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl Common {
+    /// Makes it, the layers side by side. It takes half a minute of CPU.
+    ///
+    /// # Errors
+    /// When a layer cannot be packed.
+    pub fn new(pack: Pack) -> Result<Self> {
+        let make = |number: usize, mib: usize| {
+            let archive = archive(number, mib)?;
+            let packed = pack.packed(&archive)?;
+            Ok(Part { archive, packed })
+        };
+        let layers = std::thread::scope(|scope| {
+            let make = &make;
+            let tasks: Vec<_> = LAYERS
+                .iter()
+                .enumerate()
+                .map(|(number, mib)| scope.spawn(move || make(number, *mib)))
+                .collect();
+            tasks
+                .into_iter()
+                .map(|task| {
+                    task.join()
+                        .map_err(|_| anyhow::anyhow!("a layer's thread panicked"))?
+                })
+                .collect::<Result<Vec<Part>>>()
+        })?;
+        Ok(Self { pack, layers })
+    }
+
+    /// One of them. Its layers are those of the others behind a file of its own: archives and packed streams can
+    /// be joined.
+    ///
+    /// # Errors
+    /// When it cannot be packed.
+    pub fn image(&self, number: usize) -> Result<Image> {
+        let mut mark = Tree::default();
+        mark.file("which", 0o644, tag(self.pack, number).as_bytes())?;
+        let mark = mark.beginning();
+        let layers = self.layers.iter().map(|part| {
+            let bytes = [&self.pack.packed(mark)?, part.packed.as_slice()].concat();
+            Ok(Layer {
+                diff_id: digest(&[mark, &part.archive].concat()),
+                pack: self.pack,
+                digest: digest(&bytes),
+                bytes,
+            })
+        });
+        let recipe = Recipe {
+            layers: layers.collect::<Result<_>>()?,
+            ..Recipe::default()
+        };
+        recipe.build(Flavor::Oci)
+    }
+}
+
+/// Makes so many of each packing and pushes them, unless they are there.
 ///
 /// # Errors
-/// When a layer cannot be packed.
-pub fn image() -> Result<Image> {
-    let layers = std::thread::scope(|scope| {
-        let tasks: Vec<_> = LAYERS
-            .iter()
-            .enumerate()
-            .map(|(number, mib)| scope.spawn(move || layer(number, *mib)))
-            .collect();
-        tasks
-            .into_iter()
-            .map(|task| {
-                task.join()
-                    .map_err(|_| anyhow::anyhow!("a layer's thread panicked"))?
-            })
-            .collect::<Result<Vec<Layer>>>()
-    })?;
-    Recipe {
-        layers,
-        ..Recipe::default()
+/// When they cannot be made, or the registry does not take them.
+pub async fn push(registry: &Client, count: usize) -> Result<()> {
+    for pack in [Pack::Gzip, Pack::Zstd] {
+        if registry.has(REPOSITORY, &tag(pack, count - 1)).await? {
+            continue;
+        }
+        eprintln!("making {count} large images");
+        let common = tokio::task::spawn_blocking(move || Common::new(pack)).await??;
+        for number in 0..count {
+            let image = common.image(number)?;
+            registry
+                .push(REPOSITORY, &[&tag(pack, number)], &image)
+                .await?;
+        }
     }
-    .build(Flavor::Oci)
+    Ok(())
 }

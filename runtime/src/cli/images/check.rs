@@ -1,5 +1,7 @@
 //! `berth images check`, through the daemon or without it.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::{DaemonArgs, print_json};
@@ -60,6 +62,7 @@ async fn alone(daemon: &DaemonArgs, args: &CheckArgs) -> Result<CheckReport, Str
         registry: (&config).into(),
         pinned: config.pinned_images,
         parallel_layers: 1,
+        metrics: Arc::default(),
     });
     let images = images.map_err(|e| chain(&e))?;
     let report = images.check(args.quick, args.repair).await;

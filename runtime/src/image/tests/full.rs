@@ -57,6 +57,7 @@ impl Mounted {
             registry: root.path().join("certs.d").into(),
             pinned: Vec::new(),
             parallel_layers: 0,
+            metrics: Arc::default(),
         });
         Rig {
             root,

@@ -158,3 +158,36 @@ fn wrong_bytes_are_not_kept() {
     cut.fake.put_blob(digest, bytes);
     cut.pull();
 }
+
+#[test]
+fn a_fast_download_is_not_kept() {
+    let rig = Rig::new();
+    let server = tokio::runtime::Runtime::new().unwrap();
+    let fake = server.block_on(Fake::http());
+    let text = "x".repeat(40 << 20);
+    let made = image(&[(layer("canary", &text), Pack::Plain)], &json!({}));
+    fake.put_image("x", "1", &made);
+    // Two thirds of it at once, then nothing more.
+    fake.plan(|p| p.drip = Some((28 << 20, Duration::from_secs(60))));
+    let board = async {
+        while rig
+            .manager
+            .pulls()
+            .first()
+            .is_none_or(|pull| pull.bytes.1 < 28 << 20)
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // What came is with the thread that unpacks.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    let name = fake.name("x:1");
+    server.block_on(async {
+        tokio::select! {
+            pulled = rig.pull(&name) => panic!("{pulled:?}"),
+            () = board => {}
+        }
+    });
+    let partials = std::fs::read_dir(rig.root.path().join("store/partial")).unwrap();
+    assert_eq!(partials.count(), 0);
+}

@@ -7,7 +7,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::{Applier, Archive, Entry, Error, Made};
-use crate::sys::fs::write_all;
+use crate::sys::fs::{start_writeback, write_all};
+
+/// Bytes of a file after which the disk begins to write them, while the next ones are unpacked: the sync that
+/// publishes a layer then has less to wait for. Smaller files are written faster together.
+const EARLY: u64 = 1 << 20;
 
 impl Applier<'_> {
     pub(super) fn file<R: Read>(
@@ -32,11 +36,7 @@ impl Applier<'_> {
         match &entry.sparse {
             None => {
                 self.applied.bytes += archive.content_left().next_multiple_of(self.block);
-                while archive.content_left() > 0 {
-                    let piece = archive.content()?;
-                    write_all(file.as_fd(), piece)
-                        .map_err(|error| Error::entry("write", name, error))?;
-                }
+                write_content(file.as_fd(), name, archive)?;
             }
             Some(map) => {
                 write_sparse(file.as_fd(), name, entry, map, archive)?;
@@ -53,6 +53,24 @@ impl Applier<'_> {
         self.applied.dropped_xattrs += dropped;
         Ok(())
     }
+}
+
+fn write_content<R: Read>(
+    file: BorrowedFd<'_>,
+    name: &[u8],
+    archive: &mut Archive<'_, R>,
+) -> Result<(), Error> {
+    let mut waiting = 0;
+    while archive.content_left() > 0 {
+        let piece = archive.content()?;
+        write_all(file, piece).map_err(|error| Error::entry("write", name, error))?;
+        waiting += piece.len() as u64;
+        if waiting >= EARLY {
+            start_writeback(file);
+            waiting = 0;
+        }
+    }
+    Ok(())
 }
 
 /// The parts are known to be in order, within the file, and as long together as the content.

@@ -24,13 +24,14 @@ pub struct Place {
 }
 
 /// Opens the directory `path` inside `root`, making what is missing, and tells `made` the real path of
-/// each directory that was made. Like [`super::mkdir_in_root`], with the real place as the answer.
+/// each directory that was made. As a process with that root would see it: links, dangling ones too, lead to a
+/// place inside. New directories get `mode` less the umask.
 ///
 /// The way is gone one component at a time with a descriptor for each, and `..` is the descriptor before:
 /// the kernel is never asked for `..`, so no rename elsewhere can lead out of the root.
 ///
 /// # Errors
-/// See [`super::mkdir_in_root`].
+/// `ENOTDIR` when something on the way is no directory, `ELOOP` after 40 links, else what the kernel says.
 pub fn make_dirs(
     root: BorrowedFd<'_>,
     path: &Path,
