@@ -65,7 +65,11 @@ pub(crate) fn hosts_folder(case: &Case) -> Result<(tempfile::TempDir, PathBuf)> 
     Ok((work, hosts))
 }
 
-async fn start(case: &mut Case, hosts: PathBuf, extra: &str) -> Result<berth_tests::cri::Cri> {
+pub(crate) async fn start(
+    case: &mut Case,
+    hosts: PathBuf,
+    extra: &str,
+) -> Result<berth_tests::cri::Cri> {
     let options = Options {
         hosts,
         extra: extra.to_owned(),
