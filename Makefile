@@ -96,8 +96,8 @@ vm-tests: deb tools
 vm-smoke: vm-tests ## a short test of the package in such a machine (as root)
 	hack/vm/test.sh smoke
 
-test-vm: vm-tests ## everything in such a machine: the package, power cuts, integration, critest (as root)
-	hack/vm/test.sh full
+test-vm: vm-tests ## everything in such a machine: the package, power cuts, integration, critest; or PARTS of it (as root)
+	hack/vm/test.sh $(or $(PARTS),full)
 
 demo: ## shows Berth at work on this machine (as root)
 	@hack/demo.sh

@@ -4,20 +4,27 @@
 #   hack/vm/test.sh smoke       what only such a machine shows, and two power cuts (CI, ten minutes at most)
 #   hack/vm/test.sh full        that with twenty power cuts, the integration suite and critest inside, and power cuts
 #                               replayed from a log of the disk's writes
+#   hack/vm/test.sh PART...     some of it: smoke cgroupfs package cuts integration critest replays
 #
 # The package and the tests must be built: `make vm-smoke` and `make test-vm` do that. The last line counts.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
-what=${1:-smoke}
 name=test-$$
 inside=$project/hack/vm/inside
-case $what in
-smoke) cuts=2 ;;
-full) cuts=20 replays=8 ;;
-*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
+cuts=20 replays=8
+case ${1:-smoke} in
+smoke) parts="smoke cgroupfs package cuts" cuts=2 ;;
+full) parts="smoke cgroupfs package cuts integration critest replays" ;;
+*) parts=$* ;;
 esac
+for part in $parts; do
+	case $part in
+	smoke | cgroupfs | package | cuts | integration | critest | replays) ;;
+	*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
+	esac
+done
 
 vm() { "$here/vm.sh" "$@"; }
 in_vm() { vm ssh "$name" "$@" </dev/null; }
@@ -57,21 +64,22 @@ in_vm "cp '$project'/target/debian/berth*.deb /run/berth-build/bin/crictl /var/t
 in_vm "sh '$project/vagrant/provision.sh' /var/tmp/vm" || fail "the package cannot be installed"
 
 status=0
-# part NAME COMMAND...: its lines, kept for the sum.
-part() {
-	printf '\n== vm %s\n' "$1"
-	shift
-	{ "$@" 2>&1 || echo "$*" >>"$work/broken"; } | tee -a "$work/out"
-}
-part "smoke" in_vm "sh '$inside/smoke.sh' /var/tmp/vm/busybox.tar /var/tmp/vm"
-part "cgroupfs driver" in_vm "sh '$inside/cgroupfs.sh' /var/tmp/vm/busybox.tar"
-part "package" in_vm "sh '$inside/package.sh' /var/tmp/vm/busybox.tar /var/tmp/vm '$project'"
-part "power cuts" "$here/cut.sh" "$name" "$cuts"
-if [ "$what" = full ]; then
-	part "integration" in_vm "sh '$inside/integration.sh' '$project'"
-	part "critest" in_vm "sh '$inside/critest.sh' '$project'"
-	part "replayed power cuts" "$here/replay.sh" "$name" "$replays"
-fi
+# shown COMMAND...: its lines, kept for the sum.
+shown() { { "$@" 2>&1 || echo "$*" >>"$work/broken"; } | tee -a "$work/out"; }
+for part in $parts; do
+	printf '\n== vm %s\n' "$part"
+	begin=$(date +%s)
+	case $part in
+	smoke) shown in_vm "sh '$inside/smoke.sh' /var/tmp/vm/busybox.tar /var/tmp/vm" ;;
+	cgroupfs) shown in_vm "sh '$inside/cgroupfs.sh' /var/tmp/vm/busybox.tar" ;;
+	package) shown in_vm "sh '$inside/package.sh' /var/tmp/vm/busybox.tar /var/tmp/vm '$project'" ;;
+	cuts) shown "$here/cut.sh" "$name" "$cuts" ;;
+	integration) shown in_vm "sh '$inside/integration.sh' '$project'" ;;
+	critest) shown in_vm "sh '$inside/critest.sh' '$project'" ;;
+	replays) shown "$here/replay.sh" "$name" "$replays" ;;
+	esac
+	printf '== vm %s took %s s\n' "$part" "$(($(date +%s) - begin))"
+done
 awk '/^(vm|integration|critest): [0-9]+ passed/ { p += $2; f += $4; s += $6 } END { print p + 0, f + 0, s + 0 }' "$work/out" >"$work/sum"
 read -r passed failed skipped <"$work/sum"
 # A part that broke without a count is a failure too.

@@ -331,7 +331,9 @@ impl Storage {
         let staging = self.path("staging");
         let leftovers =
             names(self.shared.dirs.staging.as_fd()).map_err(failed("list", &staging))?;
-        self.sweep_partials()?;
+        if let Err(error) = self.sweep_partials() {
+            tracing::warn!(%error, "an old download stays");
+        }
         if leftovers.is_empty() {
             return Ok(());
         }

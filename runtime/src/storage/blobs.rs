@@ -204,46 +204,45 @@ impl Storage {
     /// Removes interrupted downloads, except those that somebody has open.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The first failure, after everything has been tried.
     pub fn remove_partials(&self) -> Result<(), Error> {
-        let path = self.path("partial");
-        let dir = &self.shared.dirs.partial;
-        for name in names(dir.as_fd()).map_err(failed("list", &path))? {
-            let Some(digest) = digest_named(&name) else {
-                continue;
-            };
-            // As if it were downloaded: nobody opens it meanwhile.
-            if !self.shared.state().partials.insert(digest) {
-                continue;
-            }
-            let removed = rustix::fs::unlinkat(dir, &name, AtFlags::empty());
-            self.shared.state().partials.remove(&digest);
-            match removed {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(failed("remove", path.join(&name))(error)),
-            }
-        }
-        Ok(())
+        self.remove_partials_after(Duration::ZERO)
     }
 
+    /// Those that nobody came back for.
     pub(super) fn sweep_partials(&self) -> Result<(), Error> {
+        self.remove_partials_after(PARTIAL_AGE)
+    }
+
+    fn remove_partials_after(&self, age: Duration) -> Result<(), Error> {
         let path = self.path("partial");
         let dir = &self.shared.dirs.partial;
-        let now = SystemTime::now();
+        let mut outcome = Ok(());
         for name in names(dir.as_fd()).map_err(failed("list", &path))? {
             let Ok(stat) = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };
-            let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-            let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-            let is_old = now
-                .duration_since(changed)
-                .is_ok_and(|age| age > PARTIAL_AGE);
-            let unwanted = is_old || digest_named(&name).is_none();
-            if unwanted && let Err(error) = crate::sys::fs::remove_tree(dir.as_fd(), &name) {
-                tracing::warn!(?name, %error, "an old download stays");
+            let digest = digest_named(&name);
+            if digest.is_some() && !age.is_zero() && !is_older(stat.st_mtime, age) {
+                continue;
             }
+            // As if it were downloaded: nobody opens it meanwhile.
+            if digest.is_some_and(|digest| !self.shared.state().partials.insert(digest)) {
+                continue;
+            }
+            let removed = crate::sys::fs::remove_tree(dir.as_fd(), &name);
+            if let Some(digest) = digest {
+                self.shared.state().partials.remove(&digest);
+            }
+            outcome = outcome.and(removed.map_err(failed("remove", path.join(&name))));
         }
-        Ok(())
+        outcome
     }
+}
+
+/// Whether a time of change, in seconds since the Unix epoch, lies that far back.
+fn is_older(seconds: i64, age: Duration) -> bool {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    let passed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since);
+    passed.is_ok_and(|passed| passed > age)
 }

@@ -81,7 +81,8 @@ impl Storage {
         }
     }
 
-    /// Removes layers and documents that no image, no writable layer and no lease names.
+    /// Removes layers and documents that no image, no writable layer and no lease names, and downloads that nobody
+    /// came back for.
     ///
     /// After the index was lost (see [`super::Index::lost_at`]) what was there before stays.
     ///
@@ -103,6 +104,7 @@ impl Storage {
             }
         }
         outcome = outcome.and(self.remove_discarded());
+        outcome = outcome.and(self.sweep_partials());
         outcome.map(|()| collected)
     }
 

@@ -226,9 +226,14 @@ impl Index {
         Ok(())
     }
 
-    /// Renames what was moved aside, so that it says "lost" no longer.
+    /// Renames what was moved aside, so that it says "lost" no longer. What was renamed before goes.
     fn file_loss(&self) -> Result<(), Error> {
-        for (name, time) in set_aside(&self.path)? {
+        let lost = set_aside(&self.path, DAMAGED)?;
+        for (name, _) in set_aside(&self.path, REPLACED)? {
+            let old = self.path.with_file_name(name);
+            std::fs::remove_file(&old).map_err(failed("remove", old))?;
+        }
+        for (name, time) in lost {
             let from = self.path.with_file_name(name);
             let mut to = self.path.as_os_str().to_owned();
             to.push(format!("{REPLACED}{time}"));
@@ -561,18 +566,18 @@ fn put_aside(path: &Path) -> Result<PathBuf, Error> {
 
 /// The latest time in the names of indexes that were moved aside.
 fn lost_at(path: &Path) -> Result<Option<i64>, Error> {
-    let times = set_aside(path)?.into_iter().map(|(_, time)| time);
+    let times = set_aside(path, DAMAGED)?.into_iter().map(|(_, time)| time);
     Ok(times.max())
 }
 
-/// The indexes that were moved aside: names, and when.
-fn set_aside(path: &Path) -> Result<Vec<(OsString, i64)>, Error> {
+/// The indexes that have such a mark in their names, and when they got it.
+fn set_aside(path: &Path, mark: &str) -> Result<Vec<(OsString, i64)>, Error> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let prefix = path
         .file_name()
         .and_then(|name| name.to_str())
         .unwrap_or_default();
-    let prefix = format!("{prefix}{DAMAGED}");
+    let prefix = format!("{prefix}{mark}");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed("list", dir))? {
         let name = entry.map_err(failed("list", dir))?.file_name();

@@ -262,6 +262,26 @@ fn interrupted_downloads_are_removed_unless_somebody_has_them() {
     assert_eq!(storage.partial(&open).unwrap().length, 9000);
 }
 
+#[test]
+fn a_collection_takes_downloads_that_nobody_came_back_for() {
+    let (_dir, storage) = new();
+    let (old, young, open) = (digest("old"), digest("young"), digest("open"));
+    let week = std::time::Duration::from_secs(8 * 24 * 3600);
+    for id in [&old, &young, &open] {
+        let mut partial = storage.partial(id).unwrap();
+        partial.file.write_all(&[1; 9000]).unwrap();
+        if id != &young {
+            let then = std::time::SystemTime::now() - week;
+            partial.file.set_modified(then).unwrap();
+        }
+    }
+    let partial = storage.partial(&open).unwrap();
+    storage.collect().unwrap();
+    drop(partial);
+    let length = |id| storage.partial(id).unwrap().length;
+    assert_eq!([length(&old), length(&young), length(&open)], [0, 9000, 9000]);
+}
+
 /// What cannot be moved or removed costs itself, not the start.
 #[test]
 fn leftovers_that_nobody_can_touch_do_not_stop_the_start() {
