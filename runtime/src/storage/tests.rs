@@ -279,7 +279,10 @@ fn a_collection_takes_downloads_that_nobody_came_back_for() {
     storage.collect().unwrap();
     drop(partial);
     let length = |id| storage.partial(id).unwrap().length;
-    assert_eq!([length(&old), length(&young), length(&open)], [0, 9000, 9000]);
+    assert_eq!(
+        [length(&old), length(&young), length(&open)],
+        [0, 9000, 9000]
+    );
 }
 
 /// What cannot be moved or removed costs itself, not the start.
