@@ -237,7 +237,7 @@ impl ImageManager {
             writer: Mutex::default(),
             pulls: Arc::default(),
             layers: Arc::default(),
-            board: Arc::new(Board::new(Arc::clone(&config.metrics))),
+            board: Arc::new(Board::new(&config.metrics)),
             metrics: config.metrics,
         };
         Ok(Self {

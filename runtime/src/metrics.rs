@@ -12,7 +12,8 @@ use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text,
 };
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::counter::ConstCounter;
+pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
@@ -229,11 +230,10 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// Notes compressed bytes of a layer.
-    pub fn layer_bytes(&self, origin: &'static str, bytes: u64) {
+    /// The counter of compressed bytes of layers from there, for who counts often.
+    pub fn layer_bytes(&self, origin: &'static str) -> Counter {
         self.image_layer_bytes
-            .get_or_create(&OriginLabels { origin })
-            .inc_by(bytes);
+            .get_or_create_owned(&OriginLabels { origin })
     }
 
     /// Everything as OpenMetrics text.
@@ -344,7 +344,7 @@ mod tests {
         metrics.container_oom.inc();
         drop(metrics.step("run_pod", "cni_add"));
         metrics.pull_finished("pulled", Duration::from_secs(2));
-        metrics.layer_bytes("registry", 7);
+        metrics.layer_bytes("registry").inc_by(7);
         metrics.observe_gauge("containers", "Containers by state", "state", || {
             vec![("running", 3), ("exited", 0)]
         });

@@ -331,9 +331,7 @@ impl Storage {
         let staging = self.path("staging");
         let leftovers =
             names(self.shared.dirs.staging.as_fd()).map_err(failed("list", &staging))?;
-        if let Err(error) = self.sweep_partials() {
-            tracing::warn!(%error, "an old download stays");
-        }
+        self.sweep_partials();
         if leftovers.is_empty() {
             return Ok(());
         }

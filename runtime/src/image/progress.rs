@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Counter, Metrics};
 
 /// A pull in progress, as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct PullStatus {
 /// Counters of one pull. Cheap enough for every chunk.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    metrics: Arc<Metrics>,
+    counters: Counters,
     reference: String,
     started: Instant,
     source: Mutex<String>,
@@ -39,13 +39,13 @@ impl Progress {
     /// Bytes that came.
     pub(crate) fn received(&self, bytes: u64) {
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
-        self.metrics.layer_bytes("registry", bytes);
+        self.counters.registry.inc_by(bytes);
     }
 
     /// Bytes that were there from an earlier try.
     pub(crate) fn found(&self, bytes: u64) {
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
-        self.metrics.layer_bytes("kept", bytes);
+        self.counters.kept.inc_by(bytes);
     }
 
     /// Bytes that have to come again.
@@ -71,10 +71,17 @@ impl Progress {
     }
 }
 
+/// Bytes of all pulls, by origin.
+#[derive(Clone, Debug)]
+struct Counters {
+    registry: Counter,
+    kept: Counter,
+}
+
 /// The pulls in progress.
 #[derive(Debug)]
 pub(crate) struct Board {
-    metrics: Arc<Metrics>,
+    counters: Counters,
     next: AtomicU64,
     rows: Mutex<BTreeMap<u64, Arc<Progress>>>,
 }
@@ -100,9 +107,12 @@ impl Drop for Row {
 }
 
 impl Board {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
         Self {
-            metrics,
+            counters: Counters {
+                registry: metrics.layer_bytes("registry"),
+                kept: metrics.layer_bytes("kept"),
+            },
             next: AtomicU64::new(0),
             rows: Mutex::default(),
         }
@@ -110,7 +120,7 @@ impl Board {
 
     pub(crate) fn enter(self: &Arc<Self>, reference: String) -> Row {
         let progress = Arc::new(Progress {
-            metrics: Arc::clone(&self.metrics),
+            counters: self.counters.clone(),
             reference,
             started: Instant::now(),
             source: Mutex::default(),

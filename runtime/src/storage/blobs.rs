@@ -209,9 +209,11 @@ impl Storage {
         self.remove_partials_after(Duration::ZERO)
     }
 
-    /// Those that nobody came back for.
-    pub(super) fn sweep_partials(&self) -> Result<(), Error> {
-        self.remove_partials_after(PARTIAL_AGE)
+    /// Those that nobody came back for. One that cannot be removed is nobody's reason to fail.
+    pub(super) fn sweep_partials(&self) {
+        if let Err(error) = self.remove_partials_after(PARTIAL_AGE) {
+            tracing::warn!(%error, "an old download stays");
+        }
     }
 
     fn remove_partials_after(&self, age: Duration) -> Result<(), Error> {

@@ -104,7 +104,7 @@ impl Storage {
             }
         }
         outcome = outcome.and(self.remove_discarded());
-        outcome = outcome.and(self.sweep_partials());
+        self.sweep_partials();
         outcome.map(|()| collected)
     }
 

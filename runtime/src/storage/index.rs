@@ -226,9 +226,12 @@ impl Index {
         Ok(())
     }
 
-    /// Renames what was moved aside, so that it says "lost" no longer. What was renamed before goes.
+    /// Renames what was moved aside, so that it says "lost" no longer. It takes the place of what was renamed before.
     fn file_loss(&self) -> Result<(), Error> {
         let lost = set_aside(&self.path, DAMAGED)?;
+        if lost.is_empty() {
+            return Ok(());
+        }
         for (name, _) in set_aside(&self.path, REPLACED)? {
             let old = self.path.with_file_name(name);
             std::fs::remove_file(&old).map_err(failed("remove", old))?;

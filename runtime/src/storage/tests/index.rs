@@ -120,6 +120,19 @@ fn what_a_lost_index_alone_had_named_is_kept_until_somebody_gives_it_up() {
         let storage = reopen(&dir, storage);
         assert_eq!(storage.index().all().len(), 1);
         assert_eq!(storage.index().lost_at(), None);
+        // The file stays for whoever wants to look into it, until another one is lost.
+        let replaced = || {
+            let names = fs::read_dir(storage.root()).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let replaced = names.filter(|name| name.starts_with("index.redb.replaced-"));
+            replaced.collect::<Vec<_>>()
+        };
+        assert_eq!(replaced().len(), 1);
+        storage.index().forget_loss().unwrap();
+        assert_eq!(replaced().len(), 1);
+        fs::write(storage.root().join("index.redb.damaged-7"), "x").unwrap();
+        storage.index().forget_loss().unwrap();
+        assert_eq!(replaced(), ["index.redb.replaced-7"]);
     }
 }
 
