@@ -15,6 +15,7 @@ pub(crate) mod fake;
 mod hosts;
 mod login;
 mod manifest;
+mod pace;
 mod proxy;
 mod reference;
 mod resolve;
@@ -48,7 +49,7 @@ pub struct Config {
     pub credentials_file: Option<PathBuf>,
     /// `REGISTRY=HOST`: the token service of a registry, which may see its credentials although it is of another domain.
     pub token_services: Vec<String>,
-    /// A registry that sends nothing for this long is given up; none: never.
+    /// A registry that sends nothing for this long, or next to nothing for five times as long, is given up; none: never.
     pub silence: Option<Duration>,
 }
 

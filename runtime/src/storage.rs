@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode};
+use rustix::io::Errno;
 
 use crate::id::ContainerId;
 use crate::model::{ChainId, Digest, Kind, Kinded};
@@ -143,6 +144,26 @@ impl Kinded for Error {
             _ => Kind::Unknown,
         }
     }
+}
+
+impl Error {
+    /// Content that is there and is not what it should be, or cannot be read: to have it again it has to be fetched.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged(_) => true,
+            Self::Io { source, .. } => is_unreadable(source),
+            _ => false,
+        }
+    }
+}
+
+/// What a disk says that cannot give back what it has: a block that is bad, or a file system whose own checksums or
+/// structures do not fit.
+fn is_unreadable(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::NODATA)
+    )
 }
 
 fn failed<E: Into<io::Error>>(

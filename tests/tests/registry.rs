@@ -153,6 +153,11 @@ async fn faults_that_stay_are_told_and_leave_nothing(case: &mut Case) -> Result<
         (layer.as_str(), Fault::WrongBytes, "sent other content"),
         (&layer, Fault::Short, "its descriptor says"),
         (&layer, Fault::Cut(0), "incompletely"),
+        (
+            &layer,
+            Fault::Drip(100, Duration::from_millis(500)),
+            "less than 1024 bytes a second",
+        ),
         (&layer, Fault::Status(404, None), "has no blob"),
         (&layer, Fault::Redirect(looped), "too many redirects"),
         (

@@ -190,7 +190,7 @@ pub const KEYS: &[Key] = &[
     number(
         "images.silence_limit",
         60,
-        "seconds without a byte after which a registry is given up; 0: never",
+        "seconds without a byte after which a registry is given up, as is one that sends less than 1 KiB/s for five times as long; 0: never",
     ),
     number(
         "images.max_concurrent_layers",

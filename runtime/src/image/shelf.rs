@@ -140,7 +140,7 @@ impl Shelf {
         let storage = self.storage.clone();
         match blocking(move || storage.get_blob(&digest)).await? {
             // As good as none: the next pull writes it again.
-            Err(storage::Error::Damaged(_)) => Ok(None),
+            Err(error) if error.is_damage() => Ok(None),
             document => Ok(document?),
         }
     }

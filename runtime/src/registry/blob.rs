@@ -5,9 +5,11 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderValue};
 use reqwest::{Response, StatusCode};
+use tokio::time::Instant;
 
 use super::Error;
-use super::client::{Answer, words};
+use super::client::Answer;
+use super::pace::Pace;
 use super::rounds::Rounds;
 use super::session::Session;
 use crate::model::Digest;
@@ -42,6 +44,7 @@ pub struct Blob {
     skip: u64,
     response: Response,
     host: String,
+    pace: Pace,
     cuts: u32,
 }
 
@@ -68,6 +71,7 @@ impl Blob {
         };
         session.sends(&digest, index);
         Ok(Self {
+            pace: session.registry.clients.pace(),
             session,
             rounds,
             index,
@@ -110,17 +114,29 @@ impl Blob {
     /// It stays cut, or is longer or shorter than its descriptor says.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            let reason = match self.response.chunk().await {
-                Ok(Some(bytes)) => match self.accept(bytes)? {
-                    Some(bytes) => return Ok(Some(bytes)),
-                    None => continue,
+            let reason = match self.too_slow() {
+                Some(reason) => reason,
+                None => match self.pace.chunk(&mut self.response).await {
+                    Ok(Some(bytes)) => match self.accept(bytes)? {
+                        Some(bytes) => return Ok(Some(bytes)),
+                        None => continue,
+                    },
+                    Ok(None) if self.offset == self.size => return Ok(None),
+                    Ok(None) => format!("it ended after {} of {} bytes", self.offset, self.size),
+                    Err(reason) => reason,
                 },
-                Ok(None) if self.offset == self.size => return Ok(None),
-                Ok(None) => format!("it ended after {} of {} bytes", self.offset, self.size),
-                Err(error) => words(error),
             };
+            let begun = Instant::now();
             self.go_on(reason).await?;
+            self.pace.waited(begun.elapsed());
         }
+    }
+
+    /// A host that is too slow is not asked again; what has come as a whole was fast enough.
+    fn too_slow(&mut self) -> Option<String> {
+        let reason = self.pace.too_slow().filter(|_| self.offset < self.size)?;
+        self.cuts = MAX_CUTS;
+        Some(reason)
     }
 
     fn accept(&mut self, mut bytes: Bytes) -> Result<Option<Bytes>, Error> {

@@ -15,6 +15,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
 use super::hosts::Endpoint;
+use super::pace::Pace;
 use super::proxy::Proxies;
 use super::trace::Trace;
 use super::{DEFAULT_SILENCE, Error};
@@ -108,6 +109,11 @@ impl Clients {
             silence,
             proxies,
         }
+    }
+
+    /// For what a host sends.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::new(self.silence)
     }
 
     /// The proxy on the way to a URL.
@@ -378,13 +384,20 @@ impl std::fmt::Display for BadBody {
 }
 
 /// The whole body of a document, if it is not longer than `limit` bytes.
-pub(crate) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, BadBody> {
+pub(crate) async fn body(
+    mut response: Response,
+    mut pace: Pace,
+    limit: usize,
+) -> Result<Vec<u8>, BadBody> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| BadBody::Cut(words(e)))? {
+    while let Some(chunk) = pace.chunk(&mut response).await.map_err(BadBody::Cut)? {
         if bytes.len() + chunk.len() > limit {
             return Err(BadBody::TooLong(limit));
         }
         bytes.extend_from_slice(&chunk);
+        if let Some(reason) = pace.too_slow() {
+            return Err(BadBody::Cut(reason));
+        }
     }
     Ok(bytes)
 }

@@ -11,6 +11,7 @@ use super::auth::{Asker, TokenKey};
 use super::client::{Answer, Ask, body};
 use super::hosts::Endpoint;
 use super::manifest;
+use super::pace::Pace;
 use super::session::{Host, Session};
 
 /// Most of an error body that is read, bytes.
@@ -38,7 +39,7 @@ impl Session {
         if answer.response.status().is_success() {
             return Ok(answer);
         }
-        Err(refusal(answer, wanted.what).await)
+        Err(refusal(answer, self.registry.clients.pace(), wanted.what).await)
     }
 
     /// One answer that is not the registry's own 401.
@@ -156,7 +157,7 @@ struct ErrorDetail {
 }
 
 /// The error that an answer without success is.
-async fn refusal(answer: Answer, what: &str) -> Error {
+async fn refusal(answer: Answer, pace: Pace, what: &str) -> Error {
     let Answer {
         response,
         host,
@@ -171,7 +172,7 @@ async fn refusal(answer: Answer, what: &str) -> Error {
     // Only the registry's own words are repeated: a storage service repeats the signed URL in its errors.
     let detail = match away {
         true => None,
-        false => detail(&body(response, MAX_ERROR).await.unwrap_or_default()),
+        false => detail(&body(response, pace, MAX_ERROR).await.unwrap_or_default()),
     };
     if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
         let reason = detail.unwrap_or_else(|| format!("it answered {}", status.as_u16()));

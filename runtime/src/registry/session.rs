@@ -209,7 +209,7 @@ impl Session {
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
         let said = claimed(response.headers());
-        let bytes = body(response, MAX_MANIFEST)
+        let bytes = body(response, self.registry.clients.pace(), MAX_MANIFEST)
             .await
             .map_err(|bad| match bad {
                 BadBody::TooLong(_) => Error::Document {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::image::Descriptor;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::fake::{self, Fake, Pack};
 use super::proxy::Proxies;
@@ -470,9 +471,9 @@ async fn a_slow_drip_is_waited_for() {
 async fn a_silent_registry_is_given_up() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let fake = Fake::http().await;
-    let bytes = vec![7; 2000];
+    let bytes = vec![7; 20_000];
     fake.put_blob(&fake::digest(&bytes), &bytes);
-    fake.plan(|p| p.drip = Some((200, Duration::from_secs(3600))));
+    fake.plan(|p| p.drip = Some((2000, Duration::from_secs(3600))));
     let mut registry = Registry::new(PathBuf::from("/nonexistent"));
     let inner = Arc::get_mut(&mut registry).unwrap();
     inner.clients = client::Clients::new(Some(Duration::from_millis(100)), Proxies::default());
@@ -482,9 +483,63 @@ async fn a_silent_registry_is_given_up() {
         error.to_string().starts_with("RegistryUnavailable"),
         "{error}"
     );
-    // In the middle of a body: every try brings 200 bytes, so it goes on and ends.
+    // In the middle of a body: every try brings 2000 bytes, so it goes on and ends.
     assert_eq!(fetch(&registry, &fake, &bytes).await.unwrap(), bytes);
     assert_eq!(fake.log().len(), 10);
+}
+
+/// An image whose manifest comes byte by byte.
+async fn trickling_documents() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("{}/x:1", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = connection.read(&mut [0; 4096]).await;
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n";
+                let mut sent = connection.write_all(head).await;
+                while sent.is_ok() {
+                    sent = connection.write_all(b" ").await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+        }
+    });
+    name
+}
+
+/// A registry that is never silent and never done.
+#[tokio::test]
+async fn a_trickle_is_given_up() {
+    let fake = Fake::http().await;
+    let bytes = vec![7; 20_000];
+    fake.put_blob(&fake::digest(&bytes), &bytes);
+    let mut registry = Registry::new(PathBuf::from("/nonexistent"));
+    let inner = Arc::get_mut(&mut registry).unwrap();
+    inner.clients = client::Clients::new(Some(Duration::from_millis(200)), Proxies::default());
+    fake.plan(|p| p.drip = Some((5, Duration::from_millis(10))));
+    let slow = |error: Error| {
+        let text = error.to_string();
+        assert!(text.contains("less than 1024 bytes a second"), "{text}");
+    };
+    slow(fetch(&registry, &fake, &bytes).await.unwrap_err());
+    // One request, not one after the other.
+    assert_eq!(fake.count("GET", "/blobs/"), 1);
+    let trickle = trickling_documents().await;
+    slow(manifest(&registry, &trickle, None).await.unwrap_err());
+    // Cut after every few bytes, it is no faster; and a slow reader is no slow host.
+    fake.plan(|p| p.drip = Some((5, Duration::from_secs(3600))));
+    slow(fetch(&registry, &fake, &bytes).await.unwrap_err());
+    fake.plan(|p| p.drip = Some((2000, Duration::from_millis(1))));
+    let reference: Reference = fake.name("x").parse().unwrap();
+    let session = registry.open(&reference, None).await.unwrap();
+    let mut blob = session.blob(&descriptor(&bytes)).await.unwrap();
+    let mut came = 0;
+    while let Some(bytes) = blob.chunk().await.unwrap() {
+        came += bytes.len();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(came, bytes.len());
 }
 
 #[tokio::test]

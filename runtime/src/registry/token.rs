@@ -90,7 +90,7 @@ pub(crate) async fn fetch(
             "the token service {host} answered {status} to {who}"
         )));
     }
-    let bytes = body(response, MAX_ANSWER).await;
+    let bytes = body(response, clients.pace(), MAX_ANSWER).await;
     let bytes = bytes.map_err(|why| unavailable(why.to_string(), false))?;
     let (token, life) = parse(&bytes)
         .ok_or_else(|| denied(format!("the token service {host} answered no token")))?;

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, Dir, FileType};
 use sha2::{Digest as _, Sha256};
 
 use super::recipe::{Compare, Replay, is_fault};
-use super::{Error, Storage, Usage, failed, open};
+use super::{Error, Storage, Usage, failed, is_unreadable, open};
 use crate::model::{ChainId, Digest};
 use crate::sys::fs::open_dir;
 
@@ -40,6 +40,13 @@ impl Storage {
     /// # Errors
     /// What kept it from looking; a layer that cannot be read is damaged.
     pub fn verify_layer(&self, chain: &ChainId, quick: bool) -> Result<Verdict, Error> {
+        match self.look_at_layer(chain, quick) {
+            Err(Error::Io { source, .. }) if is_unreadable(&source) => Ok(unreadable(&source)),
+            verdict => verdict,
+        }
+    }
+
+    fn look_at_layer(&self, chain: &ChainId, quick: bool) -> Result<Verdict, Error> {
         let Some(info) = self.layer_info(chain) else {
             return Ok(Verdict::Absent);
         };
@@ -94,9 +101,14 @@ impl Storage {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
                 Ok(Verdict::Damaged(source.to_string()))
             }
+            Err(Error::Io { source, .. }) if is_unreadable(&source) => Ok(unreadable(&source)),
             Err(error) => Err(error),
         }
     }
+}
+
+fn unreadable(error: &io::Error) -> Verdict {
+    Verdict::Damaged(format!("it cannot be read: {error}"))
 }
 
 fn digest_of(mut replay: Replay) -> io::Result<Digest> {

@@ -1,5 +1,6 @@
 //! Disks that are full, out of inodes, or broken.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::process::Command;
@@ -391,4 +392,82 @@ async fn an_image_is_absent_after_a_write_error_of_the_disk() {
             .is_empty()
     );
     drop(rig);
+}
+
+impl Broken {
+    /// Makes blocks of the disk unreadable, and puts the first blocks of files there: each with its number of blocks.
+    fn spoil(&mut self, files: &[(String, u32)]) {
+        const END: u32 = 48_500;
+        // Really unmounted, or what is remembered is read: the thread that sweeps may have it still.
+        let above = self.above.take().unwrap();
+        let unmounted = || unmount(above.dir.path(), UnmountFlags::empty()).is_ok();
+        assert!((0..200).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            unmounted()
+        }));
+        drop(above);
+        let mut commands = String::new();
+        let mut at = END + 16;
+        for (path, blocks) in files {
+            writeln!(
+                commands,
+                "extent_open /store/{path}\nroot\nreplace_node 0 {blocks} {at}\nextent_close\nsetb {at} {blocks}"
+            )
+            .unwrap();
+            at += blocks;
+        }
+        let script = self.below.dir.path().join("script");
+        std::fs::write(&script, commands).unwrap();
+        let script = script.to_str().unwrap();
+        run("debugfs", &["-w", "-f", script, &self.device]).unwrap();
+        // A loop device says EIO where its file has ended.
+        let disk = self.below.dir.path().join("disk");
+        let disk = File::options().write(true).open(disk).unwrap();
+        disk.set_len(u64::from(END) << 10).unwrap();
+        self.attach().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn bad_blocks_of_the_disk_are_named_and_their_content_is_fetched_again() {
+    let mut disk = match Broken::new() {
+        Ok(disk) => disk,
+        Err(why) => {
+            eprintln!(
+                "SKIP bad_blocks_of_the_disk_are_named_and_their_content_is_fetched_again: {why}"
+            );
+            return;
+        }
+    };
+    let fake = Fake::http().await;
+    fake.put_image("x", "1", &large());
+    let name = fake.name("x:1");
+    let rig = disk.disk().rig();
+    rig.pull(&name).await.unwrap();
+    let details = rig.manager.inspect(&name).unwrap().unwrap();
+    let layer = details.layers[0].chain;
+    drop(rig);
+    disk.spoil(&[
+        (format!("layers/{}/fs/d/7", layer.hex()), 32),
+        (format!("blobs/sha256/{}", details.manifest.hex()), 1),
+    ]);
+    let rig = disk.disk().rig();
+    let found = rig.manager.check(false, true).await.unwrap();
+    let [of_layer, of_document] = &found.findings[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(of_layer.what, layer.to_string());
+    assert!(of_layer.problem.contains("d/7"), "{}", of_layer.problem);
+    assert_eq!(of_document.what, details.manifest.to_string());
+    for finding in &found.findings {
+        assert!(finding.problem.contains("cannot be read"), "{finding:?}");
+        assert_eq!(finding.images, [name.as_str()]);
+    }
+    assert_eq!(found.dropped, [name.as_str()]);
+    // The layer above was whole and is there still.
+    let before = fake.count("GET", "/blobs/");
+    rig.pull(&name).await.unwrap();
+    assert_eq!(fake.count("GET", "/blobs/") - before, 1, "{:?}", fake.log());
+    let found = rig.manager.check(false, false).await.unwrap();
+    assert!(found.findings.is_empty(), "{:?}", found.findings);
 }

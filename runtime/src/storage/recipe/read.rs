@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use zstd::stream::read::Decoder;
 
+use super::super::is_unreadable;
 use super::{ENTRY_TAG, Entry, Kind, LITERAL, LITERAL_TAG};
 use crate::sys::fs::open_in_root;
 
@@ -198,11 +199,9 @@ impl Replay {
 
 /// What the disk cannot give back is damage as well.
 fn unreadable(name: &[u8], error: io::Error) -> io::Error {
-    match Errno::from_io_error(&error) {
-        Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::NODATA) => {
-            fault(format!("{} cannot be read: {error}", shown(name)))
-        }
-        _ => error,
+    match is_unreadable(&error) {
+        true => fault(format!("{} cannot be read: {error}", shown(name))),
+        false => error,
     }
 }
 
