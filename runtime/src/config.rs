@@ -89,6 +89,8 @@ pub struct Config {
     pub silence_limit: u32,
     /// Layers fetched at the same time for one image.
     pub max_concurrent_layers: usize,
+    /// Uncompressed layers of one image, GiB.
+    pub max_unpacked_gib: u64,
     /// Names of images that are never collected.
     pub pinned_images: Vec<String>,
     /// Directory of CNI network configurations.
@@ -165,6 +167,7 @@ impl Config {
             token_services: settings.pairs("images.token_services")?,
             silence_limit: settings.number("images.silence_limit", 0..=86_400)?,
             max_concurrent_layers: settings.number("images.max_concurrent_layers", 1..=64)?,
+            max_unpacked_gib: settings.number("images.max_unpacked_gib", 1..=1 << 20)?,
             pinned_images: settings.list("images.pinned")?,
             cni_conf_dir: settings.absolute("network.cni_conf_dir")?,
             cni_bin_dirs: settings.paths("network.cni_bin_dirs")?,

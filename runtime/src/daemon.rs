@@ -221,6 +221,7 @@ impl Parts {
             registry: config.as_ref().into(),
             pinned: config.pinned_images.clone(),
             parallel_layers: config.max_concurrent_layers,
+            unpacked_limit: config.max_unpacked_gib << 30,
             metrics: metrics.clone(),
         });
         let images = Arc::new(images.map_err(|e| chain(&e))?);

@@ -47,6 +47,9 @@ use shelf::Shelf;
 /// Layers of one pull that are fetched and unpacked at the same time.
 pub const PARALLEL_LAYERS: usize = 4;
 
+/// Uncompressed bytes of the layers of one image.
+pub const UNPACKED_LIMIT: u64 = 128 << 30;
+
 /// Why an image operation failed. Everybody who waits for a pull gets the same error, so it can be cloned.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -93,6 +96,11 @@ pub enum Error {
         /// Diff id of what came.
         got: Digest,
     },
+    /// It would fill the disk.
+    #[error(
+        "the layers of the image unpack to more than {0} bytes: if that is meant to be, raise images.max_unpacked_gib"
+    )]
+    TooLarge(u64),
     /// A configuration that makes no image for this machine.
     #[error("image configuration {id}: {reason}")]
     Configuration {
@@ -127,6 +135,11 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// A layer needs a thread.
+    #[error(
+        "cannot start a thread to unpack a layer with: pull fewer images at a time, or allow Berth more tasks"
+    )]
+    Thread(#[source] Arc<std::io::Error>),
     /// The work ended without a result: a bug, or the daemon is going down.
     #[error("the operation was interrupted, try again")]
     Interrupted,
@@ -140,7 +153,7 @@ impl Kinded for Error {
             Self::NotFound(_) => Kind::NotFound,
             Self::Ambiguous(_) => Kind::InvalidArgument,
             Self::Layer { source, .. } => source.kind(),
-            Self::Interrupted => Kind::Unavailable,
+            Self::Interrupted | Self::Thread(_) => Kind::Unavailable,
             Self::Full { .. } => Kind::ResourceExhausted,
             _ => Kind::Unknown,
         }
@@ -184,6 +197,8 @@ pub struct Config {
     pub pinned: Vec<String>,
     /// Layers of one pull at a time; 0 means [`PARALLEL_LAYERS`].
     pub parallel_layers: usize,
+    /// Bytes that the archives of all layers which a pull adds may have, uncompressed; 0 means [`UNPACKED_LIMIT`].
+    pub unpacked_limit: u64,
     /// Where pulls are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -202,6 +217,7 @@ struct Inner {
     registry: Arc<Registry>,
     pinned: Vec<Reference>,
     parallel_layers: usize,
+    unpacked_limit: u64,
     catalog: RwLock<Arc<Catalog>>,
     /// Held by blocking threads while the index on disk and the catalog change; readers never wait for it.
     writer: Mutex<()>,
@@ -234,6 +250,10 @@ impl ImageManager {
                 0 => PARALLEL_LAYERS,
                 some => some,
             },
+            unpacked_limit: match config.unpacked_limit {
+                0 => UNPACKED_LIMIT,
+                some => some,
+            },
             writer: Mutex::default(),
             pulls: Arc::default(),
             layers: Arc::default(),
@@ -258,7 +278,7 @@ impl ImageManager {
         let reference: Reference = reference.parse()?;
         let key = (reference.to_string(), fingerprint(auth.as_ref()));
         let inner = Arc::clone(&self.inner);
-        let run = move || async move {
+        let run = move |_| async move {
             let pulled = pull::run(Arc::clone(&inner), reference, auth).await;
             inner.make_room(pulled).await
         };
@@ -489,6 +509,19 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Error::Interrupted)
+}
+
+/// Runs work that takes as long as a registry likes on a thread of its own: containers are started and stopped by those
+/// of the pool, which is not large.
+async fn on_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("unpack".to_owned())
+        .spawn(move || sender.send(work()))
+        .map_err(|error| Error::Thread(Arc::new(error)))?;
+    receiver.await.map_err(|_| Error::Interrupted)
 }
 
 /// Tells callers with different credentials apart without keeping what they brought.

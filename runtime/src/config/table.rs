@@ -197,6 +197,11 @@ pub const KEYS: &[Key] = &[
         4,
         "layers of one image fetched at the same time",
     ),
+    number(
+        "images.max_unpacked_gib",
+        128,
+        "GiB that the layers of one image may have uncompressed, or it is refused",
+    ),
     list(
         "images.pinned",
         &[],

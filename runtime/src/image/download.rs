@@ -17,12 +17,12 @@ pub(super) const PIECES: usize = 8;
 pub(super) const PIECE: usize = 256 << 10;
 /// Blobs below this size, in bytes, come again from their start: that is no slower than to look for them.
 const WORTH_KEEPING: u64 = 1 << 20;
-/// A disk whose free bytes are not this many times those of a blob keeps no download: unpacked, a blob is two to
-/// five times as large.
-const ROOM: u64 = 8;
+/// On a disk whose free bytes are not this many times those of a blob no download is begun to be kept: unpacked, a blob
+/// is two to five times as large.
+const ROOM: u64 = 6;
 
-/// Of a fast download nothing is kept: it would cost the machine more than to fetch it again. Every so many bytes it
-/// is seen how fast one is;
+/// Of a fast download nothing is kept: it would cost the machine more than to fetch it again. How fast one is, is seen
+/// every so many bytes, and when an eighth has come: a line may be fast for a moment;
 const LOOK: u64 = 16 << 20;
 /// this is the time in which a blob that is not worth keeping comes as a whole.
 const SOON: Duration = Duration::from_secs(5);
@@ -48,7 +48,7 @@ impl Kept {
             return Self::default();
         }
         match shelf.storage.partial(digest) {
-            Ok(partial) if partial.length <= size && has_room(shelf, size) => Self {
+            Ok(partial) if fits(shelf, &partial, size) => Self {
                 length: partial.length,
                 partial: Some(partial),
             },
@@ -64,8 +64,11 @@ impl Kept {
     }
 }
 
-/// A download that is kept must not take the room that its files need.
-fn has_room(shelf: &Shelf, size: u64) -> bool {
+/// A download that is kept must not take the room that its files need; what there is of one has its room already.
+fn fits(shelf: &Shelf, partial: &Partial, size: u64) -> bool {
+    if partial.length > 0 {
+        return partial.length <= size;
+    }
     let disk = rustix::fs::statvfs(shelf.storage.root());
     disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) / ROOM >= size)
 }
@@ -141,9 +144,10 @@ impl Download {
             None | Some(Some(Piece::End)) => self.pieces = None,
             Some(Some(Piece::Bytes(bytes))) => {
                 self.keep(|partial| partial.file.write_all(&bytes));
-                let before = self.came / LOOK;
+                let look = LOOK.max(self.size / 8);
+                let before = self.came / look;
                 self.came += bytes.len() as u64;
-                if before < self.came / LOOK
+                if before < self.came / look
                     && self.comes_soon()
                     && let Some(partial) = self.partial.take()
                 {

@@ -11,15 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// Runs in progress, by what they do.
+/// Runs in progress, by what they do. `P` is what everybody who waits for a run can see of it.
 #[derive(Debug)]
-pub(crate) struct Flights<K, V> {
-    running: Mutex<HashMap<K, Running<V>>>,
+pub(crate) struct Flights<K, V, P = ()> {
+    running: Mutex<HashMap<K, Running<V, P>>>,
 }
 
 #[derive(Debug)]
-struct Running<V> {
+struct Running<V, P> {
     result: watch::Receiver<Option<V>>,
+    progress: Arc<P>,
     guard: Weak<Guard>,
     /// Keeps a run going that nobody waits for.
     _keep: Option<Arc<Guard>>,
@@ -47,24 +48,27 @@ pub(crate) enum Alone {
 
 /// A right to a run's result.
 #[derive(Debug)]
-pub(crate) struct Ticket<V> {
+pub(crate) struct Ticket<V, P = ()> {
     result: watch::Receiver<Option<V>>,
+    /// How far the run is.
+    pub(crate) progress: Arc<P>,
     /// This ticket's caller started the run.
     pub(crate) owner: bool,
     _guard: Arc<Guard>,
 }
 
-impl<V> Clone for Ticket<V> {
+impl<V, P> Clone for Ticket<V, P> {
     fn clone(&self) -> Self {
         Self {
             result: self.result.clone(),
+            progress: Arc::clone(&self.progress),
             owner: false,
             _guard: Arc::clone(&self._guard),
         }
     }
 }
 
-impl<V: Clone> Ticket<V> {
+impl<V: Clone, P> Ticket<V, P> {
     /// The result; `None` when the run panicked.
     pub(crate) async fn wait(&mut self) -> Option<V> {
         let result = self.result.wait_for(Option::is_some).await.ok()?;
@@ -72,7 +76,7 @@ impl<V: Clone> Ticket<V> {
     }
 }
 
-impl<K, V> Default for Flights<K, V> {
+impl<K, V, P> Default for Flights<K, V, P> {
     fn default() -> Self {
         Self {
             running: Mutex::new(HashMap::new()),
@@ -80,18 +84,19 @@ impl<K, V> Default for Flights<K, V> {
     }
 }
 
-impl<K, V> Flights<K, V>
+impl<K, V, P> Flights<K, V, P>
 where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
+    P: Default + Send + Sync + 'static,
 {
     /// Joins the run for a key, or starts one.
     pub(crate) fn join<F>(
         self: &Arc<Self>,
         key: K,
         alone: Alone,
-        work: impl FnOnce() -> F,
-    ) -> Ticket<V>
+        work: impl FnOnce(Arc<P>) -> F,
+    ) -> Ticket<V, P>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -101,12 +106,14 @@ where
         {
             return Ticket {
                 result: run.result.clone(),
+                progress: Arc::clone(&run.progress),
                 owner: false,
                 _guard: guard,
             };
         }
         let (sender, result) = watch::channel(None);
-        let work = work();
+        let progress = Arc::new(P::default());
+        let work = work(Arc::clone(&progress));
         // Taken back when the run ends in any way: done, cancelled or panicked.
         let entry = Entry {
             flights: Arc::clone(self),
@@ -122,25 +129,27 @@ where
         let guard = Arc::new(Guard(cancel.then(|| task.abort_handle())));
         let run = Running {
             result: result.clone(),
+            progress: Arc::clone(&progress),
             guard: Arc::downgrade(&guard),
             _keep: (!cancel).then(|| Arc::clone(&guard)),
         };
         running.insert(key, run);
         Ticket {
             result,
+            progress,
             owner: true,
             _guard: guard,
         }
     }
 }
 
-struct Entry<K: Eq + Hash, V> {
-    flights: Arc<Flights<K, V>>,
+struct Entry<K: Eq + Hash, V, P> {
+    flights: Arc<Flights<K, V, P>>,
     key: K,
     result: watch::Receiver<Option<V>>,
 }
 
-impl<K: Eq + Hash, V> Drop for Entry<K, V> {
+impl<K: Eq + Hash, V, P> Drop for Entry<K, V, P> {
     fn drop(&mut self) {
         let mut running = self
             .flights
@@ -170,7 +179,7 @@ mod tests {
         let (started, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let work = |time: u64| {
             let (started, ended) = (Arc::clone(&started), Arc::clone(&ended));
-            move || async move {
+            move |_| async move {
                 started.fetch_add(1, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(time)).await;
                 ended.fetch_add(1, Ordering::SeqCst) + 1
@@ -200,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_told() {
         let flights = Arc::new(Flights::<u8, ()>::default());
-        let mut ticket = flights.join(1, Alone::Cancel, || async { panic!("on purpose") });
+        let mut ticket = flights.join(1, Alone::Cancel, |_| async { panic!("on purpose") });
         assert_eq!(ticket.wait().await, None);
         assert!(flights.running.lock().unwrap().is_empty());
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use oci_spec::image::Descriptor;
 use tokio::sync::{Semaphore, mpsc};
@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::archive::Spool;
 use super::download::{Download, Kept, PIECE, PIECES, Piece};
 use super::flight::{Alone, Flights, Ticket};
-use super::progress::Progress;
+use super::progress::{Counted, LayerBytes, Progress};
 use super::shelf::{Recording, Shelf, Staged};
 use super::{Error, digest_of};
 use crate::layer::{Decoder, HashingReader, Limits, MAX_WINDOW_LOG, apply};
@@ -31,8 +31,15 @@ pub(crate) enum Source {
     Archive(Arc<Spool>),
 }
 
+/// A layer on its way: what it is to be, the blob that it comes in, and the registry that is to send it. An image that
+/// names another's layer, and has a registry of its own send it, must not hold that other one up.
+type LayerKey = (ChainId, Digest, Option<String>);
+
 /// Layers in progress.
-pub(crate) type LayerFlights = Flights<ChainId, Result<(), Error>>;
+pub(crate) type LayerFlights = Flights<LayerKey, Result<(), Error>, LayerBytes>;
+
+/// A right to a layer in progress.
+type LayerTicket = Ticket<Result<(), Error>, LayerBytes>;
 
 /// What the runs of one pull share.
 #[derive(Clone)]
@@ -42,6 +49,37 @@ pub(crate) struct Fetcher {
     pub(crate) source: Source,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) progress: Arc<Progress>,
+    pub(crate) room: Arc<Room>,
+}
+
+/// What the layers of one image may still unpack to, bytes. Those that are unpacked side by side may each take what is
+/// left, and the last of them is refused.
+#[derive(Debug)]
+pub(crate) struct Room {
+    limit: u64,
+    left: AtomicU64,
+}
+
+impl Room {
+    pub(crate) fn new(limit: u64) -> Self {
+        let left = AtomicU64::new(limit);
+        Self { limit, left }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            bytes: self.left.load(Ordering::Relaxed),
+            ..Limits::default()
+        }
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), Error> {
+        let less = |left: u64| left.checked_sub(bytes);
+        let taken = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        taken.map(|_| ()).map_err(|_| Error::TooLarge(self.limit))
+    }
 }
 
 /// The layers of an image, lowest first, in three views of the same length.
@@ -85,8 +123,7 @@ impl Fetcher {
             .filter(|(_, layer)| !self.shelf.has_layer(layer))
             .map(|(index, _)| index)
             .collect();
-        self.announce(image, &missing);
-        let mut below: Option<Ticket<Result<(), Error>>> = None;
+        let mut below: Option<LayerTicket> = None;
         let mut tickets = Vec::with_capacity(missing.len());
         let layers = image.descriptors.iter().zip(image.diff_ids).enumerate();
         for (index, (descriptor, diff_id)) in layers.filter(|(n, _)| missing.contains(n)) {
@@ -95,10 +132,14 @@ impl Fetcher {
                 diff_id: *diff_id,
                 chain: image.chain[..=index].to_vec(),
             };
-            let ticket = self.start(wanted, below);
+            let ticket = match self.start(wanted, below) {
+                Ok(ticket) => ticket,
+                Err(error) => return (Err(error), false),
+            };
             below = Some(ticket.clone());
             tickets.push(ticket);
         }
+        self.announce(image, &missing, &tickets);
         let shared = tickets.iter().any(|ticket| !ticket.owner);
         for mut ticket in tickets {
             let result = ticket.wait().await.unwrap_or(Err(Error::Interrupted));
@@ -110,42 +151,51 @@ impl Fetcher {
         (Ok(()), shared)
     }
 
-    fn announce(&self, image: &Layers<'_>, missing: &BTreeSet<usize>) {
+    fn announce(&self, image: &Layers<'_>, missing: &BTreeSet<usize>, runs: &[LayerTicket]) {
         let there = image.chain.len() - missing.len();
         let sizes = missing.iter().filter_map(|n| image.descriptors.get(*n));
         let bytes = sizes.fold(0, |sum: u64, layer| sum.saturating_add(layer.size()));
         let Progress {
             layers,
             layers_done,
-            bytes: total,
             ..
         } = &*self.progress;
         layers.store(image.chain.len() as u64, Ordering::Relaxed);
         layers_done.store(there as u64, Ordering::Relaxed);
-        total.store(bytes, Ordering::Relaxed);
+        let runs = runs.iter().map(|run| Arc::clone(&run.progress));
+        self.progress.wait_for(bytes, runs.collect());
     }
 
-    fn start(
-        &self,
-        wanted: Wanted,
-        below: Option<Ticket<Result<(), Error>>>,
-    ) -> Ticket<Result<(), Error>> {
+    fn start(&self, wanted: Wanted, below: Option<LayerTicket>) -> Result<LayerTicket, Error> {
         let fetcher = self.clone();
         let id = wanted.chain.last().copied().unwrap_or(wanted.diff_id);
-        self.flights.join(id, Alone::Cancel, move || async move {
-            fetcher.layer(wanted, below).await
-        })
+        let registry = match &self.source {
+            Source::Registry(session) => Some(session.repository.reference.registry().to_owned()),
+            Source::Archive(_) => None,
+        };
+        let key = (id, digest_of(&wanted.descriptor)?, registry);
+        let work =
+            move |bytes: Arc<LayerBytes>| async move { fetcher.layer(wanted, below, &bytes).await };
+        Ok(self.flights.join(key, Alone::Cancel, work))
     }
 
     /// One layer, from the first byte to the store.
     async fn layer(
         self,
         wanted: Wanted,
-        below: Option<Ticket<Result<(), Error>>>,
+        below: Option<LayerTicket>,
+        bytes: &LayerBytes,
     ) -> Result<(), Error> {
         let permit = self.permits.acquire().await;
         let permit = permit.map_err(|_| Error::Interrupted)?;
-        let staged = self.unpacked(&wanted).await?;
+        let limits = self.room.limits();
+        let staged = match self.unpacked(&wanted, &limits, bytes).await {
+            Err(Error::Layer { source, .. }) if is_limit(&source, limits.bytes) => {
+                return Err(Error::TooLarge(self.room.limit));
+            }
+            staged => staged?,
+        };
+        self.room.take(staged.recorded.archive)?;
         drop(permit);
         if let Some(mut below) = below {
             below.wait().await.unwrap_or(Err(Error::Interrupted))?;
@@ -154,24 +204,30 @@ impl Fetcher {
         super::blocking(move || shelf.publish(staged, &wanted.chain)).await?
     }
 
-    async fn unpacked(&self, wanted: &Wanted) -> Result<Staged, Error> {
+    async fn unpacked(
+        &self,
+        wanted: &Wanted,
+        limits: &Limits,
+        bytes: &LayerBytes,
+    ) -> Result<Staged, Error> {
         let what = What {
             digest: digest_of(&wanted.descriptor)?,
             media_type: wanted.descriptor.media_type().to_string(),
             size: wanted.descriptor.size(),
             diff_id: wanted.diff_id,
+            limits: limits.clone(),
         };
         let shelf = self.shelf.clone();
         match &self.source {
             Source::Archive(spool) => {
                 let spool = Arc::clone(spool);
-                super::blocking(move || {
+                super::on_own_thread(move || {
                     let file = spool.open(&what.digest)?;
                     unpack(&shelf, file, &what)
                 })
                 .await?
             }
-            Source::Registry(session) => self.fetch(session, wanted, &what).await,
+            Source::Registry(session) => self.fetch(session, wanted, &what, bytes).await,
         }
     }
 
@@ -181,9 +237,10 @@ impl Fetcher {
         session: &Session,
         wanted: &Wanted,
         what: &What,
+        bytes: &LayerBytes,
     ) -> Result<Staged, Error> {
         loop {
-            let mut counted = Counted::new(&self.progress);
+            let mut counted = self.progress.count(bytes);
             let fetched = self.fetched(session, wanted, what, &mut counted).await;
             match fetched {
                 Err(error @ Error::Content { .. }) if counted.old > 0 => {
@@ -193,7 +250,7 @@ impl Fetcher {
                     tracing::warn!(%error, "asking the next host");
                 }
                 Ok(staged) => {
-                    counted.sum = 0;
+                    counted.stay();
                     return Ok(staged);
                 }
                 failed => return failed,
@@ -213,20 +270,20 @@ impl Fetcher {
         let kept = super::blocking(move || Kept::open(&shelf, &digest, size)).await?;
         let (shelf, what) = (self.shelf.clone(), what.clone());
         if size > 0 && kept.length == size {
-            counted.old(size);
+            counted.add_old(size);
             let download = Download::new(kept, size, size, None);
-            return super::blocking(move || unpack_download(&shelf, download, &what)).await?;
+            return super::on_own_thread(move || unpack_download(&shelf, download, &what)).await?;
         }
         let from = (kept.length > 0).then_some(Resume {
             offset: kept.length,
             version: None,
         });
         let blob = session.resume(&wanted.descriptor, from).await?;
-        counted.old(blob.start());
+        counted.add_old(blob.start());
         let (sender, receiver) = mpsc::channel(PIECES);
         let download = Download::new(kept, size, blob.start(), Some(receiver));
         let host = blob.host().to_owned();
-        let unpacking = super::blocking(move || unpack_download(&shelf, download, &what));
+        let unpacking = super::on_own_thread(move || unpack_download(&shelf, download, &what));
         let (pumped, unpacked) = tokio::join!(pump(blob, sender, counted), unpacking);
         // A stream that broke is the cause of whatever the unpacking says about it.
         pumped?;
@@ -234,39 +291,8 @@ impl Fetcher {
     }
 }
 
-/// The bytes that one try adds to the progress of a pull; they come off again if there is another try.
-struct Counted<'a> {
-    progress: &'a Progress,
-    sum: u64,
-    /// Those of them that an earlier try has left.
-    old: u64,
-}
-
-impl<'a> Counted<'a> {
-    fn new(progress: &'a Progress) -> Self {
-        Self {
-            progress,
-            sum: 0,
-            old: 0,
-        }
-    }
-
-    fn add(&mut self, bytes: u64) {
-        self.sum += bytes;
-        self.progress.received(bytes);
-    }
-
-    fn old(&mut self, bytes: u64) {
-        self.old = bytes;
-        self.sum += bytes;
-        self.progress.found(bytes);
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.progress.lost(self.sum);
-    }
+fn is_limit(error: &crate::layer::Error, bytes: u64) -> bool {
+    matches!(error, crate::layer::Error::Limit { limit, .. } if *limit == bytes)
 }
 
 /// What a layer must turn out to be.
@@ -276,6 +302,7 @@ struct What {
     media_type: String,
     size: u64,
     diff_id: Digest,
+    limits: Limits,
 }
 
 /// Moves a body to the thread that unpacks it. Ends early without an error when that thread gave up.
@@ -317,7 +344,7 @@ fn unpack(shelf: &Shelf, reader: impl Read, what: &What) -> Result<Staged, Error
     let decoder = Decoder::detect(&what.media_type, &mut compressed, MAX_WINDOW_LOG);
     let mut plain = HashingReader::new(decoder.map_err(read)?);
     let mut recorded = Recording::new(&mut plain, staged.recorder()?);
-    let applied = apply(&mut recorded, staged.dir(), &Limits::default());
+    let applied = apply(&mut recorded, staged.dir(), &what.limits);
     let applied = match applied {
         Ok(applied) => applied,
         Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::metrics::{Counter, Metrics};
@@ -31,26 +31,74 @@ pub(crate) struct Progress {
     source: Mutex<String>,
     pub(crate) layers: AtomicU64,
     pub(crate) layers_done: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    bytes_done: AtomicU64,
+    bytes: AtomicU64,
+    runs: Mutex<Vec<Arc<LayerBytes>>>,
 }
 
-impl Progress {
+/// Bytes that there are of a layer on its way, for every pull that waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct LayerBytes(AtomicU64);
+
+/// The bytes that one try has of a layer; they come off again if it fails.
+#[derive(Debug)]
+pub(crate) struct Counted<'a> {
+    counters: &'a Counters,
+    layer: &'a LayerBytes,
+    /// Those of them that an earlier try has left.
+    pub(crate) old: u64,
+    sum: u64,
+}
+
+impl<'a> Counted<'a> {
     /// Bytes that came.
-    pub(crate) fn received(&self, bytes: u64) {
-        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.counters.registry.inc_by(bytes);
+        self.count(bytes);
     }
 
     /// Bytes that were there from an earlier try.
-    pub(crate) fn found(&self, bytes: u64) {
-        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    pub(crate) fn add_old(&mut self, bytes: u64) {
         self.counters.kept.inc_by(bytes);
+        self.old = bytes;
+        self.count(bytes);
     }
 
-    /// Bytes that have to come again.
-    pub(crate) fn lost(&self, bytes: u64) {
-        self.bytes_done.fetch_sub(bytes, Ordering::Relaxed);
+    /// The try was the last one.
+    pub(crate) fn stay(mut self) {
+        self.sum = 0;
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.sum += bytes;
+        self.layer.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.layer.0.fetch_sub(self.sum, Ordering::Relaxed);
+    }
+}
+
+impl Progress {
+    /// What is to come: bytes, and the runs that fetch them.
+    pub(crate) fn wait_for(&self, bytes: u64, runs: Vec<Arc<LayerBytes>>) {
+        *self.runs() = runs;
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts the bytes of one try to get a layer.
+    pub(crate) fn count<'a>(&'a self, layer: &'a LayerBytes) -> Counted<'a> {
+        Counted {
+            counters: &self.counters,
+            layer,
+            old: 0,
+            sum: 0,
+        }
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Vec<Arc<LayerBytes>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_source(&self, host: &str) {
@@ -61,19 +109,20 @@ impl Progress {
     fn status(&self) -> PullStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let came = self.runs().iter().map(|run| read(&run.0)).sum();
         PullStatus {
             reference: self.reference.clone(),
             elapsed: self.started.elapsed(),
             source: source.clone(),
             layers: (read(&self.layers), read(&self.layers_done)),
-            bytes: (read(&self.bytes), read(&self.bytes_done)),
+            bytes: (read(&self.bytes), came),
         }
     }
 }
 
 /// Bytes of all pulls, by origin.
 #[derive(Clone, Debug)]
-struct Counters {
+pub(crate) struct Counters {
     registry: Counter,
     kept: Counter,
 }
@@ -127,7 +176,7 @@ impl Board {
             layers: AtomicU64::new(0),
             layers_done: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            bytes_done: AtomicU64::new(0),
+            runs: Mutex::default(),
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);

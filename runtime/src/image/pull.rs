@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::catalog::Entry;
 use super::document::{self, Configuration};
-use super::layers::{Fetcher, Layers, Source};
+use super::layers::{Fetcher, Layers, Room, Source};
 use super::progress::{Progress, Row};
 use super::shelf::now;
 use super::{Error, Inner, Reference, digest_of};
@@ -138,6 +138,7 @@ fn fetcher(inner: &Arc<Inner>, source: Source, progress: &Arc<Progress>) -> Fetc
         // Of each pull its own: one that stalls must not hold up the others.
         permits: Arc::new(Semaphore::new(inner.parallel_layers)),
         progress: Arc::clone(progress),
+        room: Arc::new(Room::new(inner.unpacked_limit)),
     }
 }
 

@@ -5,6 +5,7 @@ mod full;
 mod real;
 mod resume;
 mod store;
+mod together;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,12 +28,27 @@ impl Rig {
     }
 
     fn at(root: tempfile::TempDir) -> Self {
-        let storage = Storage::open(&root.path().join("store")).unwrap();
+        Self::with_limit(root, 0)
+    }
+
+    fn with_limit(root: tempfile::TempDir, unpacked_limit: u64) -> Self {
+        let path = root.path().join("store");
+        let mut opened = Storage::open(&path);
+        // A thread that unpacks or sweeps may have it still.
+        for _ in 0..100 {
+            if !matches!(opened, Err(storage::Error::InUse(_))) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            opened = Storage::open(&path);
+        }
+        let storage = opened.unwrap();
         let manager = ImageManager::open(Config {
             storage: storage.clone(),
             registry: root.path().join("certs.d").into(),
             pinned: vec!["r.test/pinned:1".to_owned()],
             parallel_layers: 0,
+            unpacked_limit,
             metrics: Arc::default(),
         })
         .unwrap();

@@ -62,6 +62,7 @@ async fn alone(daemon: &DaemonArgs, args: &CheckArgs) -> Result<CheckReport, Str
         registry: (&config).into(),
         pinned: config.pinned_images,
         parallel_layers: 1,
+        unpacked_limit: 0,
         metrics: Arc::default(),
     });
     let images = images.map_err(|e| chain(&e))?;

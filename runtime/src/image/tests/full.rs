@@ -58,6 +58,7 @@ impl Mounted {
             registry: root.path().join("certs.d").into(),
             pinned: Vec::new(),
             parallel_layers: 0,
+            unpacked_limit: 0,
             metrics: Arc::default(),
         });
         Rig {

@@ -1,5 +1,7 @@
 //! Downloads that were interrupted and go on.
 
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+
 use super::*;
 
 const SIZE: usize = 3 << 20;
@@ -17,7 +19,10 @@ struct Cut {
 impl Cut {
     /// A pull of one layer that was killed after its first piece.
     fn new() -> Self {
-        let rig = Rig::new();
+        Self::on(Rig::new())
+    }
+
+    fn on(rig: Rig) -> Self {
         let server = tokio::runtime::Runtime::new().unwrap();
         let fake = server.block_on(Fake::http());
         let text: String = (0..SIZE)
@@ -89,6 +94,19 @@ fn a_download_goes_on_in_the_next_life() {
     assert_eq!(cut.partials().len(), 1);
     cut.pull();
     assert_eq!(cut.ranges(), [None, Some(format!("bytes={FIRST}-"))]);
+}
+
+/// What is there takes no more room; to begin to keep one on such a disk would.
+#[test]
+fn a_download_goes_on_with_little_room() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().to_owned();
+    mount("tmpfs", &path, "tmpfs", MountFlags::empty(), c"size=64m").unwrap();
+    let cut = Cut::on(Rig::at(root));
+    mount_remount(&path, MountFlags::empty(), c"size=12m").unwrap();
+    cut.pull();
+    assert_eq!(cut.ranges(), [None, Some(format!("bytes={FIRST}-"))]);
+    unmount(&path, UnmountFlags::DETACH).unwrap();
 }
 
 #[test]
