@@ -242,7 +242,7 @@ impl ImageManager {
         let shelf = Shelf::new(config.storage);
         let pinned = config.pinned.iter().map(|text| text.parse());
         let inner = Inner {
-            catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()?))),
+            catalog: RwLock::new(Arc::new(Catalog::new(shelf.entries()))),
             shelf,
             registry: Registry::new(config.registry),
             pinned: pinned.collect::<Result<_, registry::Error>>()?,
@@ -417,7 +417,8 @@ impl ImageManager {
         blocking(move || shelf.image_usage()).await?
     }
 
-    /// Use of the containers' writable layers, at most half a minute old: they have to be walked.
+    /// Use of the containers' writable layers, at most half a minute old, or as old as it is when somebody is just
+    /// walking them.
     ///
     /// # Errors
     /// What the file system said.

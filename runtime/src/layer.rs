@@ -45,6 +45,7 @@ pub use apply::apply;
 pub use decode::{Compression, Decoder, MAX_WINDOW_LOG, UnsupportedLayer};
 pub use finish::finish;
 pub use hash::HashingReader;
+pub(crate) use tar::{Archive, Type};
 
 use crate::model::{Kind, Kinded};
 
@@ -193,4 +194,4 @@ fn shown(name: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

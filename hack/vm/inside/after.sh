@@ -12,6 +12,7 @@ answers() { within 60 crictl version >/dev/null || { journalctl --no-pager -n 30
 check "$cut::daemon_starts" answers
 check "$cut::no_container_is_reported_running" equal running "$(crictl ps -q)" ""
 check "$cut::no_pod_is_reported_ready" equal ready "$(crictl pods -q --state ready)" ""
+check "$cut::store_is_whole" berth images check
 check "$cut::no_record_was_damaged" equal log "$(journalctl -b --no-pager -u berth -p warning -q | grep -i 'cannot be used')" ""
 
 # Every image that is listed is whole: a container of it reads all its files.
@@ -29,6 +30,7 @@ whole() {
 check "$cut::listed_images_are_whole" whole
 again() { crictl pull "$image" && podname=again && pod=$(pod again) && id=$(container "$pod" again 'exec sleep 1000') && crictl exec -s "$id" true && crictl rmp -f "$pod"; }
 check "$cut::pods_run_again" again
+check "$cut::store_is_whole_after_pulls" berth images check
 clean() {
 	for pod in $(crictl pods -q); do crictl rmp -f "$pod" || return; done
 	equal units "$(systemctl list-units --all --no-legend 'berth-*.scope' | grep -v berth-shims)" ""

@@ -361,11 +361,14 @@ impl<'a> Checker<'a> {
         // Whoever adds an image meanwhile comes before, and is looked at, or after, and finds its layers gone.
         let writer = self.inner.writer.lock();
         let writer = writer.unwrap_or_else(PoisonError::into_inner);
-        for chain in self.layers.keys() {
-            storage.discard_layer(chain)?;
-        }
-        for digest in self.documents.keys() {
-            storage.remove_blob(digest)?;
+        let layers = self.layers.keys().map(|chain| storage.discard_layer(chain));
+        let documents = self.documents.keys();
+        let documents = documents.map(|digest| storage.remove_blob(digest));
+        // What a disk can neither read nor delete is out of use nevertheless, and keeps nobody else from being repaired.
+        for error in layers.chain(documents).filter_map(Result::err) {
+            let text = crate::model::chain(&error);
+            tracing::warn!(error = text, "what is damaged cannot be deleted");
+            self.report.stays.push(text);
         }
         let mut dropped = Vec::new();
         self.inner.change(|catalog| {

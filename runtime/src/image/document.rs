@@ -1,13 +1,27 @@
 //! The configuration of an image: hostile JSON to plain values.
+//!
+//! Of eight megabytes of JSON the smallest entries make hundreds of megabytes of lists, so only what is needed is kept,
+//! and every list has a length at which reading ends.
 
-use oci_spec::image::ImageConfiguration;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use oci_spec::image::{Arch, Os};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{ChainId, Digest, ImageConfig, ImageUser};
 use crate::registry::matches_host;
+use crate::storage::MAX_LAYERS;
 
-/// Layers an image may have. overlayfs takes 500 lower directories (`OVL_MAX_STACK`).
-const MAX_LAYERS: usize = 500;
+/// Entries of one list or map. Images have some dozens.
+const MAX_ENTRIES: usize = 10_000;
+/// Bytes of all text that is kept: it stays in memory as long as the image is there, and goes through the index.
+const MAX_TEXT: usize = 2 << 20;
+/// Characters of a platform in a message.
+const SHOWN: usize = 40;
 
 /// What the store and a container need of a configuration.
 #[derive(Clone, Debug)]
@@ -18,65 +32,178 @@ pub(crate) struct Configuration {
     pub(crate) diff_ids: Vec<Digest>,
 }
 
+/// The members that are needed; the others, the history above all, are stepped over.
+#[derive(Deserialize)]
+struct Document {
+    architecture: Arch,
+    os: Os,
+    variant: Option<String>,
+    #[serde(default)]
+    config: Option<Execution>,
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(deserialize_with = "layers")]
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Execution {
+    user: Option<String>,
+    #[serde(deserialize_with = "list")]
+    env: Vec<String>,
+    #[serde(deserialize_with = "list")]
+    entrypoint: Vec<String>,
+    #[serde(deserialize_with = "list")]
+    cmd: Vec<String>,
+    working_dir: Option<String>,
+    #[serde(deserialize_with = "map")]
+    volumes: BTreeMap<String, IgnoredAny>,
+    stop_signal: Option<String>,
+    #[serde(deserialize_with = "map")]
+    labels: BTreeMap<String, String>,
+}
+
+fn layers<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Digest>, D::Error> {
+    input.deserialize_seq(Limited::<Vec<_>>::new(MAX_LAYERS, "layers"))
+}
+
+fn list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    // Of any type, for tools write null for an empty one.
+    input.deserialize_any(Limited::<Vec<_>>::new(MAX_ENTRIES, "entries in a list"))
+}
+
+fn map<'de, D, V>(input: D) -> Result<BTreeMap<String, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de>,
+{
+    input.deserialize_any(Limited::<BTreeMap<_, _>>::new(
+        MAX_ENTRIES,
+        "entries in a map",
+    ))
+}
+
+/// Reads a list or a map up to a number of entries.
+struct Limited<C> {
+    max: usize,
+    what: &'static str,
+    collection: PhantomData<C>,
+}
+
+impl<C> Limited<C> {
+    fn new(max: usize, what: &'static str) -> Self {
+        Self {
+            max,
+            what,
+            collection: PhantomData,
+        }
+    }
+
+    fn check<E: serde::de::Error>(&self, count: usize) -> Result<(), E> {
+        match count > self.max {
+            true => Err(E::custom(format!("more than {} {}", self.max, self.what))),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Limited<Vec<T>> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(entry) = entries.next_element()? {
+            list.push(entry);
+            self.check(list.len())?;
+        }
+        Ok(list)
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for Limited<BTreeMap<String, V>> {
+    type Value = BTreeMap<String, V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(BTreeMap::new())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((key, value)) = entries.next_entry()? {
+            map.insert(key, value);
+            self.check(map.len())?;
+        }
+        Ok(map)
+    }
+}
+
 /// Reads a configuration for this machine.
 ///
 /// # Errors
 /// A sentence for the user.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration, String> {
-    let document: ImageConfiguration =
+    let document: Document =
         serde_json::from_slice(bytes).map_err(|error| format!("malformed: {error}"))?;
-    if !matches_host(
-        document.os(),
-        document.architecture(),
-        document.variant().as_deref(),
-    ) {
+    let (os, arch) = (&document.os, &document.architecture);
+    if !matches_host(os, arch, document.variant.as_deref()) {
+        let platform: String = format!("{os}/{arch}").chars().take(SHOWN).collect();
         return Err(format!(
-            "the image is for {}/{}, which does not run on this machine",
-            document.os(),
-            document.architecture()
+            "the image is for {platform}, which does not run on this machine"
         ));
     }
-    let diff_ids = document.rootfs().diff_ids();
-    if diff_ids.len() > MAX_LAYERS {
+    let config = execution(document.config.unwrap_or_default());
+    let length = text_length(&config);
+    if length > MAX_TEXT {
         return Err(format!(
-            "{} layers, {MAX_LAYERS} are the most",
-            diff_ids.len()
+            "its environment, commands, volumes and labels have {length} bytes, {MAX_TEXT} are the most"
         ));
     }
-    let diff_ids = diff_ids
-        .iter()
-        .map(|text| text.parse::<Digest>().map_err(|error| error.to_string()))
-        .collect::<Result<_, _>>()?;
     Ok(Configuration {
-        config: execution(&document),
-        diff_ids,
+        config,
+        diff_ids: document.rootfs.diff_ids,
     })
 }
 
-fn execution(document: &ImageConfiguration) -> ImageConfig {
-    let Some(config) = document.config() else {
-        return ImageConfig::default();
-    };
-    let list = |value: &Option<Vec<String>>| value.clone().unwrap_or_default();
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let mut volumes = list(config.volumes());
-    // The library reads them through a hash map.
-    volumes.sort();
+fn execution(config: Execution) -> ImageConfig {
     ImageConfig {
-        user: text(config.user()),
-        env: list(config.env()),
-        entrypoint: list(config.entrypoint()),
-        cmd: list(config.cmd()),
-        working_dir: text(config.working_dir()),
-        volumes,
-        stop_signal: text(config.stop_signal()),
-        labels: config
-            .labels()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect(),
+        user: config.user.unwrap_or_default(),
+        env: config.env,
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        working_dir: config.working_dir.unwrap_or_default(),
+        volumes: config.volumes.into_keys().collect(),
+        stop_signal: config.stop_signal.unwrap_or_default(),
+        labels: config.labels,
     }
+}
+
+fn text_length(config: &ImageConfig) -> usize {
+    let lists = [
+        &config.env,
+        &config.entrypoint,
+        &config.cmd,
+        &config.volumes,
+    ];
+    let labels = config.labels.iter().flat_map(|(key, value)| [key, value]);
+    let texts = lists.into_iter().flatten().chain(labels);
+    let texts = texts.chain([&config.user, &config.working_dir, &config.stop_signal]);
+    texts.map(String::len).sum()
 }
 
 /// Chain ids of layers, lowest first (OCI image-spec, config.md, "Layer ChainID").
@@ -164,10 +291,85 @@ mod tests {
         );
     }
 
+    fn with(config: &str, diff_ids: &str) -> Result<Configuration, String> {
+        let text = format!(
+            r#"{{"architecture":"","os":"","config":{config},"rootfs":{{"diff_ids":[{diff_ids}]}}}}"#
+        );
+        parse(text.as_bytes())
+    }
+
+    fn repeated(entry: impl Fn(usize) -> String, count: usize) -> String {
+        let entries: Vec<_> = (0..count).map(entry).collect();
+        entries.join(",")
+    }
+
+    #[test]
+    fn an_image_has_as_many_layers_as_can_be_stacked() {
+        let digest = |n: usize| format!("\"sha256:{n:064x}\"");
+        let most = with("null", &repeated(digest, MAX_LAYERS)).unwrap();
+        assert_eq!(most.diff_ids.len(), MAX_LAYERS);
+        let said = with("{}", &repeated(digest, 500)).unwrap_err();
+        assert!(said.contains("more than 499 layers"), "{said}");
+    }
+
+    #[test]
+    fn lists_that_are_too_long_are_refused_and_a_long_history_is_not_read() {
+        for (name, brackets) in [
+            ("Env", ["[", "]"]),
+            ("Cmd", ["[", "]"]),
+            ("Entrypoint", ["[", "]"]),
+            ("Labels", ["{", "}"]),
+            ("Volumes", ["{", "}"]),
+        ] {
+            let entry = |n: usize| match brackets[0] {
+                "[" => "\"\"".to_owned(),
+                _ => format!("\"{n}\":{}", if name == "Labels" { "\"\"" } else { "{}" }),
+            };
+            let make = |count: usize| {
+                let entries = repeated(entry, count);
+                with(
+                    &format!("{{\"{name}\":{}{entries}{}}}", brackets[0], brackets[1]),
+                    "",
+                )
+            };
+            make(MAX_ENTRIES).unwrap();
+            let said = make(MAX_ENTRIES + 1).unwrap_err();
+            assert!(said.contains("more than 10000 entries"), "{name}: {said}");
+        }
+        let long = |length| with(&format!("{{\"User\":\"{}\"}}", "x".repeat(length)), "");
+        long(MAX_TEXT).unwrap();
+        let said = long(MAX_TEXT + 1).unwrap_err();
+        assert!(said.contains("2097152 are the most"), "{said}");
+        let history = repeated(|_| "{}".to_owned(), 100_000);
+        let text = format!(
+            r#"{{"history":[{history}],"architecture":"","os":"","rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+        );
+        parse(text.as_bytes()).unwrap();
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn any_mixture_of_members_is_read_or_refused(
+            members in proptest::collection::vec((
+                "architecture|os|variant|config|rootfs|history|x",
+                "\"\"|null|1|\"linux\"|\"amd64\"|\\[\\]|\\{\\}|\\[null\\]|\\{\"diff_ids\":\\[\\]\\}|\\{\"diff_ids\":\\[\"x\"\\]\\}",
+            ), 0..7),
+            inner in proptest::collection::vec((
+                "User|Env|Entrypoint|Cmd|WorkingDir|Volumes|StopSignal|Labels|ExposedPorts|x",
+                "\"\"|null|1|\\[\\]|\\{\\}|\\[null\\]|\\[\"a\"\\]|\\{\"a\":\\{\\}\\}|\\{\"a\":\"b\"\\}|\\{\"a\":null\\}",
+            ), 0..5),
+        ) {
+            let text = |members: &[(String, String)]| {
+                let text: Vec<_> = members.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
+                text.join(",")
+            };
+            let _ = parse(format!("{{{}}}", text(&members)).as_bytes());
+            let _ = with(&format!("{{{}}}", text(&inner)), "");
         }
     }
 }

@@ -156,4 +156,7 @@ pub struct CheckReport {
     pub repaired: bool,
     /// Images that were taken out because they are not complete.
     pub dropped: Vec<String>,
+    /// What was found, is out of use, and could not be deleted: where it is and why.
+    #[serde(default)]
+    pub stays: Vec<String>,
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::catalog::{Catalog, Change, Entry};
@@ -18,11 +18,62 @@ use crate::storage::{
 /// How long a sum over all writable layers is good: making one walks them.
 const WRITABLE_AGE: Duration = Duration::from_secs(30);
 
+/// What files of somebody's making leave of the disk: a twentieth, at most this many bytes.
+const RESERVE: u64 = 1 << 30;
+
 /// Handle on the store.
 #[derive(Clone, Debug)]
 pub(crate) struct Shelf {
     pub(super) storage: Storage,
-    writable: Arc<Mutex<Option<(Instant, Usage)>>>,
+    writable: Arc<Kept<FsUsage>>,
+}
+
+/// The last outcome of something that takes long. Only one makes a new one at a time.
+#[derive(Debug)]
+struct Kept<T> {
+    last: Mutex<Option<(Instant, T)>>,
+    making: Mutex<()>,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self {
+            last: Mutex::default(),
+            making: Mutex::default(),
+        }
+    }
+}
+
+impl<T: Clone> Kept<T> {
+    /// The last one if it is not older than that or another one is being made, else a new one.
+    fn get<E>(&self, age: Duration, make: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        if let Some(kept) = self.last(age) {
+            return Ok(kept);
+        }
+        let making = match self.making.try_lock() {
+            Ok(making) => making,
+            Err(TryLockError::Poisoned(making)) => making.into_inner(),
+            Err(TryLockError::WouldBlock) => match self.last(Duration::MAX) {
+                Some(kept) => return Ok(kept),
+                None => self.making.lock().unwrap_or_else(PoisonError::into_inner),
+            },
+        };
+        // Whoever was waited for has just made it.
+        if let Some(kept) = self.last(age) {
+            return Ok(kept);
+        }
+        let made = make()?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some((Instant::now(), made.clone()));
+        drop(making);
+        Ok(made)
+    }
+
+    fn last(&self, age: Duration) -> Option<T> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let young = last.as_ref().filter(|(when, _)| when.elapsed() < age);
+        young.map(|(_, kept)| kept.clone())
+    }
 }
 
 /// A layer that is unpacked and verified, and not yet in the store.
@@ -150,7 +201,7 @@ impl Shelf {
     }
 
     /// The images of the index. One that lost a layer is absent, so that it is pulled again.
-    pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
+    pub(crate) fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut broken = Vec::new();
         for record in self.storage.index().all() {
@@ -165,8 +216,11 @@ impl Shelf {
                 }
             }
         }
-        self.storage.index().change(Vec::new(), &broken)?;
-        Ok(entries)
+        // Nobody could make room on a full disk if this kept the daemon from starting.
+        if let Err(error) = self.storage.index().change(Vec::new(), &broken) {
+            tracing::warn!(%error, "incomplete images stay in the index until the next start");
+        }
+        entries
     }
 
     /// Brings a change of the catalog to the index, in one transaction.
@@ -187,27 +241,21 @@ impl Shelf {
     }
 
     pub(crate) fn container_usage(&self) -> Result<FsUsage, Error> {
-        let kept = *self.writable.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((when, usage)) = kept
-            && when.elapsed() < WRITABLE_AGE
-        {
-            return Ok(self.told(usage));
-        }
-        let mut sum = Usage::default();
-        for id in self.storage.snapshots() {
-            match self.storage.snapshot_footprint(&id) {
-                Ok(usage) => {
-                    sum.bytes += usage.bytes;
-                    sum.inodes += usage.inodes;
+        self.writable.get(WRITABLE_AGE, || {
+            let mut sum = Usage::default();
+            for id in self.storage.snapshots() {
+                match self.storage.snapshot_footprint(&id) {
+                    Ok(usage) => {
+                        sum.bytes += usage.bytes;
+                        sum.inodes += usage.inodes;
+                    }
+                    // Removed since it was listed.
+                    Err(storage::Error::NoSnapshot(_)) => {}
+                    Err(error) => return Err(error.into()),
                 }
-                // Removed since it was listed.
-                Err(storage::Error::NoSnapshot(_)) => {}
-                Err(error) => return Err(error.into()),
             }
-        }
-        let mut kept = self.writable.lock().unwrap_or_else(PoisonError::into_inner);
-        *kept = Some((Instant::now(), sum));
-        Ok(self.told(sum))
+            Ok(self.told(sum))
+        })
     }
 
     fn told(&self, usage: Usage) -> FsUsage {
@@ -281,6 +329,19 @@ impl Scratch {
         self.dir.dir()
     }
 
+    /// Fails if so many bytes more would fill the disk: containers and pulls write there meanwhile.
+    pub(crate) fn leave_room(&self, length: u64) -> Result<(), Error> {
+        let disk = rustix::fs::fstatvfs(self.dir());
+        let disk = disk.map_err(|error| self.failed("look at", error))?;
+        let reserve = (disk.f_blocks * disk.f_frsize / 20).min(RESERVE);
+        // Some file systems do not know how large they are.
+        if disk.f_blocks == 0 || disk.f_bavail * disk.f_frsize >= reserve.saturating_add(length) {
+            return Ok(());
+        }
+        let text = format!("{length} bytes more leave less than {reserve} free");
+        Err(self.failed("write", io::Error::new(io::ErrorKind::StorageFull, text)))
+    }
+
     /// An error of its files.
     pub(crate) fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> Error {
         storage::Error::Io {
@@ -289,5 +350,48 @@ impl Scratch {
             source: error.into(),
         }
         .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// However many ask at once, one makes it; the others wait for the first one and take the last one after that.
+    #[test]
+    fn one_at_a_time_is_made() {
+        let kept = Kept::default();
+        let (made, start) = (AtomicU32::new(0), Barrier::new(8));
+        let make = || {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok::<_, ()>(made.fetch_add(1, Ordering::SeqCst) + 1)
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    start.wait();
+                    assert_eq!(kept.get(WRITABLE_AGE, make), Ok(1));
+                });
+            }
+        });
+        let (entered, leave) = (Barrier::new(2), Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let slow = || {
+                    entered.wait();
+                    leave.wait();
+                    make()
+                };
+                assert_eq!(kept.get(Duration::ZERO, slow), Ok(2));
+            });
+            entered.wait();
+            assert_eq!(kept.get(Duration::ZERO, || Err(())), Ok(1));
+            leave.wait();
+        });
+        assert_eq!(kept.get(Duration::ZERO, || Err(())), Err(()));
+        assert_eq!(kept.get(WRITABLE_AGE, || Err(())), Ok(2));
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Time {
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Type {
+pub(crate) enum Type {
     File,
     HardLink,
     Symlink,
@@ -49,10 +49,10 @@ impl Type {
 
 /// One entry, nothing about it interpreted yet.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) kind: Type,
+pub(crate) struct Entry {
+    pub(crate) name: Vec<u8>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) kind: Type,
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -63,12 +63,12 @@ pub(super) struct Entry {
     /// Size of the file.
     pub(super) size: u64,
     /// Where the content goes (offset, length), when not all of the file is in the archive.
-    pub(super) sparse: Option<Vec<(u64, u64)>>,
+    pub(crate) sparse: Option<Vec<(u64, u64)>>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Reads entries one after the other.
-pub(super) struct Archive<'l, R> {
+pub(crate) struct Archive<'l, R> {
     reader: R,
     limits: &'l Limits,
     buffer: Vec<u8>,
@@ -93,7 +93,7 @@ struct Extensions {
 }
 
 impl<'l, R: Read> Archive<'l, R> {
-    pub(super) fn new(reader: R, limits: &'l Limits) -> Self {
+    pub(crate) fn new(reader: R, limits: &'l Limits) -> Self {
         Self {
             reader,
             limits,
@@ -109,7 +109,7 @@ impl<'l, R: Read> Archive<'l, R> {
     }
 
     /// The next entry; none at the end of the archive.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, Error> {
         self.skip_content()?;
         let mut extensions = Extensions::default();
         let mut extended = false;
@@ -159,7 +159,7 @@ impl<'l, R: Read> Archive<'l, R> {
     }
 
     /// Some of what is left of the current entry's content; empty at its end.
-    pub(super) fn content(&mut self) -> Result<&[u8], Error> {
+    pub(crate) fn content(&mut self) -> Result<&[u8], Error> {
         let piece = PIECE as u64;
         let wanted = usize::try_from(self.content.min(piece)).unwrap_or(PIECE);
         self.ensure(wanted)?;
@@ -173,7 +173,7 @@ impl<'l, R: Read> Archive<'l, R> {
     }
 
     /// How much of the current entry's content has not been asked for yet.
-    pub(super) fn content_left(&self) -> u64 {
+    pub(crate) fn content_left(&self) -> u64 {
         self.content
     }
 

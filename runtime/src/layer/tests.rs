@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::sys::fs::open_dir_path;
 
-pub(super) mod builder;
+pub(crate) mod builder;
 mod hostile;
 mod lower;
 mod odd;

@@ -183,8 +183,11 @@ impl Index {
         }
         let images = self.read();
         let images = images.values().map(|record| &**record);
-        let followed = self.records.follow(images);
-        followed.map_err(|error| self.copy_error(error))
+        // The index is whole without them. On a disk that is full nobody could make room if this kept it shut.
+        if let Err(error) = self.records.follow(images) {
+            tracing::warn!(index = %self.path.display(), %error, "the copies of the image index do not follow it until the next start");
+        }
+        Ok(())
     }
 
     /// Makes the index again from the copies of its records.
@@ -457,18 +460,20 @@ fn take_names(images: &mut Images, record: &ImageRecord) -> Vec<ImageId> {
     losers
 }
 
-/// Whether the disk was full.
+/// Whether the disk was full, or what may be used of it.
 pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let mut cause = Some(error);
     while let Some(error) = cause {
         let io = error.downcast_ref::<std::io::Error>();
-        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
+        if io.is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded)) {
             return true;
         }
         cause = error.source();
     }
-    // redb's errors tell their cause in words only.
-    error.to_string().contains("No space left on device")
+    // redb's errors tell their cause in words only, which differ between C libraries.
+    let text = error.to_string();
+    text.contains("No space left on device") || text.contains("uota exceeded")
 }
 
 fn index_error(action: &'static str, path: &Path, source: BoxError) -> Error {

@@ -252,25 +252,26 @@ impl Storage {
         let dirs = &self.shared.dirs;
         // Out of sight first: a crash while it is being deleted leaves something for the sweep.
         let name = unique_name("removed-");
-        let remove = || -> io::Result<()> {
-            match rustix::fs::renameat(&dirs.layers, &hex, &dirs.staging, &name) {
-                Ok(()) => {
-                    // A power failure must not bring back the name without all of the files.
-                    sync_dir(dirs.layers.as_fd())?;
-                    remove_tree(dirs.staging.as_fd(), &name)
-                }
-                Err(Errno::NOENT) => Ok(()),
-                // With not a byte free there may be no room for the new name.
-                Err(Errno::NOSPC | Errno::DQUOT) => {
+        match rustix::fs::renameat(&dirs.layers, &hex, &dirs.staging, &name) {
+            Ok(()) => {
+                // A power failure must not bring back the name without all of the files.
+                sync_dir(dirs.layers.as_fd()).map_err(failed("sync", self.path("layers")))?;
+                remove_tree(dirs.staging.as_fd(), &name)
+                    .map_err(failed("remove", self.path("staging").join(&name)))
+            }
+            Err(Errno::NOENT) => Ok(()),
+            // With not a byte free there may be no room for the new name.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                let remove = || -> io::Result<()> {
                     let outer = open(&dirs.layers, &hex)?;
                     remove_tree(outer.as_fd(), META)?;
                     sync_dir(outer.as_fd())?;
                     remove_tree(dirs.layers.as_fd(), &hex)
-                }
-                Err(error) => Err(error.into()),
+                };
+                remove().map_err(failed("remove", path))
             }
-        };
-        remove().map_err(failed("remove", path))
+            Err(error) => Err(failed("move away", path)(error)),
+        }
     }
 
     /// Reads what is known of all layers. One without a good `meta.json` is moved to where it is swept.

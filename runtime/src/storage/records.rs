@@ -102,22 +102,31 @@ impl Records {
     }
 
     /// Makes the files follow the index.
+    ///
+    /// # Errors
+    /// The first failure, after everything has been tried.
     pub(super) fn follow<'a>(
         &self,
         index: impl Iterator<Item = &'a ImageRecord>,
     ) -> io::Result<()> {
         let mut strangers: std::collections::HashSet<OsString> =
             self.files()?.into_iter().collect();
+        let mut changed = Vec::new();
         for record in index {
             strangers.remove(OsStr::new(&name_of(&record.id)));
             if self.read(&record.id).as_ref() != Some(record) {
-                self.write(record)?;
+                changed.push(record);
             }
         }
+        // On a disk that is full, what goes makes room for what comes.
+        let mut outcome = Ok(());
         for name in strangers {
-            remove_tree(self.dir.as_fd(), name)?;
+            outcome = outcome.and(remove_tree(self.dir.as_fd(), name));
         }
-        Ok(())
+        for record in changed {
+            outcome = outcome.and(self.write(record));
+        }
+        outcome
     }
 
     /// All files; what is left of a write that was cut off is removed.

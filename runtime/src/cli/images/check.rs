@@ -88,6 +88,9 @@ fn text(report: &CheckReport) -> String {
     for name in &report.dropped {
         text.push_str(&format!("removed {name}: pull it again\n"));
     }
+    for what in &report.stays {
+        text.push_str(&format!("out of use, but not deleted: {what}\n"));
+    }
     if !report.unverifiable.is_empty() {
         let count = report.unverifiable.len();
         text.push_str(&format!(
@@ -96,7 +99,10 @@ fn text(report: &CheckReport) -> String {
     }
     let verdict = match (report.findings.len(), report.repaired) {
         (0, _) => "nothing is wrong".to_owned(),
-        (count, true) => format!("{count} things were wrong and are gone"),
+        (count, true) if report.stays.is_empty() => {
+            format!("{count} things were wrong and are gone")
+        }
+        (count, true) => format!("{count} things were wrong and are out of use"),
         (count, false) => format!("{count} things are wrong"),
     };
     text.push_str(&format!(
@@ -135,5 +141,16 @@ mod tests {
         report.repaired = true;
         report.dropped = vec!["r/x:1".to_owned()];
         assert!(text(&report).contains("removed r/x:1: pull it again\n"));
+        assert!(text(&report).ends_with("1 things were wrong and are gone\n"));
+        report.stays = vec!["cannot remove \"/x\": broken".to_owned()];
+        let told = text(&report);
+        assert!(
+            told.contains("not deleted: cannot remove \"/x\": broken\n"),
+            "{told}"
+        );
+        assert!(
+            told.ends_with("1 things were wrong and are out of use\n"),
+            "{told}"
+        );
     }
 }

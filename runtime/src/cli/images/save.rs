@@ -139,6 +139,8 @@ impl Read for Packed {
 
 fn pack(root: &Path, out: impl Write) -> io::Result<()> {
     let mut archive = tar::Builder::new(out);
+    // A blob may have holes on the disk; whoever loads the archive takes whole files only.
+    archive.sparse(false);
     // An archive of `docker save` that somebody unpacked has names in a list of its own.
     for name in ["oci-layout", "index.json", "manifest.json"] {
         let file = root.join(name);

@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use super::*;
+use crate::layer::tests::builder::Tar;
 
 fn tar_of_all(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let files: Vec<_> = files
@@ -169,4 +170,122 @@ async fn an_archive_for_several_machines_gives_this_one_its_image() {
         error.to_string().contains("more than 1000 images"),
         "{error}"
     );
+}
+
+async fn refused(archive: Vec<u8>) -> String {
+    let rig = Rig::new();
+    let error = rig.manager.load(Cursor::new(archive)).await.unwrap_err();
+    assert!(rig.manager.list().is_empty());
+    crate::model::chain(&error)
+}
+
+/// What is in memory has a length, whatever an archive says.
+#[tokio::test]
+async fn headers_names_and_documents_that_are_too_long_are_refused() {
+    let long = vec![b'x'; (1 << 20) + 1];
+    for kind in [b'L', b'K', b'x', b'g'] {
+        let mut tar = Tar::new();
+        tar.entry(b"long", kind, &long).file("a", b"");
+        let said = refused(tar.finish()).await;
+        assert!(
+            said.contains("1048576 bytes in an extended header"),
+            "{said}"
+        );
+    }
+    let mut tar = Tar::new();
+    tar.gnu_long(b'L', &[b'x'; 4097]).file("a", b"");
+    let said = refused(tar.finish()).await;
+    assert!(said.contains("more than 4096 bytes"), "{said}");
+    let mut tar = Tar::new();
+    for n in 0..4200 {
+        tar.gnu_long(b'L', format!("{n:04000}").as_bytes());
+        tar.file("a", b"");
+    }
+    let said = refused(tar.finish()).await;
+    assert!(said.contains("bytes of names"), "{said}");
+    for name in ["index.json", "manifest.json"] {
+        let mut text = b"[]".to_vec();
+        text.resize((4 << 20) + 1, b' ');
+        let mut tar = Tar::new();
+        tar.file(name, &text);
+        let said = refused(tar.finish()).await;
+        assert!(said.contains(&format!("{name} is longer than")), "{said}");
+    }
+    let mut tar = Tar::new();
+    for _ in 0..=100_000 {
+        tar.dir("d");
+    }
+    let said = refused(tar.finish()).await;
+    assert!(said.contains("more than 100000 entries"), "{said}");
+}
+
+/// A few bytes that unpack to more than the disk has do not get as far as filling it.
+#[tokio::test]
+async fn a_file_that_is_larger_than_the_disk_is_refused_at_once() {
+    let mut tar = Tar::new();
+    tar.file("blob", b"").edit(|header| {
+        header[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0]);
+    });
+    let rig = Rig::new();
+    let archive = Cursor::new(tar.unfinished()).chain(std::io::repeat(0));
+    let error = rig.manager.load(archive).await.unwrap_err();
+    let text = crate::model::chain(&error);
+    assert_eq!(error.kind(), Kind::ResourceExhausted, "{text}");
+    assert!(text.contains("bytes more leave less than"), "{text}");
+}
+
+#[tokio::test]
+async fn a_thousand_equal_entries_are_one_image() {
+    let made = one_layer("one");
+    let mut files = layout(&[(&made, Some("r.io/one:1"))]);
+    let index = files.last_mut().unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&index.1).unwrap();
+    let entry = value["manifests"][0].clone();
+    value["manifests"] = vec![entry; 1000].into();
+    value["manifests"][999]["annotations"] = json!({"io.containerd.image.name": "r.io/two:2"});
+    index.1 = value.to_string().into_bytes();
+    let rig = Rig::new();
+    let load = |files: &[(String, Vec<u8>)]| rig.manager.load(Cursor::new(tar_of_all(files)));
+    let loaded = load(&files).await.unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert_eq!(loaded[0].repo_tags, ["r.io/one:1", "r.io/two:2"]);
+    // And so in docker's list.
+    let tars = [layer("canary", "one")];
+    let mut files = saved(&made, &tars, &["r.io/three:3"]);
+    let list = files.last_mut().unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&list.1).unwrap();
+    value = vec![value[0].clone(); 1000].into();
+    value[999]["RepoTags"] = json!(["r.io/four:4"]);
+    list.1 = value.to_string().into_bytes();
+    let loaded = load(&files).await.unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert_eq!(loaded[0].repo_tags.len(), 4);
+    assert_eq!(rig.manager.list().len(), 1);
+}
+
+/// Old archives of docker have equal layers once.
+#[tokio::test]
+async fn layers_that_are_links_load() {
+    let tars = [
+        layer("canary-1", "1"),
+        layer("canary-1", "1"),
+        layer("canary-1", "1"),
+    ];
+    let packed: Vec<_> = tars.iter().map(|tar| (tar.clone(), Pack::Plain)).collect();
+    let made = image(&packed, &json!({}));
+    let mut tar = Tar::new();
+    for (name, bytes) in saved(&made, &tars, &["x:1"]) {
+        match name.as_str() {
+            "1/layer.tar" => tar.symlink(&name, "../0/layer.tar"),
+            "2/layer.tar" => tar.hard_link(&name, "0/layer.tar"),
+            _ => tar.file(&name, &bytes),
+        };
+    }
+    let rig = Rig::new();
+    let loaded = rig.manager.load(Cursor::new(tar.finish())).await.unwrap();
+    assert_eq!((loaded[0].id, loaded[0].chain.len()), (made.id, 3));
+    assert_eq!(loaded[0].repo_tags, ["docker.io/library/x:1"]);
+    let mut tar = Tar::new();
+    tar.sparse("old", "blob", &[(0, 1)], 1, b"x");
+    assert!(refused(tar.finish()).await.contains("sparse"));
 }

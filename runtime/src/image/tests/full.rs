@@ -233,6 +233,31 @@ fn the_index_goes_on_after_a_write_that_failed() {
     assert_eq!(rig.storage.index().lost_at(), None);
 }
 
+/// A change that was cut short left a copy that the index does not know, and now there is no room to write it again.
+#[tokio::test]
+async fn a_store_opens_on_a_full_disk_whose_copies_have_to_be_written_again() {
+    let fake = Fake::http().await;
+    fake.put_image("x", "1", &large());
+    let name = fake.name("x:1");
+    let disk = Mounted::tmpfs("size=16m");
+    let rig = disk.rig();
+    rig.pull(&name).await.unwrap();
+    let id = rig.manager.list()[0].id;
+    drop(rig);
+    let copy = format!("store/images/{}.json", id.hex());
+    std::fs::write(disk.dir.path().join(&copy), "{}").unwrap();
+    let mut file = File::create(disk.dir.path().join("ballast")).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    assert_eq!(disk.free().0, 0);
+    let rig = disk.rig();
+    assert_eq!(rig.manager.list().len(), 1);
+    let text = std::fs::read_to_string(disk.dir.path().join(&copy)).unwrap();
+    assert_eq!(text, "{}", "there was room");
+    rig.manager.remove(&name).await.unwrap();
+    assert!(disk.free().0 > 2 << 20, "{:?}", disk.free());
+    assert_eq!(disk.count("images"), 0);
+}
+
 #[tokio::test]
 async fn a_disk_without_inodes_keeps_nothing_and_works_again_with_some() {
     let fake = Fake::http().await;
@@ -442,18 +467,34 @@ async fn bad_blocks_of_the_disk_are_named_and_their_content_is_fetched_again() {
     };
     let fake = Fake::http().await;
     fake.put_image("x", "1", &large());
-    let name = fake.name("x:1");
+    fake.put_image(
+        "y",
+        "1",
+        &image(&[(layer("d/y", "y"), Pack::Gzip)], &json!({})),
+    );
+    let (name, other) = (fake.name("x:1"), fake.name("y:1"));
     let rig = disk.disk().rig();
     rig.pull(&name).await.unwrap();
+    rig.pull(&other).await.unwrap();
     let details = rig.manager.inspect(&name).unwrap().unwrap();
     let layer = details.layers[0].chain;
+    let directory = rig.manager.inspect(&other).unwrap().unwrap().layers[0].chain;
     drop(rig);
     disk.spoil(&[
         (format!("layers/{}/fs/d/7", layer.hex()), 32),
         (format!("blobs/sha256/{}", details.manifest.hex()), 1),
+        (format!("layers/{}/fs/d", directory.hex()), 1),
     ]);
     let rig = disk.disk().rig();
-    let found = rig.manager.check(false, true).await.unwrap();
+    let mut found = rig.manager.check(false, true).await.unwrap();
+    let of_directory = |finding: &super::Finding| finding.what == directory.to_string();
+    let at = found.findings.iter().position(of_directory).unwrap();
+    let of_directory = found.findings.remove(at);
+    assert_eq!(of_directory.images, [other.as_str()]);
+    assert!(
+        of_directory.problem.contains("cannot be read"),
+        "{of_directory:?}"
+    );
     let [of_layer, of_document] = &found.findings[..] else {
         panic!("{found:?}");
     };
@@ -464,11 +505,72 @@ async fn bad_blocks_of_the_disk_are_named_and_their_content_is_fetched_again() {
         assert!(finding.problem.contains("cannot be read"), "{finding:?}");
         assert_eq!(finding.images, [name.as_str()]);
     }
-    assert_eq!(found.dropped, [name.as_str()]);
+    found.dropped.sort();
+    assert_eq!(found.dropped, [name.as_str(), other.as_str()]);
+    // What a directory that cannot be read names can be deleted by nobody; it is out of the way.
+    let [stays] = &found.stays[..] else {
+        panic!("{:?}", found.stays);
+    };
+    assert!(stays.contains("staging/removed-"), "{stays}");
     // The layer above was whole and is there still.
     let before = fake.count("GET", "/blobs/");
     rig.pull(&name).await.unwrap();
     assert_eq!(fake.count("GET", "/blobs/") - before, 1, "{:?}", fake.log());
+    rig.pull(&other).await.unwrap();
     let found = rig.manager.check(false, false).await.unwrap();
     assert!(found.findings.is_empty(), "{:?}", found.findings);
+    assert_eq!(rig.manager.list().len(), 2);
+}
+
+/// On a disk without a free block even a rename fails when the directory it goes to has no room for the name.
+#[tokio::test]
+async fn an_image_is_removed_from_a_disk_on_which_no_name_can_be_added() {
+    let disk = match Broken::new() {
+        Ok(disk) => disk,
+        Err(why) => {
+            eprintln!("SKIP an_image_is_removed_from_a_disk_on_which_no_name_can_be_added: {why}");
+            return;
+        }
+    };
+    let fake = Fake::http().await;
+    fake.put_image("x", "1", &large());
+    let name = fake.name("x:1");
+    let mounted = disk.disk();
+    let rig = mounted.rig();
+    rig.pull(&name).await.unwrap();
+    rustix::fs::sync();
+    let mut file = File::create(mounted.dir.path().join("ballast")).unwrap();
+    for length in [64 << 10, 1 << 10] {
+        while file
+            .write_all(&vec![1; length])
+            .and_then(|()| file.sync_data())
+            .is_ok()
+        {}
+    }
+    let staging = mounted.dir.path().join("store/staging");
+    for length in [200, 100, 30] {
+        let mut n = 0;
+        while File::create(staging.join(format!("{n:0length$}"))).is_ok() {
+            n += 1;
+            assert!(n < 1000, "there is no end to it");
+        }
+    }
+    let into_staging = || {
+        let at = mounted.dir.path().join("store/images/probe");
+        File::create(&at)?;
+        let moved = std::fs::rename(&at, staging.join("x".repeat(40)));
+        std::fs::remove_file(&at)?;
+        moved
+    };
+    let error = into_staging().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+    rig.manager.remove(&name).await.unwrap();
+    assert!(rig.manager.list().is_empty());
+    assert_eq!(
+        (mounted.count("layers"), mounted.count("blobs/sha256")),
+        (0, 0)
+    );
+    assert!(mounted.free().0 > 2 << 20, "{:?}", mounted.free());
+    drop(file);
+    drop(rig);
 }

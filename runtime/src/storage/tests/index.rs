@@ -210,3 +210,33 @@ fn an_image_of_a_later_berth_is_not_misread() {
     drop(storage);
     assert_eq!(reopen_at(&dir).index().lost_at(), None);
 }
+
+#[test]
+fn a_disk_or_quota_without_room_is_told_apart() {
+    let index = |source: Box<dyn std::error::Error + Send + Sync>| Error::Index {
+        action: "write",
+        path: "index.redb".into(),
+        source,
+    };
+    for errno in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+        let error = || std::io::Error::from(errno);
+        for full in [
+            Error::Io {
+                action: "write",
+                path: "x".into(),
+                source: error(),
+            },
+            index(error().into()),
+            index(redb::StorageError::Io(error()).into()),
+            index(redb::CommitError::Storage(redb::StorageError::Io(error())).into()),
+        ] {
+            assert_eq!(
+                full.kind(),
+                crate::model::Kind::ResourceExhausted,
+                "{full:?}"
+            );
+        }
+    }
+    let broken = std::io::Error::from(rustix::io::Errno::IO);
+    assert_eq!(index(broken.into()).kind(), crate::model::Kind::Unknown);
+}
