@@ -17,18 +17,21 @@ check "$cut::no_record_was_damaged" equal log "$(journalctl -b --no-pager -u ber
 
 # Every image that is listed is whole: a container of it reads all its files.
 whole() {
+	number=0
 	for id in $(crictl images -q); do
 		crictl inspecti "$id" >/dev/null || return
 		name=$(crictl inspecti --output go-template --template '{{index .status.repoTags 0}}' "$id")
-		podname=whole
-		pod=$(pod whole) || return
+		number=$((number + 1))
+		podname=whole-$cut-$number
+		pod=$(pod "$podname") || return
 		sum=$(image=$name container "$pod" whole 'exec sleep 1000') || { echo "$name: $sum"; return 1; }
 		crictl exec -s "$sum" sh -c 'find / -xdev -type f -exec cat {} + >/dev/null' || { echo "$name has files that cannot be read"; return 1; }
 		crictl rmp -f "$pod" || return
 	done
 }
 check "$cut::listed_images_are_whole" whole
-again() { crictl pull "$image" && podname=again && pod=$(pod again) && id=$(container "$pod" again 'exec sleep 1000') && crictl exec -s "$id" true && crictl rmp -f "$pod"; }
+# A name of its own for each cut: that the last one's pod was removed need not have reached the disk.
+again() { crictl pull "$image" && podname=again-$cut && pod=$(pod "$podname") && id=$(container "$pod" again 'exec sleep 1000') && crictl exec -s "$id" true && crictl rmp -f "$pod"; }
 check "$cut::pods_run_again" again
 check "$cut::store_is_whole_after_pulls" berth images check
 clean() {
