@@ -395,6 +395,27 @@ impl Image {
         })
     }
 
+    /// The same image with another configuration and manifest: `change` gets both as JSON, and the manifest then names
+    /// the changed configuration.
+    ///
+    /// # Errors
+    /// When a document cannot be read or written, or the image is an index.
+    pub fn changed(&self, change: impl FnOnce(&mut Value, &mut Value)) -> Result<Self> {
+        let mut blobs = self.blobs.clone();
+        let config = blobs.last_mut().context("no configuration")?;
+        let mut text: Value = serde_json::from_slice(&config.bytes)?;
+        let mut manifest: Value = serde_json::from_slice(&self.top.bytes)?;
+        change(&mut text, &mut manifest);
+        *config = Blob::new(&config.media_type, serde_json::to_vec(&text)?);
+        manifest["config"] = config.descriptor();
+        let top = Blob::new(&self.top.media_type, serde_json::to_vec(&manifest)?);
+        Ok(Self {
+            blobs,
+            manifests: vec![top.clone()],
+            top,
+        })
+    }
+
     /// An OCI image layout in a tar archive; the reference becomes its name.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use berth_tests::runtime::{Kind, Net};
 use berth_tests::tree::{self, Tree};
 use berth_tests::{ensure_eq, paths, process, test};
 use rustix::mount::MountFlags;
+use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = &[
     test!(the_same_tree_as_containerd)
@@ -330,13 +331,73 @@ async fn memory_of_a_pull_is_bounded(case: &mut Case) -> Result<()> {
         large.layer(Pack::Zstd)?,
     ];
     let image = push(case, "memory", &layers).await?;
+    let documents = padded_documents(case).await?;
     let instance = case.start().await?;
     let daemon = instance.pid().context("no daemon")?;
-    std::fs::write(format!("/proc/{daemon}/clear_refs"), "5")?;
-    let before = process::peak_rss_kib(daemon);
-    instance.cri()?.pull(&image).await?;
-    let growth = process::peak_rss_kib(daemon).saturating_sub(before);
-    println!("the pull took {growth} KiB over {before}");
-    ensure!(growth <= 64 << 10, "the pull took {growth} KiB");
+    let cri = instance.cri()?;
+    // What is refused is so for its size, and after no more memory than what is taken.
+    for (image, taken) in [(image, true)].into_iter().chain(documents) {
+        std::fs::write(format!("/proc/{daemon}/clear_refs"), "5")?;
+        let before = process::peak_rss_kib(daemon);
+        let pulled = cri.pull(&image).await;
+        let growth = process::peak_rss_kib(daemon).saturating_sub(before);
+        println!("{image} took {growth} KiB over {before}");
+        ensure!(growth <= 64 << 10, "{image} took {growth} KiB");
+        ensure!(pulled.is_ok() == taken, "{image}: {pulled:?}");
+    }
     Ok(())
+}
+
+/// Images whose documents have as many parts as fit, and whether such an image can be had.
+async fn padded_documents(case: &Case) -> Result<Vec<(String, bool)>> {
+    let plain = Recipe {
+        layers: vec![tiny_layer()?],
+        cmd: vec!["x".to_owned()],
+        ..Recipe::default()
+    }
+    .build(Flavor::Oci)?;
+    let many = |part: Value, bytes: usize| {
+        let length = part.to_string().len() + 1;
+        Value::Array(vec![part; bytes / length])
+    };
+    let members = |bytes: usize| -> Value {
+        (0..bytes / 16)
+            .map(|n| (format!("k{n:08}"), json!("")))
+            .collect()
+    };
+    let images = [
+        (
+            "history",
+            true,
+            plain.changed(|config, _| config["history"] = many(json!({}), 7 << 20))?,
+        ),
+        (
+            "env",
+            false,
+            plain.changed(|config, _| config["config"]["Env"] = many(json!(""), 7 << 20))?,
+        ),
+        (
+            "labels",
+            false,
+            plain.changed(|config, _| config["config"]["Labels"] = members(7 << 20))?,
+        ),
+        (
+            "annotations",
+            true,
+            plain.changed(|_, manifest| manifest["annotations"] = members(3 << 20))?,
+        ),
+    ];
+    let client = case.shared().registry.client();
+    let mut names = Vec::new();
+    for (tag, taken, image) in images {
+        client.push("trees", &[tag], &image).await?;
+        names.push((format!("berth.test/trees:{tag}"), taken));
+    }
+    Ok(names)
+}
+
+fn tiny_layer() -> Result<Layer> {
+    let mut archive = trees::Archive::default();
+    archive.add("tiny", &trees::file(0o644, "x"));
+    archive.layer(Pack::Gzip)
 }
