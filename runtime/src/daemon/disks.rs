@@ -135,7 +135,7 @@ fn verdict(dir: &Path, outcome: io::Result<()>) -> Condition {
         io::ErrorKind::ReadOnlyFilesystem => not_ready(
             "DiskReadOnly",
             format!(
-                "the file system of {dir} takes no writes: {error}: the kernel's log says why; check it, mount it for writing, and start berth again"
+                "the file system of {dir} takes no writes: {error}: the kernel's log says why; check the disk, mount it for writing, and start berth again"
             ),
         ),
         _ => not_ready(
