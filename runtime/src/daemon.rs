@@ -1,5 +1,6 @@
 //! The composition root: what there is, made in the order in which it is read here.
 
+mod disks;
 mod driver;
 mod lock;
 mod node;
@@ -30,6 +31,7 @@ use crate::stats::Stats;
 use crate::storage::Storage;
 use crate::store::Programs;
 use crate::{admin, container, cri, image, network, pod, recover, shim, spec, sys, telemetry};
+use disks::Disks;
 use driver::Driver;
 
 /// How long RPCs under way may take to end after a request to stop.
@@ -64,8 +66,8 @@ pub fn main(config: Config) -> Result<(), String> {
 async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), String> {
     make_dir(&config.root)?;
     make_dir(&config.state)?;
-    let _root = lock::take(&config.root)?;
-    let _state = lock::take(&config.state)?;
+    let locks = [lock::take(&config.root)?, lock::take(&config.state)?];
+    let disks = Disks::new([&config.root, &config.state], &locks)?;
     let parts = Parts::build(&config).await?;
     let listener = listen(&config.listen)?;
     let admin_listener = listen(&config.admin)?;
@@ -77,7 +79,7 @@ async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), Str
         containers: parts.containers.clone(),
         images: parts.images.clone(),
         stats: parts.stats.clone(),
-        node: Arc::new(node::describe(&config, &parts)),
+        node: Arc::new(node::describe(&config, &parts, disks)),
         metrics: parts.metrics.clone(),
         ready: ready.clone(),
     };

@@ -17,4 +17,5 @@ pub mod process;
 pub mod registry;
 pub mod runner;
 pub mod runtime;
+pub mod terminal;
 pub mod tree;

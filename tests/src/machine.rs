@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Why AppArmor profiles cannot be applied on this machine; `None`: they can.
@@ -31,6 +31,74 @@ pub fn lacks_apparmor() -> Option<&'static str> {
 pub fn has_apparmor() -> Option<&'static str> {
     let enabled = Path::new("/sys/kernel/security/apparmor/profiles").exists();
     enabled.then_some("this machine has AppArmor")
+}
+
+/// Why a file cannot be made a disk on this machine; `None`: it can.
+#[must_use]
+pub fn lacks_loop_disks() -> Option<&'static str> {
+    if !Path::new("/dev/loop-control").exists() {
+        return Some("this machine has no loop devices");
+    }
+    let made = Command::new("mkfs.ext4").arg("-V").output();
+    made.is_err()
+        .then_some("mkfs.ext4 is not installed on this machine")
+}
+
+/// An ext4 file system in a file, which becomes read-only at an error.
+#[derive(Debug)]
+pub struct Disk {
+    file: PathBuf,
+}
+
+/// A mounted [`Disk`]. It is unmounted when this is dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    place: PathBuf,
+}
+
+impl Disk {
+    /// Makes one of so many bytes, which take room only when they are written.
+    ///
+    /// # Errors
+    /// What `mkfs.ext4` said.
+    pub fn make(file: &Path, bytes: u64) -> Result<Self> {
+        std::fs::File::create(file)?.set_len(bytes)?;
+        run(Command::new("mkfs.ext4").arg("-q").arg(file))?;
+        Ok(Self {
+            file: file.to_owned(),
+        })
+    }
+
+    /// Mounts it.
+    ///
+    /// # Errors
+    /// What `mount` said.
+    pub fn mount(&self, place: &Path) -> Result<Mounted> {
+        let options = ["-o", "loop,errors=remount-ro"];
+        run(Command::new("mount")
+            .args(options)
+            .arg(&self.file)
+            .arg(place))?;
+        Ok(Mounted {
+            place: place.to_owned(),
+        })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 const PLUGIN_TABLES: [&str; 2] = ["inet cni_plugins_masquerade", "ip cni_hostport"];

@@ -1,15 +1,17 @@
 //! Images from a registry and from archives.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::cri::{Cri, image_spec};
-use berth_tests::pods::{Pod, container, pod_config};
+use berth_tests::pods::{Pod, container, pod_config, script};
 use berth_tests::registry::secure::{Secure, USER};
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::Options;
-use berth_tests::{ensure_eq, images, oci, test};
+use berth_tests::{ensure_eq, images, oci, process, test};
 use tonic::{Code, Request};
 
 use crate::storage::berth;
@@ -25,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(users_of_the_config),
     test!(remove_takes_every_name),
     test!(image_in_use_keeps_running),
+    test!(nobody_holds_a_removed_image).berth_only("it looks into Berth's store"),
     test!(status_of_the_unknown),
     test!(file_system_info),
     test!(streamed_list_is_the_list),
@@ -212,9 +215,7 @@ async fn remove_takes_every_name(case: &mut Case) -> Result<()> {
 
 async fn image_in_use_keeps_running(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
-    let running = pod
-        .start(&berth_tests::pods::script("exec sleep 4321"))
-        .await?;
+    let running = pod.start(&script("exec sleep 4321")).await?;
     pod.cri.remove_image(images::BUSYBOX).await?;
     ensure_eq!(running.sh("echo still").await?, "still\n");
     ensure_eq!(
@@ -236,6 +237,84 @@ async fn image_in_use_keeps_running(case: &mut Case) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     bail!("the removed image still takes {before} bytes")
+}
+
+/// A file that somebody has open takes room after it was deleted: the daemon, a monitor, and whoever else belongs to them.
+pub(crate) fn nothing_deleted_is_open(case: &mut Case) -> Result<()> {
+    let instance = case.instance()?;
+    let root = instance.folder().join("root").display().to_string();
+    let mut pids: Vec<u32> = process::marked(&[&instance.name])
+        .iter()
+        .map(|one| one.pid)
+        .collect();
+    pids.extend(instance.pid());
+    for pid in pids {
+        for target in open_paths(pid) {
+            let deleted = target.starts_with(&root) && target.ends_with(" (deleted)");
+            ensure!(!deleted, "{target} is open in {:?}", process::process(pid));
+        }
+    }
+    Ok(())
+}
+
+/// What the descriptors of a process lead to; nothing, when it is gone.
+fn open_paths(pid: u32) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    let links = entries.into_iter().flatten().flatten();
+    let targets = links.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    targets.map(|target| target.display().to_string()).collect()
+}
+
+/// The monitor of another container of the pod lives on, and so does pause.
+async fn nobody_holds_a_removed_image(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let stays = pod.start(&script("exec sleep 4321")).await?;
+    pod.cri.pull(images::CONFIGURED).await?;
+    let mut config = script("exec sleep 4321");
+    config.image = Some(image_spec(images::CONFIGURED));
+    let goes = pod.start(&config).await?;
+    let instance = case.instance()?;
+    let (name, daemon) = (instance.name.clone(), instance.pid().context("no daemon")?);
+    let root = instance.folder().join("root");
+    let layers = layer_folders(&root)?;
+    pod.cri.remove_image(images::CONFIGURED).await?;
+    ensure_eq!(layer_folders(&root)?, layers);
+    pod.cri.stop(&goes.id, 0).await?;
+    pod.cri.remove(&goes.id).await?;
+
+    let mut gone = layers.clone();
+    for _ in 0..100 {
+        let left = layer_folders(&root)?;
+        gone = layers.difference(&left).cloned().collect();
+        if !gone.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ensure_eq!(gone.len(), 1);
+    nothing_deleted_is_open(case)?;
+    let monitors = |one: &process::Process| one.name == "berth-shim";
+    let all = process::marked(&[&name]);
+    ensure_eq!(all.iter().filter(|one| monitors(one)).count(), 1);
+    for pid in all.iter().map(|one| one.pid).chain([daemon]) {
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"));
+        let held = [open_paths(pid).join("\n"), mounts.unwrap_or_default()];
+        for layer in &gone {
+            let held = held.iter().any(|text| text.contains(layer));
+            ensure!(!held, "{layer} is held by {:?}", process::process(pid));
+        }
+    }
+    ensure_eq!(
+        stays.status().await?.state(),
+        ContainerState::ContainerRunning
+    );
+    Ok(())
+}
+
+fn layer_folders(root: &Path) -> Result<BTreeSet<String>> {
+    let entries = std::fs::read_dir(root.join("layers"))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
 }
 
 /// containerd counts every ten seconds.

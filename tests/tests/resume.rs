@@ -1,22 +1,27 @@
 //! Pulls that are interrupted, or that get nowhere.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_tests::registry::faulty::{Fault, Faulty};
+use berth_tests::registry::faulty::{Fault, Faulty, Seen};
 use berth_tests::runner::{Case, Test};
+use berth_tests::terminal::Terminal;
 use berth_tests::{ensure_eq, images, test};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
 
 use crate::image::run_echo;
 use crate::registry::{NAME, hosts_folder, layer_of, sized_image, start};
-use crate::storage::berth;
+use crate::storage::{berth, command};
 
 pub(crate) const TESTS: &[Test] = &[
     test!(a_killed_daemon_goes_on_with_its_pull).berth_only("containerd starts over"),
+    test!(a_pull_whose_caller_left_goes_on).berth_only("containerd starts over"),
+    test!(progress_on_a_terminal_and_elsewhere).berth_only("a command of Berth"),
     test!(a_stalled_pull_holds_nobody_up),
 ];
 
@@ -57,6 +62,18 @@ fn sample(text: &str, name: &str) -> Result<u64> {
     Ok(value.trim().parse()?)
 }
 
+/// What was asked of a layer, from that request on.
+fn ranges(faulty: &Faulty, begin: usize, layer: &str) -> Vec<Option<String>> {
+    let seen = faulty.seen().split_off(begin);
+    let asked = seen.iter().filter(|seen| seen.path.contains(layer));
+    let range = |seen: &Seen| Some(seen.headers.get("range")?.to_str().ok()?.to_owned());
+    asked.map(range).collect()
+}
+
+fn the_rest() -> Option<String> {
+    Some(format!("bytes={FIRST}-"))
+}
+
 /// What came before `kill -9` does not come again, and everybody can see how far it is.
 async fn a_killed_daemon_goes_on_with_its_pull(case: &mut Case) -> Result<()> {
     let faulty = Faulty::start().await?;
@@ -89,12 +106,7 @@ async fn a_killed_daemon_goes_on_with_its_pull(case: &mut Case) -> Result<()> {
     let begin = faulty.seen().len();
     case.instance()?.launch().await?;
     case.cri()?.pull(&name).await?;
-    let seen = faulty.seen().split_off(begin);
-    let asked = seen.iter().filter(|seen| seen.path.contains(&layer));
-    let ranges: Vec<String> = asked
-        .map(|seen| format!("{:?}", seen.headers.get("range")))
-        .collect();
-    ensure_eq!(ranges, [format!("Some(\"bytes={FIRST}-\")")]);
+    ensure_eq!(ranges(&faulty, begin, &layer), [the_rest()]);
     let text = metrics(case).await?;
     let bytes = |origin| {
         sample(
@@ -111,6 +123,98 @@ async fn a_killed_daemon_goes_on_with_its_pull(case: &mut Case) -> Result<()> {
     ensure_eq!(sample(&text, pulls)?, 1);
     let left = std::fs::read_dir(case.instance()?.folder().join("root/partial"))?.count();
     ensure_eq!(left, 0);
+    Ok(())
+}
+
+/// A cancelled call ends no pull: it goes on alone, nothing of it twice, and the next call joins it.
+async fn a_pull_whose_caller_left_goes_on(case: &mut Case) -> Result<()> {
+    let faulty = Faulty::start().await?;
+    let (_work, hosts) = hosts_folder(case)?;
+    Faulty::write_hosts(&hosts, NAME, &faulty.url(), &[])?;
+    let cri = start(case, hosts, "silence_limit = 10\n").await?;
+    let image = sized_image("left", SIZE)?;
+    faulty.add("x", "left", &image);
+    let layer = layer_of(&image)?;
+    faulty.fault(&layer, Fault::Stall(FIRST), 1);
+    let name = format!("{NAME}/x:left");
+    let caller = tokio::spawn({
+        let (cri, name) = (cri.clone(), name.clone());
+        async move { cri.pull(&name).await }
+    });
+    kept(case).await?;
+    caller.abort();
+    ensure!(caller.await.is_err(), "it was not stalled");
+    let text = metrics(case).await?;
+    ensure_eq!(sample(&text, "berth_images{kind=\"pulling\"}")?, 1);
+    let id = cri.pull(&name).await?;
+    let shown = cri.image_status(&name).await?.context("it is not there")?;
+    ensure_eq!(shown.id, id);
+    ensure_eq!(ranges(&faulty, 0, &layer), [None, the_rest()]);
+    let text = metrics(case).await?;
+    let pulls = "berth_image_pull_duration_seconds_count{outcome=\"pulled\"}";
+    // The first one is busybox.
+    ensure_eq!(sample(&text, pulls)?, 2);
+    Ok(())
+}
+
+fn piped(mut command: Command) -> Result<Child> {
+    let command = command.stdin(Stdio::null()).kill_on_drop(true);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(child.spawn()?)
+}
+
+/// A bar and a table that are written over on a terminal; plain lines for everybody else.
+async fn progress_on_a_terminal_and_elsewhere(case: &mut Case) -> Result<()> {
+    let faulty = Faulty::start().await?;
+    let (_work, hosts) = hosts_folder(case)?;
+    Faulty::write_hosts(&hosts, NAME, &faulty.url(), &[])?;
+    start(case, hosts, "silence_limit = 15\n").await?;
+    let image = sized_image("shown", SIZE)?;
+    faulty.add("x", "shown", &image);
+    faulty.fault(&layer_of(&image)?, Fault::Stall(FIRST), 1);
+    let (name, host) = (format!("{NAME}/x:shown"), faulty.address().to_string());
+    let pull = ["images", "pull", &name];
+    let mut bar = Terminal::run(command(case, &pull)?)?;
+    let plain = piped(command(case, &pull)?)?;
+    let table = Terminal::run(command(case, &["pulls", "-w"])?)?;
+    let mut lines = piped(command(case, &["pulls", "-w"])?)?;
+
+    let begin = "\r\x1b[K[######################........] 3072 KiB of ";
+    let source = format!(", layer 0 of 1 from {host}: {name}");
+    let patience = Duration::from_secs(15);
+    let line = |line: &str| line.starts_with(&begin[4..]) && line.ends_with(&source);
+    bar.until(patience, |text| text.split("\r\x1b[K").any(line))
+        .await?;
+    let row = |text: &str| text.contains("0 of 1") && text.trim_end().ends_with(&host);
+    // Up by the head and one row.
+    let over = "\r\x1b[2A\x1b[JIMAGE ";
+    table
+        .until(patience, |text| {
+            text.rsplit_once(over)
+                .is_some_and(|(before, after)| row(before) && row(after))
+        })
+        .await?;
+    let mut read = String::new();
+    let mut out = BufReader::new(lines.stdout.take().context("no output")?);
+    while read.matches("IMAGE ").count() < 3 || !row(&read) {
+        ensure!(out.read_line(&mut read).await? > 0, "it ended: {read}");
+    }
+    ensure!(!read.contains(['\r', '\x1b']), "{read:?}");
+
+    let plain = plain.wait_with_output().await?;
+    let (out, told) = (
+        String::from_utf8(plain.stdout)?,
+        String::from_utf8(plain.stderr)?,
+    );
+    ensure!(
+        plain.status.success() && out.starts_with(&format!("pulled {name}: ")),
+        "{out}{told}"
+    );
+    ensure!(told.lines().any(line), "{told:?}");
+    ensure!(!(out + &told).contains(['\r', '\x1b']), "{told:?}");
+    ensure!(bar.wait().await?.success(), "{:?}", bar.text());
+    let end = format!("\r\x1b[Kpulled {name}: ");
+    bar.until(patience, |text| text.contains(&end)).await?;
     Ok(())
 }
 

@@ -1,5 +1,10 @@
 //! Users, capabilities, seccomp, masks: what a container may not do.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
 use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::security_profile::ProfileType;
 use berth_cri_api::v1::*;
@@ -8,6 +13,7 @@ use berth_tests::machine::{has_apparmor, lacks_apparmor};
 use berth_tests::pods::{Pod, container, pid_of, pod_config, script, security, unique};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, images, test};
+use tokio::io::AsyncWriteExt as _;
 
 pub(crate) const TESTS: &[Test] = &[
     test!(user_by_number_and_name),
@@ -35,6 +41,7 @@ pub(crate) const TESTS: &[Test] = &[
         .berth_only("the error has other words"),
     test!(devices_of_the_host_are_closed),
     test!(host_path_escapes_by_link),
+    test!(users_of_the_host_reach_no_file_of_an_image).berth_only("it looks into Berth's store"),
 ];
 
 async fn user_by_number_and_name(case: &mut Case) -> Result<()> {
@@ -502,5 +509,78 @@ async fn host_path_escapes_by_link(case: &mut Case) -> Result<()> {
         !std::path::Path::new("/etc/inside").exists(),
         "the mount point was made on the host"
     );
+    Ok(())
+}
+
+/// Runs a script with a path as `$0`, as a user of the host who owns nothing. Not the path itself: setpriv looks its
+/// program up before it has given up the last capability.
+async fn as_nobody(script: &str, path: &Path, input: &str) -> Result<Output> {
+    let mut child = tokio::process::Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .args(["sh", "-c", script])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("starting setpriv")?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    let writing = async {
+        let written = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        written
+    };
+    let (output, written) = tokio::join!(child.wait_with_output(), writing);
+    written?;
+    Ok(output?)
+}
+
+fn everything_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+            all.push(entry.path());
+        }
+    }
+    Ok(all)
+}
+
+/// S22: a set-user-id program of an image would make every user of the host root.
+async fn users_of_the_host_reach_no_file_of_an_image(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    pod.cri.pull(images::NONEWPRIVS).await?;
+    let mut config = script("exec sleep 4321");
+    config.image = Some(image_spec(images::NONEWPRIVS));
+    pod.start(&config).await?;
+    let folder = case.instance()?.folder().to_owned();
+    // What is looked at is what the daemon leaves open, not how a test closes its folder.
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
+    let read = as_nobody("cat \"$0\"", &folder.join("config.toml"), "").await?;
+    ensure!(read.status.success(), "{read:?}");
+
+    let root = folder.join("root");
+    let all = everything_below(&root)?;
+    let program = all.iter().find(|path| path.ends_with("fs/nnp"));
+    let program = program.context("the program is not in the store")?;
+    ensure_eq!(program.metadata()?.mode() & 0o7777, 0o4755);
+    let run = as_nobody("exec \"$0\"", program, "").await?;
+    ensure!(!run.status.success(), "it ran: {run:?}");
+    // What is of pods and of the daemon itself, and no file of an image.
+    let others = ["cni", "index.redb", "lock"].map(|name| root.join(name));
+    let of_images = |path: &&PathBuf| !others.iter().any(|other| path.starts_with(other));
+    let lines = all.iter().filter(of_images);
+    let lines: Vec<String> = lines.map(|path| format!("{}\n", path.display())).collect();
+    let look = "while IFS= read -r path; do
+        if [ -r \"$path\" ] || [ -w \"$path\" ] || [ -x \"$path\" ]; then echo \"$path\"; fi
+    done";
+    let reached = as_nobody(look, &root, &lines.concat()).await?;
+    ensure!(reached.status.success(), "{reached:?}");
+    ensure_eq!(String::from_utf8(reached.stdout)?, "");
     Ok(())
 }

@@ -1,7 +1,13 @@
 //! How a container's life is reported: states, times, reasons, exit codes, lists.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::*;
+use berth_tests::cri::Cri;
+use berth_tests::machine::{Disk, lacks_loop_disks};
 use berth_tests::pods::{container, resources, script};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, images, test};
@@ -21,6 +27,9 @@ pub(crate) const TESTS: &[Test] = &[
     test!(start_twice_is_refused),
     test!(image_names_in_the_status),
     test!(a_thousand_short_ones).alone(),
+    test!(a_disk_that_takes_no_writes_is_told)
+        .berth_only("the words are Berth's")
+        .unless(lacks_loop_disks),
 ];
 
 async fn life_of_a_container(case: &mut Case) -> Result<()> {
@@ -271,4 +280,79 @@ async fn a_thousand_short_ones(case: &mut Case) -> Result<()> {
         pod.cri.remove(&running.id).await?;
     }
     Ok(())
+}
+
+async fn runtime_ready(cri: &Cri) -> Result<RuntimeCondition> {
+    let conditions = cri.status(false).await?.status.context("no status")?;
+    let mut conditions = conditions.conditions.into_iter();
+    let runtime = conditions.find(|one| one.r#type == "RuntimeReady");
+    runtime.context("no RuntimeReady")
+}
+
+/// F20: as the kernel leaves a disk that it has found damaged. A plain remount is refused while files are open for writing.
+async fn a_disk_that_takes_no_writes_is_told(case: &mut Case) -> Result<()> {
+    let instance = case.start().await?;
+    let folder = instance.folder().to_owned();
+    let root = folder.join("root");
+    instance.terminate().await?;
+    let disk = Disk::make(&folder.join("disk"), 256 << 20)?;
+    let mounted = disk.mount(&root)?;
+    instance.launch().await?;
+    let cri = instance.cri()?.clone();
+    cri.pull(images::ZSTD).await?;
+    let before = runtime_ready(&cri).await?;
+    ensure!(before.status && before.reason.is_empty(), "{before:?}");
+
+    fail(&root)?;
+    let begun = Instant::now();
+    let told = loop {
+        let told = runtime_ready(&cri).await?;
+        if !told.status {
+            break told;
+        }
+        ensure!(
+            begun.elapsed() < Duration::from_secs(15),
+            "still ready after {:?}",
+            begun.elapsed()
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    let path = root.display().to_string();
+    ensure_eq!(told.reason, "DiskReadOnly");
+    ensure!(told.message.contains(&path), "{}", told.message);
+    ensure_eq!(cri.list_images().await?.len(), 1);
+    ensure_eq!(cri.list_pods(None).await?.len(), 0);
+    ensure_eq!(cri.list_containers(None).await?.len(), 0);
+    let error = cri.pull(images::PLAIN).await.err().context("it pulled")?;
+    ensure!(error.message().contains(&path), "{error}");
+    ensure!(error.message().contains("ead-only"), "{error}");
+
+    // What an operator does about it.
+    instance.terminate().await?;
+    drop(mounted);
+    let mounted = disk.mount(&root)?;
+    instance.launch().await?;
+    let cri = instance.cri()?.clone();
+    cri.pull(images::PLAIN).await?;
+    ensure_eq!(cri.list_images().await?.len(), 2);
+    let after = runtime_ready(&cri).await?;
+    ensure!(after.status, "{after:?}");
+    instance.terminate().await?;
+    drop(mounted);
+    instance.launch().await?;
+    let log = std::fs::read_to_string(instance.log_file())?;
+    ensure!(!log.contains("panicked"), "it panicked");
+    Ok(())
+}
+
+/// The kernel's own way to try it out, in the ext4 file system below the path.
+fn fail(path: &Path) -> Result<()> {
+    let device = std::fs::metadata(path)?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let block = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))?;
+    let name = block.file_name().context("a disk without a name")?;
+    let trigger = Path::new("/sys/fs/ext4")
+        .join(name)
+        .join("trigger_fs_error");
+    std::fs::write(&trigger, "1\n").with_context(|| format!("writing {}", trigger.display()))
 }

@@ -12,7 +12,8 @@ use berth_tests::{ensure_eq, images, paths, test};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::image::{image_filesystem, run_echo};
+use crate::image::{image_filesystem, nothing_deleted_is_open, run_echo};
+use crate::registry::sized_image;
 
 const OURS: &str = "Berth's store and commands";
 
@@ -27,13 +28,17 @@ pub(crate) const TESTS: &[Test] = &[
     test!(commands_of_the_operator).berth_only(OURS),
 ];
 
+/// A command of the operator for the daemon of the case.
+pub(crate) fn command(case: &mut Case, args: &[&str]) -> Result<tokio::process::Command> {
+    let mut command = tokio::process::Command::new(paths::berth_dir().join("berth"));
+    let config = case.instance()?.config_file();
+    command.args(args).arg("--config").arg(config);
+    Ok(command)
+}
+
 /// Runs a command of the operator against the daemon of the case, whatever comes of it.
 async fn try_berth(case: &mut Case, args: &[&str], input: &[u8]) -> Result<Output> {
-    let config = case.instance()?.config_file();
-    let mut child = tokio::process::Command::new(paths::berth_dir().join("berth"))
-        .args(args)
-        .arg("--config")
-        .arg(config)
+    let mut child = command(case, args)?
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -90,7 +95,7 @@ async fn some_time(limit: u32) -> Result<()> {
     Ok(())
 }
 
-/// What is on the disk is what the images need, all of it and no more.
+/// What is on the disk is what the images need, all of it and no more, and every byte of it as it should be.
 async fn nothing_half_done(case: &mut Case) -> Result<()> {
     let root = root(case)?;
     for attempt in 0..100 {
@@ -269,20 +274,6 @@ fn du(root: &Path) -> Result<u64> {
     Ok(total.context("du says nothing")?.parse()?)
 }
 
-/// A file that somebody has open takes room after it was deleted.
-fn nothing_deleted_is_open(case: &mut Case, root: &Path) -> Result<()> {
-    let pid = case.instance()?.pid().context("no daemon")?;
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
-        let Ok(target) = std::fs::read_link(entry?.path()) else {
-            continue;
-        };
-        let text = target.display().to_string();
-        let ours = text.starts_with(&root.display().to_string());
-        ensure!(!(ours && text.ends_with(" (deleted)")), "{text} is open");
-    }
-    Ok(())
-}
-
 async fn room_is_what_du_says(case: &mut Case) -> Result<()> {
     let cri = case.start().await?.cri()?.clone();
     let root = root(case)?;
@@ -292,7 +283,7 @@ async fn room_is_what_du_says(case: &mut Case) -> Result<()> {
             "shared" => drop(cri.pull(images::CONFIGURED).await?),
             "remove" => {
                 cri.remove_image(images::NGINX).await?;
-                nothing_deleted_is_open(case, &root)?;
+                nothing_deleted_is_open(case)?;
             }
             _ => {
                 case.instance()?.terminate().await?;
@@ -325,6 +316,15 @@ async fn room_is_what_du_says(case: &mut Case) -> Result<()> {
                 .is_some_and(|n| n > 0 && n <= told)
         );
     }
+    // What nobody told the daemon of it can only know by a walk through the trees.
+    let cri = case.cri()?.clone();
+    let before = image_filesystem(&cri).await?.used_bytes;
+    let (file, _) = a_file(case, images::CONFIGURED, "etc/passwd").await?;
+    let behind = file.with_file_name("behind-its-back");
+    std::fs::write(&behind, vec![1; 10 << 20])?;
+    let after = image_filesystem(&cri).await?.used_bytes;
+    std::fs::remove_file(&behind)?;
+    ensure_eq!(after, before);
     Ok(())
 }
 
@@ -352,8 +352,15 @@ async fn pulls_and_removals_at_once(case: &mut Case) -> Result<()> {
     while let Some(outcome) = tasks.join_next().await {
         outcome??;
     }
+    let is_berth = case.instance()?.options.kind == Kind::Berth;
+    if is_berth {
+        nothing_half_done(case).await.context("after the race")?;
+    }
     for image in [images::ZSTD, images::CONFIGURED] {
         cri.pull(image).await?;
+    }
+    if is_berth {
+        nothing_half_done(case).await?;
     }
     run_echo(case, images::ZSTD).await
 }
@@ -459,24 +466,47 @@ async fn in_containerd(
     Ok(())
 }
 
+/// A name that comes to mean another image.
+const MOVED: &str = "berth.test/moved:1";
+
 /// X060: pinned by the configuration, over restarts and moved tags.
 async fn pinned_images_stay(case: &mut Case) -> Result<()> {
     case.start().await?;
     case.instance()?.terminate().await?;
     let drop_ins = case.instance()?.folder().join("conf.d");
     std::fs::create_dir_all(&drop_ins)?;
-    let text = format!("[images]\npinned = [\"{}\"]\n", images::ZSTD);
+    let text = format!("[images]\npinned = [\"{}\", \"{MOVED}\"]\n", images::ZSTD);
     std::fs::write(drop_ins.join("pinned.toml"), text)?;
     case.instance()?.launch().await?;
     let cri = case.cri()?.clone();
     for image in [images::ZSTD, images::PLAIN] {
         cri.pull(image).await?;
     }
+    let registry = case.shared().registry.client();
+    let mut ids = Vec::new();
+    for mark in ["first", "second"] {
+        let image = sized_image(mark, 4096)?;
+        registry.push("moved", &["1"], &image).await?;
+        ids.push(cri.pull(MOVED).await?);
+        let pulled = cri.image_status(MOVED).await?.context("no image")?;
+        ensure_eq!(
+            (pulled.id.as_str(), pulled.pinned),
+            (ids[ids.len() - 1].as_str(), true)
+        );
+    }
     for _ in 0..2 {
         let cri = case.cri()?.clone();
-        let pinned = cri.image_status(images::ZSTD).await?.context("no image")?;
-        let other = cri.image_status(images::PLAIN).await?.context("no image")?;
-        ensure_eq!((pinned.pinned, other.pinned), (true, false));
+        let wanted = [
+            (images::ZSTD, true),
+            (images::PLAIN, false),
+            (MOVED, true),
+            (ids[1].as_str(), true),
+            (ids[0].as_str(), false),
+        ];
+        for (name, pinned) in wanted {
+            let image = cri.image_status(name).await?.context("no image")?;
+            ensure!(image.pinned == pinned, "{name}: {image:?}");
+        }
         case.instance()?.kill().await?;
         case.instance()?.launch().await?;
     }
@@ -486,7 +516,10 @@ async fn pinned_images_stay(case: &mut Case) -> Result<()> {
         cri.image_status(images::ZSTD).await?.is_some(),
         "it is gone"
     );
-    ensure_eq!(cri.image_status(images::PLAIN).await?, None);
+    ensure!(cri.image_status(MOVED).await?.is_some(), "it is gone");
+    for gone in [images::PLAIN, &ids[0]] {
+        ensure_eq!(cri.image_status(gone).await?, None);
+    }
     Ok(())
 }
 

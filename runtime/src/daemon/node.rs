@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::Parts;
+use super::disks::Disks;
 use crate::config::Config;
 use crate::cri::{Abilities, Condition, NetworkReport, Node};
 use crate::host::HostFacts;
 use crate::model::chain;
 use crate::network::Network;
 
-pub(super) fn describe(config: &Arc<Config>, parts: &Parts) -> Node {
+pub(super) fn describe(config: &Arc<Config>, parts: &Parts, disks: Disks) -> Node {
     let facts = &parts.facts;
     let (notices, apparmor) = (notices(facts), parts.apparmor.clone());
     let (reported, told) = (parts.network.clone(), parts.network.clone());
@@ -22,7 +23,7 @@ pub(super) fn describe(config: &Arc<Config>, parts: &Parts) -> Node {
             mount_options: true,
         },
         handlers: Vec::new(),
-        runtime: Box::new(Condition::ready),
+        runtime: Box::new(move || disks.condition()),
         network: Box::new(move || report(&reported)),
         notices: Box::new(move || [notices.clone(), apparmor.notices()].concat()),
         pod_cidr: Box::new(move |cidr| {
