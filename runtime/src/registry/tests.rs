@@ -2,6 +2,7 @@
 
 mod mirrors;
 mod node;
+mod patience;
 mod proxies;
 mod resume;
 

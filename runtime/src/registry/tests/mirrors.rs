@@ -128,6 +128,51 @@ async fn a_blob_that_is_damaged_or_of_another_length_is_taken_from_the_next_host
     assert!(error.to_string().contains("sent other content"), "{error}");
 }
 
+/// A mirror whose bytes are wrong, and which never sends all of them.
+#[tokio::test]
+async fn a_good_host_is_not_condemned_for_what_another_began() {
+    let (liar, up) = (Fake::http().await, Fake::http().await);
+    let bytes = vec![7; 400_000];
+    for fake in [&liar, &up] {
+        fake.put_blob(&fake::digest(&bytes), &bytes);
+    }
+    liar.plan(|p| {
+        p.damage = true;
+        p.no_ranges = true;
+        p.cut = Some((250_000, 99));
+    });
+    let (_dir, registry) = chain_of(&[url(&liar)], &url(&up));
+    assert_eq!(blob_of(&registry, &bytes).await.unwrap(), bytes);
+    let ranges: Vec<_> = up
+        .log()
+        .iter()
+        .map(|seen| seen.headers.contains_key("range"))
+        .collect();
+    assert_eq!(ranges, [true, false]);
+}
+
+#[tokio::test]
+async fn who_sent_wrong_bytes_alone_is_condemned_and_the_others_get_their_turn() {
+    let (cutter, liar) = (Fake::http().await, Fake::http().await);
+    let bytes = vec![7; 400_000];
+    for fake in [&cutter, &liar] {
+        fake.put_blob(&fake::digest(&bytes), &bytes);
+    }
+    liar.plan(|p| p.damage = true);
+    // As often as it takes to be given up, and never again.
+    cutter.plan(|p| {
+        p.no_ranges = true;
+        p.cut = Some((100_000, 4));
+    });
+    let (_dir, registry) = chain_of(&[url(&cutter)], &url(&liar));
+    assert_eq!(blob_of(&registry, &bytes).await.unwrap(), bytes);
+    assert_eq!((cutter.log().len(), liar.log().len()), (5, 2));
+    // One that must send it alone and cannot is not helped by another.
+    cutter.plan(|p| p.cut = Some((100_000, 99)));
+    let error = blob_of(&registry, &bytes).await.unwrap_err().to_string();
+    assert!(error.contains("incompletely"), "{error}");
+}
+
 #[tokio::test]
 async fn a_registry_is_left_alone_for_as_long_as_it_asks() {
     let fake = Fake::http().await;
