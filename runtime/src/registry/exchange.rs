@@ -43,7 +43,7 @@ impl Session {
             && let Error::Status { status, .. } = error
             && let Some(time) = error.passing()
         {
-            self.is_busy(index, *status, time);
+            self.leave_alone(index, *status, time);
         }
         outcome
     }

@@ -352,10 +352,12 @@ impl Session {
     }
 
     /// Notes that a host wants to be left alone, whatever else there is to ask it for.
-    pub(crate) fn is_busy(&self, index: usize, status: u16, time: Duration) {
+    pub(crate) fn leave_alone(&self, index: usize, status: u16, time: Duration) {
         let until = Instant::now() + time.min(LONGEST_REST);
-        let busy = Busy { until, status };
-        self.busy().insert(index, busy);
+        let mut busy = self.busy();
+        if busy.get(&index).is_none_or(|busy| busy.until < until) {
+            busy.insert(index, Busy { until, status });
+        }
     }
 
     /// What a host said that still wants to be left alone.
@@ -363,12 +365,16 @@ impl Session {
         let busy = self.busy();
         let Busy { until, status } = busy.get(&index)?;
         let left = until.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then(|| Error::Status {
+        // Whole seconds, as it said them.
+        let seconds = left.as_millis().div_ceil(1000);
+        (seconds > 0).then(|| Error::Status {
             host: self.host(index).to_owned(),
             what: what.to_owned(),
             status: *status,
             detail: None,
-            retry_after: Some(left),
+            retry_after: Some(Duration::from_secs(
+                u64::try_from(seconds).unwrap_or(u64::MAX),
+            )),
         })
     }
 
