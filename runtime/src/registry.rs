@@ -218,16 +218,26 @@ impl Kinded for Error {
     }
 }
 
+/// Whether a status tells of a state and not of the request. Proxies have many of their own above 511.
+fn passes(status: u16) -> bool {
+    match status {
+        // What was asked for is not spoken there, leads in circles, or wants a login at the network itself.
+        501 | 505 | 506 | 508 | 510 | 511 => false,
+        429 | 500..=599 => true,
+        _ => false,
+    }
+}
+
 impl Error {
     /// Whether another try may end better, and how long the registry wants to wait for it.
     fn passing(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { lasting: false, .. } | Self::Broken { .. } => Some(Duration::ZERO),
             Self::Status {
-                status: 429 | 500 | 502 | 503 | 504,
+                status,
                 retry_after,
                 ..
-            } => Some(retry_after.unwrap_or_default()),
+            } if passes(*status) => Some(retry_after.unwrap_or_default()),
             _ => None,
         }
     }

@@ -87,6 +87,7 @@ async fn faults_that_pass_are_survived(case: &mut Case) -> Result<()> {
     let after = |seconds: u64| Some(seconds.to_string());
     let faults = [
         ("cut", "layer", Fault::Cut(100_000), 2),
+        ("cut, then 503", "layer", Fault::Cut(100_000), 1),
         ("stall", "layer", Fault::Stall(100_000), 1),
         ("429 of a layer", "layer", Fault::Status(429, after(1)), 2),
         ("503", "/manifests/", Fault::Status(503, None), 2),
@@ -119,6 +120,10 @@ async fn faults_that_pass_are_survived(case: &mut Case) -> Result<()> {
         };
         faulty.heal();
         faulty.fault(&place, how, times);
+        if fault == "cut, then 503" {
+            // A registry that starts again: first its proxy answers.
+            faulty.fault(&place, Fault::Status(503, after(1)), 2);
+        }
         let name = format!("{NAME}/x:{tag}");
         let begun = Instant::now();
         let id = cri
@@ -128,7 +133,7 @@ async fn faults_that_pass_are_survived(case: &mut Case) -> Result<()> {
         // As every list shows it, and with the bytes that it should have: a digest was compared.
         let shown = cri.image_status(&name).await?.context("it is not there")?;
         ensure_eq!(shown.id, id);
-        if fault.starts_with("429") {
+        if matches!(fault, "429 of a layer" | "cut, then 503") {
             ensure!(
                 begun.elapsed() >= Duration::from_secs(2),
                 "it did not wait as told"
@@ -379,6 +384,13 @@ async fn secrets_stay_with_their_host(case: &mut Case) -> Result<()> {
     ensure!(
         !mirror.seen().is_empty() && !store.seen().is_empty(),
         "they were not asked"
+    );
+    // The registry itself has set it, and so have the others.
+    ensure!(
+        up.seen()
+            .iter()
+            .all(|seen| !seen.headers.contains_key("cookie")),
+        "a cookie came back"
     );
     for seen in [mirror.seen(), store.seen()].concat() {
         for header in ["authorization", "cookie", "x-own", "referer"] {

@@ -45,7 +45,12 @@ pub struct Blob {
     response: Response,
     host: String,
     pace: Pace,
+    /// Cuts since the last byte.
     cuts: u32,
+    /// A byte came since the last cut.
+    progress: bool,
+    /// Several hosts together sent something else: one of them must send all of it.
+    alone: bool,
 }
 
 impl Blob {
@@ -56,9 +61,11 @@ impl Blob {
         size: u64,
         from: Option<Resume>,
     ) -> Result<Self, Error> {
-        let from = from.filter(|from| from.offset < size).unwrap_or_default();
+        let (hosts, alone) = session.blob_hosts(&digest);
+        let mut rounds = Rounds::new(hosts);
+        let from = from.filter(|from| from.offset < size && !alone);
+        let from = from.unwrap_or_default();
         let version = from.version.and_then(|text| text.parse().ok());
-        let mut rounds = Rounds::new(session.blob_hosts(&digest));
         let asked = Asked {
             session: &session,
             digest,
@@ -83,6 +90,8 @@ impl Blob {
             response: answer.response,
             host: answer.host,
             cuts: 0,
+            progress: false,
+            alone,
         })
     }
 
@@ -115,28 +124,31 @@ impl Blob {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             let reason = match self.too_slow() {
-                Some(reason) => reason,
+                Some(reason) => End::Slow(reason),
                 None => match self.pace.chunk(&mut self.response).await {
                     Ok(Some(bytes)) => match self.accept(bytes)? {
                         Some(bytes) => return Ok(Some(bytes)),
                         None => continue,
                     },
                     Ok(None) if self.offset == self.size => return Ok(None),
-                    Ok(None) => format!("it ended after {} of {} bytes", self.offset, self.size),
-                    Err(reason) => reason,
+                    Ok(None) => End::Cut(format!(
+                        "it ended after {} of {} bytes",
+                        self.offset, self.size
+                    )),
+                    Err(reason) => End::Cut(reason),
                 },
             };
-            let begun = Instant::now();
+            let (begun, paused) = (Instant::now(), self.rounds.paused());
             self.go_on(reason).await?;
-            self.pace.waited(begun.elapsed());
+            // A host is not slow for being left alone.
+            let paused = self.rounds.paused().saturating_sub(paused);
+            self.pace.waited(begun.elapsed().saturating_sub(paused));
         }
     }
 
-    /// A host that is too slow is not asked again; what has come as a whole was fast enough.
+    /// What has come as a whole was fast enough.
     fn too_slow(&mut self) -> Option<String> {
-        let reason = self.pace.too_slow().filter(|_| self.offset < self.size)?;
-        self.cuts = MAX_CUTS;
-        Some(reason)
+        self.pace.too_slow().filter(|_| self.offset < self.size)
     }
 
     fn accept(&mut self, mut bytes: Bytes) -> Result<Option<Bytes>, Error> {
@@ -155,32 +167,32 @@ impl Blob {
                 self.size
             )));
         }
-        self.cuts = 0;
+        self.progress = true;
         Ok(Some(bytes))
     }
 
-    /// Continues after a cut: at the same host, then at the others.
-    async fn go_on(&mut self, mut reason: String) -> Result<(), Error> {
-        while self.cuts < MAX_CUTS {
-            self.cuts += 1;
-            tracing::debug!(blob.digest = %self.digest, offset = self.offset, reason, "continuing a cut blob");
-            tokio::time::sleep(Duration::from_millis(100) * self.cuts * self.cuts).await;
-            match self.asked().at(self.index, None).await {
-                Ok((answer, start)) => {
-                    self.switch(self.index, answer, start);
-                    return Ok(());
-                }
-                Err(error) if error.passing().is_some() => reason = error.to_string(),
-                Err(error) => {
-                    reason = error.to_string();
-                    break;
-                }
+    /// Continues after a cut: at the same host, then at the others, then where a failure may have passed.
+    async fn go_on(&mut self, end: End) -> Result<(), Error> {
+        if std::mem::take(&mut self.progress) {
+            self.cuts = 0;
+            self.rounds.anew();
+        }
+        match end {
+            End::Cut(reason) if self.cuts < MAX_CUTS => {
+                self.cuts += 1;
+                tracing::debug!(blob.digest = %self.digest, offset = self.offset, reason, "continuing a cut blob");
+                tokio::time::sleep(Duration::from_millis(100) * self.cuts * self.cuts).await;
+                self.rounds.once_more(self.index);
+            }
+            End::Cut(reason) | End::Slow(reason) => {
+                let broken = self.broken(reason);
+                tracing::debug!(blob.digest = %self.digest, error = %broken, "this host is given up");
+                self.rounds.gave_up(self.index, broken);
             }
         }
-        let broken = self.broken(reason);
-        tracing::debug!(blob.digest = %self.digest, error = %broken, "this host is given up");
-        self.rounds.gave_up(self.index, broken);
-        // Not `asked()`, which would borrow the rounds too.
+        if self.alone && self.offset > 0 {
+            self.rounds.only(self.index);
+        }
         let asked = Asked {
             session: &self.session,
             digest: self.digest,
@@ -189,8 +201,6 @@ impl Blob {
         };
         match asked.anywhere(&mut self.rounds, None).await {
             Some((index, answer, start)) => {
-                self.session.sends(&self.digest, index);
-                self.cuts = 0;
                 self.switch(index, answer, start);
                 Ok(())
             }
@@ -202,19 +212,14 @@ impl Blob {
     }
 
     fn switch(&mut self, index: usize, answer: Answer, start: u64) {
-        self.index = index;
+        if index != self.index {
+            self.session.sends(&self.digest, index);
+            self.index = index;
+            self.cuts = 0;
+        }
         self.skip = self.offset - start;
         self.response = answer.response;
         self.host = answer.host;
-    }
-
-    fn asked(&self) -> Asked<'_> {
-        Asked {
-            session: &self.session,
-            digest: self.digest,
-            size: self.size,
-            offset: self.offset,
-        }
     }
 
     fn broken(&self, reason: String) -> Error {
@@ -224,6 +229,14 @@ impl Blob {
             reason,
         }
     }
+}
+
+/// Why no more bytes come.
+enum End {
+    /// The host may go on.
+    Cut(String),
+    /// Nor are more wanted from this host.
+    Slow(String),
 }
 
 /// A request for the rest of a blob.

@@ -33,8 +33,22 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Session {
-    /// One successful answer of a host, after authentication.
+    /// One successful answer of a host, after authentication. A host that wants to be left alone is not asked.
     pub(crate) async fn ask(&self, index: usize, wanted: &Wanted<'_>) -> Result<Answer, Error> {
+        if let Some(error) = self.rests(index, wanted.what) {
+            return Err(error);
+        }
+        let outcome = self.successful(index, wanted).await;
+        if let Err(error) = &outcome
+            && let Error::Status { status, .. } = error
+            && let Some(time) = error.passing()
+        {
+            self.leave_alone(index, *status, time);
+        }
+        outcome
+    }
+
+    async fn successful(&self, index: usize, wanted: &Wanted<'_>) -> Result<Answer, Error> {
         let answer = self.authorized(index, wanted).await?;
         if answer.response.status().is_success() {
             return Ok(answer);
@@ -135,8 +149,9 @@ fn denied(answer: Answer, host: &Host, what: &str) -> Error {
 /// When a registry wants to be asked again: seconds, or a date (RFC 9110, 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More seconds than can be counted are still a time.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(text).ok()?;
     // A date that has passed: at once.
@@ -220,5 +235,9 @@ mod tests {
         assert_eq!(after("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(after("soon"), None);
         assert_eq!(after("-1"), None);
+        assert_eq!(after(""), None);
+        for most in ["18446744073709551615", "99999999999999999999"] {
+            assert_eq!(after(most), Some(Duration::from_secs(u64::MAX)));
+        }
     }
 }

@@ -62,6 +62,8 @@ pub(crate) struct Plan {
     pub(crate) etag: Option<String>,
     /// A range is refused with 416.
     pub(crate) refuse_ranges: bool,
+    /// The token that is given and taken now; none: the first.
+    pub(crate) token: Option<String>,
 }
 
 /// One request as it came.
@@ -89,6 +91,15 @@ pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
 }
 
+impl Drop for Fake {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let cookie = |seen: &Seen| seen.headers.contains_key("cookie");
+            assert!(!self.log().iter().any(cookie), "a cookie came back");
+        }
+    }
+}
+
 impl Fake {
     pub(crate) async fn http() -> Self {
         Self::start(None).await
@@ -104,7 +115,8 @@ impl Fake {
         (Self::tls(Some(der)).await, pem)
     }
 
-    async fn tls(client: Option<rustls::pki_types::CertificateDer<'static>>) -> Self {
+    /// Speaks TLS with those who show this certificate; none: with everybody.
+    pub(crate) async fn tls(client: Option<rustls::pki_types::CertificateDer<'static>>) -> Self {
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
         let names = names.to_vec();
         let made = rcgen::generate_simple_self_signed(names).unwrap();
@@ -335,7 +347,13 @@ where
 {
     let service = service_fn(|request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, Infallible>(answer(request, addr, &state).await) }
+        async move {
+            let mut response = answer(request, addr, &state).await;
+            // For everything below, and for everybody; nobody brings it back.
+            let cookie = "canary=1; Path=/".parse().unwrap();
+            response.headers_mut().insert("set-cookie", cookie);
+            Ok::<_, Infallible>(response)
+        }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(stream, service)
@@ -420,7 +438,8 @@ fn token(plan: &Plan, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
         _ => true,
     };
     if allowed {
-        full(200, "{\"token\":\"t0ken\",\"expires_in\":300}")
+        let token = plan.token.as_deref().unwrap_or("t0ken");
+        full(200, format!("{{\"token\":\"{token}\",\"expires_in\":300}}"))
     } else {
         full(401, "{}")
     }
@@ -439,7 +458,8 @@ fn refused(plan: &Plan, headers: &HeaderMap, addr: SocketAddr) -> Option<Respons
             let own = format!("http://{addr}/token");
             let realm = plan.realm.as_ref().unwrap_or(&own);
             let text = format!("Bearer realm=\"{realm}\",service=\"fake\"");
-            ("Bearer t0ken".to_owned(), text)
+            let token = plan.token.as_deref().unwrap_or("t0ken");
+            (format!("Bearer {token}"), text)
         }
         (None, None) => return None,
     };
@@ -453,7 +473,9 @@ fn refused(plan: &Plan, headers: &HeaderMap, addr: SocketAddr) -> Option<Respons
 }
 
 fn blob(state: &mut State, path: &str, headers: &HeaderMap) -> Response<Body> {
-    if let Some(base) = &state.plan.redirect {
+    if let Some(base) = &state.plan.redirect
+        && !path.starts_with("/back/")
+    {
         let mut response = full(307, "");
         let to = format!("{base}{path}?sig=canary").parse().unwrap();
         response.headers_mut().insert("location", to);

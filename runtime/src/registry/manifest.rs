@@ -26,6 +26,12 @@ const MANIFESTS: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
+const CONFIGS: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
+/// Of the configuration that an artifact has when it needs none (image-spec, "guidelines for artifact usage").
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+";
 
 /// What a document turned out to be.
@@ -101,14 +107,31 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Content, String
             .map(|index| Content::Index(Box::new(index)))
             .map_err(words)
     } else if shape.layers.is_some() && shape.config.is_some() {
-        serde_json::from_slice(bytes)
-            .map(|manifest| Content::Manifest(Box::new(manifest)))
-            .map_err(words)
+        let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(words)?;
+        is_runnable(&manifest)?;
+        Ok(Content::Manifest(Box::new(manifest)))
     } else if shape.artifact_type.is_some() {
         Err("it is an artifact, not an image".to_owned())
     } else {
         Err("it has neither manifests nor config and layers".to_owned())
     }
+}
+
+/// Refuses an artifact before its configuration is read as that of an image. The type alone makes none: an image may
+/// have one as well, and tools call the configurations of images by many names.
+fn is_runnable(manifest: &ImageManifest) -> Result<(), String> {
+    let config = manifest.config().media_type().to_string();
+    let artifact = manifest.artifact_type().as_ref();
+    let artifact = artifact
+        .map(ToString::to_string)
+        .filter(|kind| !kind.is_empty() && !CONFIGS.contains(&config.as_str()));
+    if artifact.is_none() && config != EMPTY {
+        return Ok(());
+    }
+    let kind: String = artifact.unwrap_or(config).chars().take(100).collect();
+    Err(format!(
+        "it is an artifact ({kind:?}), not an image: there is nothing in it to run"
+    ))
 }
 
 /// The entry of an index that fits this machine best.
@@ -295,6 +318,14 @@ mod tests {
                 r#"{"schemaVersion":2,"layers":[],"layers":[]}"#,
                 "duplicate",
             ),
+            (
+                r#"{"schemaVersion":2,"config":{},"layers":[],"config":{}}"#,
+                "duplicate",
+            ),
+            (
+                r#"{"schemaVersion":2,"manifests":[],"manifests":[]}"#,
+                "duplicate",
+            ),
             ("\u{feff}{}", "not a manifest"),
             (r#"{"schemaVersion":2}"#, "neither"),
             (r#"{"manifests":[]}"#, "schemaVersion"),
@@ -316,6 +347,52 @@ mod tests {
             Some("application/vnd.docker.distribution.manifest.v1+prettyjws"),
         );
         assert!(said.unwrap_err().contains("schema 1"));
+    }
+
+    #[test]
+    fn artifacts_are_called_by_their_name() {
+        let layer = entry("");
+        let read = |config: &str, more: &str| {
+            let config = entry("").replace(MANIFESTS[0], config);
+            let text =
+                format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer}]{more}}}"#);
+            parse(text.as_bytes(), None)
+        };
+        let kind = r#","artifactType":"application/x-model""#;
+        for config in [EMPTY, "application/octet-stream"] {
+            let said = read(config, kind).unwrap_err();
+            assert!(
+                said.contains(r#"an artifact ("application/x-model")"#),
+                "{said}"
+            );
+        }
+        let said = read(EMPTY, "").unwrap_err();
+        assert!(said.contains("it is an artifact"), "{said}");
+        for config in CONFIGS {
+            assert!(read(config, kind).is_ok(), "{config}");
+        }
+        assert!(read("application/octet-stream", "").is_ok());
+        let said = parse(
+            br#"{"schemaVersion":2,"artifactType":"x","blobs":[]}"#,
+            None,
+        );
+        assert!(said.unwrap_err().contains("it is an artifact"));
+    }
+
+    #[test]
+    fn a_type_inside_that_is_not_the_one_outside_is_ambiguous() {
+        let text = |kind: &str, rest: &str| {
+            format!(r#"{{"schemaVersion":2,"mediaType":"{kind}",{rest}}}"#)
+        };
+        let manifest = format!(r#""config":{0},"layers":[{0}]"#, entry(""));
+        for (kinds, rest) in [(INDEXES, r#""manifests":[]"#), (MANIFESTS, &manifest)] {
+            for (inside, outside) in [(0, 1), (1, 0)] {
+                let text = text(kinds[inside], rest);
+                let said = parse(text.as_bytes(), Some(kinds[outside])).unwrap_err();
+                assert!(said.contains("the registry calls it"), "{said}");
+                assert!(parse(text.as_bytes(), Some(kinds[inside])).is_ok());
+            }
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub(crate) struct Rounds {
     round: u32,
     pause: Duration,
     begun: Instant,
+    paused: Duration,
 }
 
 impl Rounds {
@@ -39,7 +40,32 @@ impl Rounds {
             round: 1,
             pause: FIRST_PAUSE,
             begun: Instant::now(),
+            paused: Duration::ZERO,
         }
+    }
+
+    /// Begins to count again after a host did it in part: what led there is over. One round more than for a first
+    /// byte, so that a registry has the time to start again, and not more pauses in all than before.
+    pub(crate) fn anew(&mut self) {
+        self.round = 0;
+        self.pause = FIRST_PAUSE;
+        self.begun = Instant::now();
+    }
+
+    /// A host that did it in part is the next one.
+    pub(crate) fn once_more(&mut self, index: usize) {
+        self.queue.push_front(index);
+    }
+
+    /// Nobody else is asked from now on.
+    pub(crate) fn only(&mut self, index: usize) {
+        self.queue.retain(|other| *other == index);
+        self.again.retain(|(other, _)| *other == index);
+    }
+
+    /// The pauses until now.
+    pub(crate) fn paused(&self) -> Duration {
+        self.paused
     }
 
     /// The next host; waits before those that are asked again. `None`: give up.
@@ -50,6 +76,7 @@ impl Rounds {
         let wait = self.wait()?;
         tracing::debug!(?wait, round = self.round, "no host answered, asking again");
         tokio::time::sleep(wait).await;
+        self.paused += wait;
         self.round += 1;
         self.pause *= 3;
         self.queue = self.again.drain(..).map(|(index, _)| index).collect();
@@ -64,7 +91,8 @@ impl Rounds {
         }
         let soonest = self.again.iter().map(|(_, asked)| *asked).min()?;
         let wait = soonest.max(self.pause);
-        if self.begun.elapsed() + wait > PATIENCE {
+        let spent = self.begun.elapsed().max(self.paused);
+        if spent.saturating_add(wait) > PATIENCE {
             return None;
         }
         self.again.retain(|(_, asked)| *asked <= wait);
@@ -208,6 +236,44 @@ mod tests {
             text,
             "h answered 429 for x; it asks to be left alone for 61 s"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_time_is_too_long_to_be_added_up() {
+        let mut rounds = Rounds::new([0]);
+        rounds.next().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        rounds.failed(0, busy(Some(u64::MAX)));
+        assert_eq!(rounds.next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_did_a_part_is_waited_for_again_but_not_forever() {
+        let start = tokio::time::Instant::now();
+        let mut rounds = Rounds::new([0]);
+        assert_eq!(rounds.next().await, Some(0));
+        // A long blob on the way.
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        rounds.anew();
+        rounds.once_more(0);
+        let mut asked = 0;
+        while rounds.next().await.is_some() {
+            rounds.failed(0, unavailable("u"));
+            asked += 1;
+        }
+        assert_eq!(asked, 5);
+        let paused = start.elapsed() - Duration::from_secs(3600);
+        assert!(paused >= Duration::from_secs(8), "{paused:?}");
+        // One that always has a byte and then a pause.
+        let mut rounds = Rounds::new([0]);
+        let mut parts = 0;
+        while rounds.next().await.is_some() {
+            parts += 1;
+            rounds.anew();
+            rounds.failed(0, busy(Some(25)));
+        }
+        assert_eq!(parts, 3);
+        assert_eq!(rounds.paused(), Duration::from_secs(50));
     }
 
     #[test]

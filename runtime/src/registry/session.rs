@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use oci_spec::image::Descriptor;
 use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::auth::{Tokens, canonical, login_for};
 use super::blob::{Blob, Resume};
@@ -23,6 +25,9 @@ use crate::model::{Digest, RegistryAuth};
 
 /// The header in which a registry says what a manifest's digest is.
 const DIGEST: &str = "docker-content-digest";
+
+/// No pull lasts longer, whatever a host says when it wants to be asked again.
+const LONGEST_REST: Duration = Duration::from_secs(86_400);
 
 /// What outlives a pull: connections and tokens.
 #[derive(Debug)]
@@ -45,13 +50,26 @@ pub(crate) struct Repository {
     pub(crate) reference: Reference,
     pub(crate) hosts: Vec<Host>,
     senders: Mutex<Senders>,
+    busy: Mutex<BTreeMap<usize, Busy>>,
+}
+
+/// A host that wants to be left alone.
+#[derive(Debug)]
+struct Busy {
+    until: Instant,
+    /// How it said so.
+    status: u16,
 }
 
 /// Who sent which blob, so that a host that lied is not asked for it again.
 #[derive(Debug, Default)]
 struct Senders {
-    sent: BTreeMap<Digest, BTreeSet<usize>>,
+    /// In the order in which they sent.
+    sent: BTreeMap<Digest, Vec<usize>>,
     lied: BTreeSet<(Digest, usize)>,
+    /// Blobs that came from several hosts and were wrong, which tells nothing about any of them: from now on they are
+    /// taken from one host as a whole. The one that had their end is asked first.
+    alone: BTreeMap<Digest, usize>,
 }
 
 /// An endpoint with what we may show it.
@@ -135,6 +153,7 @@ impl Registry {
             reference: reference.clone(),
             hosts,
             senders: Mutex::default(),
+            busy: Mutex::default(),
         };
         Ok(Session {
             registry: Arc::clone(self),
@@ -294,31 +313,74 @@ impl Session {
         Blob::open(self.clone(), digest, descriptor.size(), from).await
     }
 
-    /// Says that the bytes that came for a blob do not have its digest: who sent them is not asked for it again.
-    /// Tells whether another host can be.
+    /// Says that the bytes that came for a blob do not have its digest: a host that sent all of them is not asked for
+    /// it again, and of several that sent a part each one gets the chance to send it alone. Tells whether it is worth
+    /// another try.
     pub fn distrust(&self, digest: &Digest) -> bool {
         let mut senders = self.senders();
-        let Senders { sent, lied } = &mut *senders;
-        let guilty = sent.remove(digest).unwrap_or_default();
-        if guilty.is_empty() {
-            return false;
+        let Senders { sent, lied, alone } = &mut *senders;
+        let sent = sent.remove(digest).unwrap_or_default();
+        match sent.last() {
+            // Another layer of the image has the same blob, and was quicker to say so.
+            None => {}
+            // Once only: a blob that two layers of an image share may have several senders again.
+            Some(last) if sent.len() > 1 && !alone.contains_key(digest) => {
+                alone.insert(*digest, *last);
+            }
+            Some(_) => lied.extend(sent.into_iter().map(|index| (*digest, index))),
         }
-        lied.extend(guilty.into_iter().map(|index| (*digest, index)));
         self.candidates(false)
             .any(|index| !lied.contains(&(*digest, index)))
     }
 
-    /// The hosts to ask for a blob.
-    pub(crate) fn blob_hosts(&self, digest: &Digest) -> Vec<usize> {
+    /// The hosts to ask for a blob, and whether one of them must send all of it.
+    pub(crate) fn blob_hosts(&self, digest: &Digest) -> (Vec<usize>, bool) {
         let senders = self.senders();
         let trusted = |index: &usize| !senders.lied.contains(&(*digest, *index));
-        self.candidates(false).filter(trusted).collect()
+        let mut hosts: Vec<usize> = self.candidates(false).filter(trusted).collect();
+        let first = senders.alone.get(digest);
+        hosts.sort_by_key(|index| first.is_some_and(|first| first != index));
+        (hosts, first.is_some())
     }
 
     /// Notes that a host sends bytes of a blob.
     pub(crate) fn sends(&self, digest: &Digest, index: usize) {
         let mut senders = self.senders();
-        senders.sent.entry(*digest).or_default().insert(index);
+        let sent = senders.sent.entry(*digest).or_default();
+        sent.retain(|other| *other != index);
+        sent.push(index);
+    }
+
+    /// Notes that a host wants to be left alone, whatever else there is to ask it for.
+    pub(crate) fn leave_alone(&self, index: usize, status: u16, time: Duration) {
+        let until = Instant::now() + time.min(LONGEST_REST);
+        let mut busy = self.busy();
+        if busy.get(&index).is_none_or(|busy| busy.until < until) {
+            busy.insert(index, Busy { until, status });
+        }
+    }
+
+    /// What a host said that still wants to be left alone.
+    pub(crate) fn rests(&self, index: usize, what: &str) -> Option<Error> {
+        let busy = self.busy();
+        let Busy { until, status } = busy.get(&index)?;
+        let left = until.saturating_duration_since(Instant::now());
+        // Whole seconds, as it said them.
+        let seconds = left.as_millis().div_ceil(1000);
+        (seconds > 0).then(|| Error::Status {
+            host: self.host(index).to_owned(),
+            what: what.to_owned(),
+            status: *status,
+            detail: None,
+            retry_after: Some(Duration::from_secs(
+                u64::try_from(seconds).unwrap_or(u64::MAX),
+            )),
+        })
+    }
+
+    fn busy(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Busy>> {
+        let busy = self.repository.busy.lock();
+        busy.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn senders(&self) -> std::sync::MutexGuard<'_, Senders> {

@@ -1,9 +1,12 @@
 //! The client against a registry that misbehaves.
 
+mod hostile;
 mod mirrors;
 mod node;
+mod patience;
 mod proxies;
 mod resume;
+mod secrets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -14,6 +14,8 @@ use super::hosts::Endpoint;
 
 /// Longest answer of a token service, bytes.
 const MAX_ANSWER: usize = 1 << 20;
+/// Longest token, bytes: it stays in memory, and no server takes a header of this length.
+const MAX_TOKEN: usize = 64 << 10;
 /// Life of a token that does not say, seconds (distribution, token specification).
 const DEFAULT_LIFE: u64 = 60;
 /// Longest life that is believed, seconds.
@@ -72,7 +74,7 @@ pub(crate) async fn fetch(
     asker.trace.exchange(method, &url, since, answer);
     let response = outcome.map_err(|(lasting, reason)| unavailable(reason, lasting))?;
     let status = response.status().as_u16();
-    if matches!(status, 429 | 500 | 502 | 503 | 504) {
+    if super::passes(status) {
         return Err(Error::Status {
             host,
             what: format!("a token for {}", asker.what),
@@ -94,6 +96,12 @@ pub(crate) async fn fetch(
     let bytes = bytes.map_err(|why| unavailable(why.to_string(), false))?;
     let (token, life) = parse(&bytes)
         .ok_or_else(|| denied(format!("the token service {host} answered no token")))?;
+    if token.len() > MAX_TOKEN {
+        let length = token.len();
+        return Err(denied(format!(
+            "the token service {host} answered a token of {length} bytes, and at most {MAX_TOKEN} are taken"
+        )));
+    }
     // A fifth less than it says: a token must outlive the request that it is for.
     Ok((format!("Bearer {token}"), Duration::from_secs(life / 5 * 4)))
 }

@@ -111,7 +111,13 @@ impl Faulty {
                 connections.spawn(async move {
                     let service = service_fn(move |request| {
                         let state = Arc::clone(&state);
-                        async move { answer(&request, &state).await }
+                        async move {
+                            let mut response = answer(&request, &state).await?;
+                            // A canary: nobody brings it back.
+                            let cookie = "canary-cookie=1; Path=/".parse()?;
+                            response.headers_mut().insert("set-cookie", cookie);
+                            anyhow::Ok(response)
+                        }
                     });
                     let connection = hyper::server::conn::http1::Builder::new();
                     let _ = connection

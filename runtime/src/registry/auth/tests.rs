@@ -16,6 +16,21 @@ fn auth(change: impl FnOnce(&mut RegistryAuth)) -> RegistryAuth {
 }
 
 #[test]
+fn a_token_that_lapsed_is_not_used() {
+    let key = TokenKey {
+        origin: "https://r.io".into(),
+        scope: "repository:x:pull".into(),
+        owner: [0; 32],
+    };
+    let tokens = Tokens::default();
+    let value = HeaderValue::from_static("Bearer t");
+    tokens.put(key.clone(), value.clone(), Duration::from_secs(9));
+    assert_eq!(tokens.get(&key), Some(value.clone()));
+    tokens.put(key.clone(), value, Duration::ZERO);
+    assert_eq!(tokens.get(&key), None);
+}
+
+#[test]
 fn precedence_is_containerds() {
     let all = auth(|a| {
         a.username = "u".into();

@@ -74,6 +74,64 @@ async fn a_manifest_of_another_digest_leads_to_the_next_host() {
     assert_eq!(liar.log().len(), 2);
 }
 
+#[tokio::test]
+async fn a_path_that_overrides_is_asked_as_it_is_written() {
+    let fake = Fake::http().await;
+    let digest = fake.put_image("cache/x", "1", &simple());
+    let text = |more: &str| {
+        let server = format!("server = \"{NOBODY}\"\n");
+        format!(
+            "{server}[host.\"{}/v2/cache\"]\ncapabilities = [\"pull\", \"resolve\"]\n{more}",
+            url(&fake)
+        )
+    };
+    let (_dir, registry) = hosts("r.test", &text("override_path = true"));
+    let got = manifest(&registry, "r.test/x:1", None).await.unwrap();
+    assert_eq!(got.digest, digest);
+    // Without it the API is below the path.
+    let (_dir, registry) = hosts("r.test", &text(""));
+    assert!(manifest(&registry, "r.test/x:1", None).await.is_err());
+    let paths: Vec<_> = fake.log().into_iter().map(|seen| seen.path).collect();
+    assert_eq!(
+        paths,
+        [
+            "/v2/cache/x/manifests/1?ns=r.test",
+            "/v2/cache/v2/x/manifests/1?ns=r.test"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn the_default_serves_all_registries_and_is_told_which() {
+    let (fake, own) = (Fake::http().await, Fake::http().await);
+    let made = simple();
+    for repository in ["x", "library/x"] {
+        fake.put_image(repository, "1", &made);
+    }
+    let (dir, registry) = hosts("_default", &format!("[host.\"{}\"]", url(&fake)));
+    for name in ["a.test/x:1", "b.test:5000/x:1", "docker.io/x:1"] {
+        manifest(&registry, name, None).await.unwrap();
+    }
+    let spaces: Vec<_> = fake
+        .log()
+        .iter()
+        .map(|seen| seen.path.split_once('?').unwrap().1.to_owned())
+        .collect();
+    assert_eq!(spaces, ["ns=a.test", "ns=b.test%3A5000", "ns=docker.io"]);
+    // Blobs as well, and a registry with a file of its own does not go there.
+    let reference: Reference = "a.test/x".parse().unwrap();
+    let session = registry.open(&reference, None).await.unwrap();
+    let config = descriptor(&made.config);
+    session.document(&config, MAX_CONFIG).await.unwrap();
+    assert_eq!(fake.count("GET", "?ns=a.test"), 2);
+    own.put_image("x", "1", &made);
+    std::fs::create_dir(dir.path().join("a.test")).unwrap();
+    let text = format!("server = \"{}\"", url(&own));
+    std::fs::write(dir.path().join("a.test/hosts.toml"), text).unwrap();
+    manifest(&registry, "a.test/x:1", None).await.unwrap();
+    assert_eq!((fake.log().len(), own.log().len()), (4, 1));
+}
+
 async fn blob_of(registry: &Arc<Registry>, bytes: &[u8]) -> Result<Vec<u8>, Error> {
     let reference: Reference = "r.test/x".parse().unwrap();
     let session = registry.open(&reference, None).await?;
@@ -126,6 +184,51 @@ async fn a_blob_that_is_damaged_or_of_another_length_is_taken_from_the_next_host
     liar.put_blob(&fake::digest(&bytes), &bytes);
     let error = blob_of(&registry, &bytes).await.unwrap_err();
     assert!(error.to_string().contains("sent other content"), "{error}");
+}
+
+/// A mirror whose bytes are wrong, and which never sends all of them.
+#[tokio::test]
+async fn a_good_host_is_not_condemned_for_what_another_began() {
+    let (liar, up) = (Fake::http().await, Fake::http().await);
+    let bytes = vec![7; 400_000];
+    for fake in [&liar, &up] {
+        fake.put_blob(&fake::digest(&bytes), &bytes);
+    }
+    liar.plan(|p| {
+        p.damage = true;
+        p.no_ranges = true;
+        p.cut = Some((250_000, 99));
+    });
+    let (_dir, registry) = chain_of(&[url(&liar)], &url(&up));
+    assert_eq!(blob_of(&registry, &bytes).await.unwrap(), bytes);
+    let ranges: Vec<_> = up
+        .log()
+        .iter()
+        .map(|seen| seen.headers.contains_key("range"))
+        .collect();
+    assert_eq!(ranges, [true, false]);
+}
+
+#[tokio::test]
+async fn who_sent_wrong_bytes_alone_is_condemned_and_the_others_get_their_turn() {
+    let (cutter, liar) = (Fake::http().await, Fake::http().await);
+    let bytes = vec![7; 400_000];
+    for fake in [&cutter, &liar] {
+        fake.put_blob(&fake::digest(&bytes), &bytes);
+    }
+    liar.plan(|p| p.damage = true);
+    // As often as it takes to be given up, and never again.
+    cutter.plan(|p| {
+        p.no_ranges = true;
+        p.cut = Some((100_000, 4));
+    });
+    let (_dir, registry) = chain_of(&[url(&cutter)], &url(&liar));
+    assert_eq!(blob_of(&registry, &bytes).await.unwrap(), bytes);
+    assert_eq!((cutter.log().len(), liar.log().len()), (5, 2));
+    // One that must send it alone and cannot is not helped by another.
+    cutter.plan(|p| p.cut = Some((100_000, 99)));
+    let error = blob_of(&registry, &bytes).await.unwrap_err().to_string();
+    assert!(error.contains("incompletely"), "{error}");
 }
 
 #[tokio::test]
