@@ -116,18 +116,20 @@ async fn image(session: &Session, reference: &Reference) -> Result<ExplainImage,
 
 /// `os/architecture[/variant]` of a configuration, printable whatever it says.
 fn platform(config: &[u8]) -> String {
-    let config: serde_json::Value = serde_json::from_slice(config).unwrap_or_default();
-    let part = |key: &str| {
-        let text = config.get(key).and_then(serde_json::Value::as_str);
-        let clean = |text: &str| {
-            text.chars()
-                .filter(|c| c.is_ascii_graphic())
-                .take(20)
-                .collect()
-        };
-        text.map_or_else(String::new, clean)
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Told {
+        os: Option<String>,
+        architecture: Option<String>,
+        variant: Option<String>,
+    }
+    let told: Told = serde_json::from_slice(config).unwrap_or_default();
+    let clean = |text: Option<String>| -> String {
+        let text = text.unwrap_or_default();
+        let graphic = text.chars().filter(char::is_ascii_graphic);
+        graphic.take(20).collect()
     };
-    let parts = ["os", "architecture", "variant"].map(part);
+    let parts = [told.os, told.architecture, told.variant].map(clean);
     let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     parts.join("/")
 }

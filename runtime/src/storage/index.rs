@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::records::Records;
 use super::{Error, failed};
 use crate::model::{ChainId, Digest, ImageConfig, ImageId};
+use crate::sys::fs::open_private;
 
 /// Version of the records that this Berth writes.
 pub(super) const VERSION: u32 = 1;
@@ -495,7 +496,11 @@ fn load(path: &Path) -> Result<Loaded, Unusable> {
 fn load_unguarded(path: &Path) -> Result<Loaded, Unusable> {
     let database = Database::builder()
         .set_cache_size(CACHE)
-        .create(path)
+        .create_file(
+            open_private(path)
+                .map_err(failed("open", path))
+                .map_err(Unusable::Other)?,
+        )
         .map_err(|error| sort_out(path, error))?;
     let damaged = |error: BoxError| Unusable::Damaged(error);
     let transaction = database.begin_read().map_err(|e| damaged(e.into()))?;

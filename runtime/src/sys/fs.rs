@@ -5,6 +5,7 @@
 //! component at a time with `O_NOFOLLOW`, so a symbolic link that is swapped in meanwhile leads nowhere.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -225,6 +226,17 @@ pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::OsString>> {
         }
     }
     Ok(names)
+}
+
+/// Opens a file for reading and writing, or makes one that is its owner's alone.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    options.mode(0o600).open(path)
 }
 
 #[cfg(test)]
