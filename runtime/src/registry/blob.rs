@@ -182,17 +182,23 @@ impl Blob {
                 self.cuts += 1;
                 tracing::debug!(blob.digest = %self.digest, offset = self.offset, reason, "continuing a cut blob");
                 tokio::time::sleep(Duration::from_millis(100) * self.cuts * self.cuts).await;
-                self.rounds.once_more(self.index);
+                match self.asked().at(self.index, None).await {
+                    Ok((answer, start)) => {
+                        self.switch(self.index, answer, start);
+                        return Ok(());
+                    }
+                    Err(error) if error.passing().is_some() => {
+                        self.session.note(&mut self.rounds, self.index, error);
+                    }
+                    Err(error) => self.give_up(error.to_string()),
+                }
             }
-            End::Cut(reason) | End::Slow(reason) => {
-                let broken = self.broken(reason);
-                tracing::debug!(blob.digest = %self.digest, error = %broken, "this host is given up");
-                self.rounds.gave_up(self.index, broken);
-            }
+            End::Cut(reason) | End::Slow(reason) => self.give_up(reason),
         }
         if self.alone && self.offset > 0 {
             self.rounds.only(self.index);
         }
+        // Not `asked()`, which would borrow the rounds too.
         let asked = Asked {
             session: &self.session,
             digest: self.digest,
@@ -211,6 +217,13 @@ impl Blob {
         }
     }
 
+    /// This host is not asked again.
+    fn give_up(&mut self, reason: String) {
+        let broken = self.broken(reason);
+        tracing::debug!(blob.digest = %self.digest, error = %broken, "this host is given up");
+        self.rounds.gave_up(self.index, broken);
+    }
+
     fn switch(&mut self, index: usize, answer: Answer, start: u64) {
         if index != self.index {
             self.session.sends(&self.digest, index);
@@ -220,6 +233,15 @@ impl Blob {
         self.skip = self.offset - start;
         self.response = answer.response;
         self.host = answer.host;
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            session: &self.session,
+            digest: self.digest,
+            size: self.size,
+            offset: self.offset,
+        }
     }
 
     fn broken(&self, reason: String) -> Error {

@@ -52,11 +52,6 @@ impl Rounds {
         self.begun = Instant::now();
     }
 
-    /// A host that did it in part is the next one.
-    pub(crate) fn once_more(&mut self, index: usize) {
-        self.queue.push_front(index);
-    }
-
     /// Nobody else is asked from now on.
     pub(crate) fn only(&mut self, index: usize) {
         self.queue.retain(|other| *other == index);
@@ -255,8 +250,8 @@ mod tests {
         // A long blob on the way.
         tokio::time::sleep(Duration::from_secs(3600)).await;
         rounds.anew();
-        rounds.once_more(0);
-        let mut asked = 0;
+        rounds.failed(0, unavailable("u"));
+        let mut asked = 1;
         while rounds.next().await.is_some() {
             rounds.failed(0, unavailable("u"));
             asked += 1;
