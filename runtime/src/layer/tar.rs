@@ -112,17 +112,15 @@ impl<'l, R: Read> Archive<'l, R> {
     pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
         self.skip_content()?;
         let mut extensions = Extensions::default();
-        let mut extended = false;
         loop {
             self.offset = self.position();
             let Some(block) = self.header()? else {
-                return if extended {
+                return if extensions.any() {
                     Err(self.malformed("it ends after an extended header"))
                 } else {
                     Ok(None)
                 };
             };
-            extended = true;
             match block.typeflag() {
                 b'x' => {
                     let text = self.extension(&block)?;
@@ -134,12 +132,17 @@ impl<'l, R: Read> Archive<'l, R> {
                 // Like containerd, defaults for what follows are not heeded; that is safe to do only
                 // when they do not concern what the entries are.
                 b'g' => {
+                    // Some readers forget what was said about the next entry, and some do not.
+                    if extensions.any() {
+                        return Err(
+                            self.malformed("a global pax header between a header and its entry")
+                        );
+                    }
                     let text = self.extension(&block)?;
                     let pax = Pax::parse(&text).map_err(|what| self.malformed(what))?;
                     if pax.changes_entries() {
                         return Err(self.malformed("a global pax header renames or resizes"));
                     }
-                    extended = extensions.any();
                 }
                 b'L' => {
                     let name = self.long_name(&block)?;

@@ -63,6 +63,12 @@ impl Block {
         wanted == unsigned || wanted == signed
     }
 
+    /// A text, or nothing if it is none that everybody reads alike.
+    fn ascii(&self, at: usize, length: usize) -> Vec<u8> {
+        let text = self.text(at, length);
+        if text.is_ascii() { text } else { Vec::new() }
+    }
+
     pub(super) fn typeflag(&self) -> u8 {
         self.0[156]
     }
@@ -85,6 +91,7 @@ impl Block {
         let mut prefix = match format {
             Format::Ustar => self.text(345, 155),
             Format::Star => self.text(345, 131),
+            Format::Gnu if self.has_prefix_for_times() => self.ascii(345, 155),
             Format::Old | Format::Gnu => return name,
         };
         if prefix.is_empty() {
@@ -93,6 +100,16 @@ impl Block {
         prefix.push(b'/');
         prefix.extend_from_slice(&name);
         prefix
+    }
+
+    /// Go before 1.8 wrote a prefix of the name where GNU has two times; as Go reads that, it is one when they are no
+    /// times. What is no plain text there was never meant as a prefix.
+    fn has_prefix_for_times(&self) -> bool {
+        let is_time = |at| {
+            let field = self.field(at, 12);
+            field.first() == Some(&0) || number(field).is_some()
+        };
+        !(is_time(345) && is_time(357))
     }
 
     pub(super) fn link(&self) -> Vec<u8> {
@@ -122,9 +139,9 @@ impl Block {
     /// When the format has a field for it that makes sense: writers have put other things there.
     pub(super) fn atime(&self, format: Format) -> Option<Time> {
         let field = match format {
-            Format::Gnu => self.field(345, 12),
+            Format::Gnu if !self.has_prefix_for_times() => self.field(345, 12),
             Format::Star => self.field(476, 12),
-            Format::Old | Format::Ustar => return None,
+            Format::Old | Format::Ustar | Format::Gnu => return None,
         };
         let sec = number(field).filter(|_| field.first() != Some(&0))?;
         Some(Time { sec, nsec: 0 })

@@ -164,6 +164,22 @@ fn s05_hard_links_stay_inside() {
     bench.apply(tar).unwrap();
     assert_eq!(bench.text("h"), "inside");
     assert!(fs::symlink_metadata(bench.path("hs")).unwrap().is_symlink());
+    // To itself: there is something to link to, or there is not.
+    let mut applied = bench.apply({
+        let mut tar = Tar::new();
+        tar.hard_link("absent", "absent");
+        tar
+    });
+    let applied = applied.as_mut().unwrap();
+    assert_eq!(applied.deferred, 1);
+    let finished = finish(bench.root.as_fd(), None, applied);
+    assert!(matches!(finished, Err(Error::Refused { .. })));
+    let bench = Bench::new();
+    let mut tar = Tar::new();
+    tar.file("self", b"x");
+    tar.hard_link("./self", "self").mode(0o600);
+    assert_eq!(bench.apply(tar).unwrap().deferred, 0);
+    assert_eq!(bench.text("self"), "x");
     for (kind, target) in [("dir", "d"), ("removed", "w")] {
         let bench = Bench::new();
         let mut tar = Tar::new();
