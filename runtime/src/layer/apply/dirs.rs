@@ -224,6 +224,8 @@ impl<'a> Dirs<'a> {
         let failed = |error: std::io::Error| Error::entry("create", name, error);
         rustix::fs::unlinkat(here, name, AtFlags::empty()).map_err(|error| failed(error.into()))?;
         let level = self.make(here, name, real.to_owned())?;
+        // The whiteout was an inode as well.
+        self.made -= 1;
         whiteout::set_opaque(level.dir.as_fd()).map_err(failed)?;
         rustix::fs::fchmod(&*level.dir, Mode::from_raw_mode(MODE))
             .map_err(|error| failed(error.into()))?;
