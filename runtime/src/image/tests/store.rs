@@ -172,7 +172,9 @@ fn all_types() -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
-        (header.set_uid(7), header.set_gid(8), header.set_mtime(1));
+        header.set_uid(7);
+        header.set_gid(8);
+        header.set_mtime(1);
         header.set_size(text.len() as u64);
         if kind == Char {
             header.set_device_major(1).unwrap();
@@ -209,7 +211,9 @@ fn append_sparse(builder: &mut tar::Builder<Vec<u8>>, names: &[&str]) {
     let mut header = tar::Header::new_ustar();
     header.set_path("x").unwrap();
     header.set_mode(0o644);
-    (header.set_uid(7), header.set_gid(8), header.set_mtime(1));
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_mtime(1);
     header.set_size(content.len() as u64);
     header.set_cksum();
     builder.append(&header, &content[..]).unwrap();
@@ -532,7 +536,9 @@ async fn odd_layers_are_counted_and_checked_as_well() {
             let mut header = tar::Header::new_gnu();
             header.set_entry_type(kind);
             header.set_mode(mode);
-            (header.set_uid(1), header.set_gid(2), header.set_size(0));
+            header.set_uid(1);
+            header.set_gid(2);
+            header.set_size(0);
             builder.append_data(&mut header, name, &b""[..]).unwrap();
         }
         append_sparse(&mut builder, &["GNU.sparse.name", "path"]);

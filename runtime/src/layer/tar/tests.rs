@@ -145,6 +145,24 @@ fn s10_malformed_extended_headers_are_refused() {
     assert_eq!(read(&tar.finish()).unwrap().len(), 1);
 }
 
+/// S10: a record is bytes. What is no UTF-8 is no reason to refuse it, nor to read it otherwise.
+#[test]
+fn s10_keywords_and_values_need_not_be_text() {
+    let mut tar = Tar::new();
+    tar.pax_bytes(&[
+        (b"vendor.\xff", b"\xfe=\xff\n\0"),
+        (b"path", b"caf\xe9"),
+        (b"SCHILY.xattr.user.\xff", b"\0\xff"),
+    ]);
+    tar.file("f", b"");
+    let bytes = tar.finish();
+    let limits = Limits::default();
+    let entry = Archive::new(&bytes[..], &limits).next().unwrap().unwrap();
+    assert_eq!(entry.name, b"caf\xe9");
+    let xattr = (b"user.\xff".to_vec(), b"\0\xff".to_vec());
+    assert_eq!(entry.xattrs, [xattr]);
+}
+
 /// S11 (CVE-2022-2879): a header that claims a terabyte is refused before anything is read for it.
 #[test]
 fn s11_extended_headers_are_bounded() {
@@ -257,7 +275,7 @@ fn formats_differ_in_where_the_name_is() {
             b"12345670123/prefix",
             "12345670123/prefix/f",
         ),
-        (gnu, b"\0\0\0\0", b"00000000017\000000000017\0", "f"),
+        (gnu, b"\0\0\0\0", b"00000000017\x0000000000017\0", "f"),
         (gnu, b"\0\0\0\0", b"\x80\0\0\0\0\0\0\0\0\0\0\x01", "f"),
         (gnu, b"\0\0\0\0", b"\0refix", "f"),
         (gnu, b"\0\0\0\0", b"pr\xe9fix", "f"),

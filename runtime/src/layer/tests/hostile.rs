@@ -304,7 +304,7 @@ fn s19_a_device_0_0_is_a_whiteout() {
 #[test]
 fn s20_whiteouts_hide_names_below_and_remove_nothing() {
     for name in [
-        ".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh...", ".wh.x/y",
+        ".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh...", ".wh.x/y", ".wh./x",
     ] {
         let bench = Bench::new();
         let mut tar = Tar::new();
@@ -331,10 +331,33 @@ fn s20_whiteouts_hide_names_below_and_remove_nothing() {
     tar.dir("p/");
     tar.symlink("p/.wh..wh..opq", "/etc");
     tar.file("p/f", b"x");
+    // Whatever a whiteout is, it is one.
+    for kind in *b"123456" {
+        let name = format!(".wh.type{}", char::from(kind));
+        tar.entry(name.as_bytes(), kind, b"").edit(|header| {
+            header[157..160].copy_from_slice(b"p/f");
+            header[336] = b'1';
+        });
+    }
+    // The name that it hides may be as long as a name can be.
+    let longest = "n".repeat(255);
+    tar.pax(&[("path", &format!(".wh.{longest}"))]);
+    tar.file("x", b"");
     tar.file(".wh..wh.plnk/1.2", b"x");
     tar.file(".wh..wh.aufs", b"x");
     bench.apply(tar).unwrap();
-    for name in ["gone", "implied/gone", "again"] {
+    for name in [
+        "gone",
+        "implied/gone",
+        "again",
+        "type1",
+        "type2",
+        "type3",
+        "type4",
+        "type5",
+        "type6",
+        &longest,
+    ] {
         assert!(bench.is_whiteout(name), "{name}");
     }
     let inside = canary.trim_start_matches('/');
@@ -344,6 +367,10 @@ fn s20_whiteouts_hide_names_below_and_remove_nothing() {
     assert_eq!(fs::read_dir(bench.path("o")).unwrap().count(), 0);
     assert_eq!(bench.text("p/f"), "x");
     assert!(!fs::exists(bench.path(".wh..wh.plnk")).unwrap());
+    let mut tar = Tar::new();
+    tar.pax(&[("path", &format!(".wh.{longest}n"))]);
+    tar.file("x", b"");
+    assert!(matches!(bench.apply(tar), Err(Error::Entry { .. })));
 }
 
 /// S22: what was unpacked is as unreachable as the directory it is in, and made with no other permission on the way.

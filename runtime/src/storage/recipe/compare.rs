@@ -25,8 +25,8 @@ pub(super) struct Comparison {
     parser: Parser,
     /// Files with several names that an entry of the archive made, and not a hard link to a lower layer's file.
     linked: HashSet<Id>,
-    /// What has another owner or mode than its last entry says: directories may be there twice, and the entry of a
-    /// hard link changes the file.
+    /// What has another owner or mode than its last entry so far says: directories may be there twice, and the entry
+    /// of a hard link changes the file.
     differing: BTreeMap<Id, String>,
     sparse: Option<SparseFile>,
     /// The archive is no longer understood. Its digest tells.
@@ -134,7 +134,7 @@ impl Comparison {
         if entry.kind != Type::Dir && stat.st_nlink > 1 {
             self.linked.insert(id(&stat));
         }
-        self.attributes(entry, &stat);
+        self.attributes(entry, &stat)?;
         if entry.sparse {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK;
             self.sparse = Some(SparseFile {
@@ -158,12 +158,12 @@ impl Comparison {
             }
         }
         if self.linked.contains(&id(stat)) {
-            self.attributes(entry, stat);
+            self.attributes(entry, stat)?;
         }
         Ok(())
     }
 
-    fn attributes(&mut self, entry: &Entry, stat: &Stat) {
+    fn attributes(&mut self, entry: &Entry, stat: &Stat) -> io::Result<()> {
         let is_symlink = FileType::from_raw_mode(stat.st_mode).is_symlink();
         let what = if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
             "owner"
@@ -171,10 +171,14 @@ impl Comparison {
             "mode"
         } else {
             self.differing.remove(&id(stat));
-            return;
+            return Ok(());
         };
         let text = format!("{} has another {what}", shown(&entry.name));
+        if entry.kind != Type::Dir && stat.st_nlink == 1 {
+            return Err(fault(text));
+        }
         self.differing.insert(id(stat), text);
+        Ok(())
     }
 }
 
