@@ -41,20 +41,22 @@ mod tar;
 
 use std::io;
 
+pub(crate) use crate::tarball::Type;
 pub use apply::apply;
 pub use decode::{Compression, Decoder, MAX_WINDOW_LOG, UnsupportedLayer};
 pub use finish::finish;
 pub use hash::HashingReader;
-pub(crate) use tar::{Archive, Type};
+pub(crate) use tar::Archive;
 
 use crate::model::{Kind, Kinded};
 
 /// How much one layer may ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries, and with them inodes.
+    /// Entries and the directories that they imply, and with them inodes.
     pub entries: u64,
-    /// Bytes of the whole uncompressed archive, padding and what follows its end included.
+    /// Bytes of the whole uncompressed archive, padding and what follows its end included; and of what is unpacked
+    /// together with what its hard links copy from lower layers.
     pub bytes: u64,
     /// Bytes of a name or link target.
     pub path: usize,
@@ -90,6 +92,8 @@ pub struct Applied {
     pub implied: u64,
     /// Files that stand for a hard link to something in a lower layer: empty, with the extended attribute [`LINK`].
     pub deferred: u64,
+    /// What it was applied with, for what [`finish()`] adds.
+    limits: Limits,
 }
 
 impl Applied {

@@ -37,6 +37,7 @@ pub mod metrics;
 pub mod program;
 pub mod store;
 pub mod systemd;
+pub(crate) mod tarball;
 pub mod telemetry;
 pub mod undo;
 

@@ -25,6 +25,7 @@ const LEVELS: &[(&str, &[&str])] = &[
             "program",
             "store",
             "systemd",
+            "tarball",
             "telemetry",
             "undo",
         ],

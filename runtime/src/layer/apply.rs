@@ -73,11 +73,12 @@ impl<'a> Applier<'a> {
         Ok(Self {
             root,
             limits,
-            dirs: Dirs::new(root, limits.path)?,
+            dirs: Dirs::new(root, limits)?,
             attributes: Attributes::new(),
             applied: Applied {
                 bytes,
                 inodes: 1,
+                limits: limits.clone(),
                 ..Applied::default()
             },
             recount: false,
@@ -91,12 +92,7 @@ impl<'a> Applier<'a> {
         archive: &mut Archive<'_, R>,
     ) -> Result<(), Error> {
         self.applied.entries += 1;
-        if self.applied.entries > self.limits.entries {
-            return Err(Error::Limit {
-                what: "entries",
-                limit: self.limits.entries,
-            });
-        }
+        self.dirs.count_entry()?;
         // An inode has little room beside itself; nobody says how many blocks the rest takes.
         let xattrs = entry.xattrs.iter();
         let outside: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();

@@ -1,14 +1,14 @@
 //! What could not be done without the layers below.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -25,7 +25,8 @@ const XATTR: usize = 64 * 1024;
 /// counts in `applied` are brought up to date, and no mark is left.
 ///
 /// # Errors
-/// A hard link to something that no layer has, or what the file system says.
+/// A hard link to something that no layer has, more copied for hard links than the limits allow that the layer was
+/// applied with, or what the file system says.
 pub fn finish(
     root: BorrowedFd<'_>,
     lower: Option<BorrowedFd<'_>>,
@@ -34,18 +35,17 @@ pub fn finish(
     let mut finisher = Finisher {
         root,
         lower,
-        bytes: 0,
-        inodes: 0,
         hidden: Hidden::new(root),
+        copies: HashMap::new(),
+        copied: applied.bytes,
+        applied,
     };
-    if std::mem::take(&mut applied.deferred) > 0 {
+    if std::mem::take(&mut finisher.applied.deferred) > 0 {
         each(root, &mut |visit| finisher.file(visit))?;
     }
-    if std::mem::take(&mut applied.implied) > 0 {
+    if std::mem::take(&mut finisher.applied.implied) > 0 {
         each(root, &mut |visit| finisher.implied(visit))?;
     }
-    applied.bytes += finisher.bytes;
-    applied.inodes += finisher.inodes;
     Ok(())
 }
 
@@ -69,10 +69,17 @@ fn each(
 struct Finisher<'a> {
     root: BorrowedFd<'a>,
     lower: Option<BorrowedFd<'a>>,
-    bytes: u64,
-    inodes: u64,
     hidden: Hidden<'a>,
+    applied: &'a mut Applied,
+    /// Device and inode of a lower file, and a name of the copy that this layer has of it.
+    copies: HashMap<(u64, u64), PathBuf>,
+    /// Bytes of the layer, those that are still being copied included.
+    copied: u64,
 }
+
+/// How many copies are remembered. Only what an attacker makes has more; beyond that a file is copied again, which the
+/// limit of bytes ends.
+const COPIES: usize = 16 << 10;
 
 /// A file that stands for a hard link to a lower layer's.
 struct Link {
@@ -225,8 +232,16 @@ impl Finisher<'_> {
         if !kind.is_file() {
             return self.copy_node(link, &target, &stat);
         }
-        let lower = self.lower.unwrap_or(self.root);
-        self.fill(file, lower, link, &target)?;
+        let id = (stat.st_dev, stat.st_ino);
+        match self.copies.get(&id).cloned() {
+            Some(copy) => self.share(file, link, &copy)?,
+            None => {
+                self.fill(file, link, &target)?;
+                if self.copies.len() < COPIES {
+                    self.copies.insert(id, link.path.clone());
+                }
+            }
+        }
         self.carry_target(link, &target)
     }
 
@@ -250,32 +265,83 @@ impl Finisher<'_> {
         Ok((real.join(base), stat))
     }
 
-    fn fill(
-        &mut self,
-        file: &OwnedFd,
-        lower: BorrowedFd<'_>,
-        link: &Link,
-        target: &Path,
-    ) -> Result<(), Error> {
+    fn fill(&mut self, file: &OwnedFd, link: &Link, target: &Path) -> Result<(), Error> {
+        let lower = self.lower.unwrap_or(self.root);
         let source = open_beneath(lower, target, READ, Mode::empty())
             .map_err(failed("read the target of", &link.path))?;
-        let mut source = File::from(source);
-        let mut buffer = vec![0; 256 * 1024];
-        loop {
-            let length = source
-                .read(&mut buffer)
-                .map_err(failed("read the target of", &link.path))?;
-            if length == 0 {
-                break;
-            }
-            write_all(file.as_fd(), buffer.get(..length).unwrap_or_default())
-                .map_err(failed("write", &link.path))?;
-        }
+        self.copy_content(&source, file, link)?;
+        // Both marks and attributes may be more than the file system has room for.
+        rustix::fs::fremovexattr(file, LINK)
+            .map_err(|error| failed("unmark", &link.path)(error.into()))?;
         copy_attributes(source.as_fd(), file.as_fd())
             .map_err(failed("set the attributes of", &link.path))?;
-        let set = rustix::fs::fremovexattr(file, LINK).and_then(|()| rustix::fs::fstat(file));
-        let stat = set.map_err(|error| failed("finish", &link.path)(error.into()))?;
-        self.bytes += allocated(&stat);
+        let stat =
+            rustix::fs::fstat(file).map_err(|error| failed("look at", &link.path)(error.into()))?;
+        self.applied.bytes += allocated(&stat);
+        Ok(())
+    }
+
+    /// Holes stay holes: a sparse file of some kilobytes must not become one that fills the disk.
+    fn copy_content(&mut self, source: &OwnedFd, file: &OwnedFd, link: &Link) -> Result<(), Error> {
+        let read = |error: Errno| failed("read the target of", &link.path)(error.into());
+        let write = |error: Errno| failed("write", &link.path)(error.into());
+        let size = u64::try_from(rustix::fs::fstat(source).map_err(read)?.st_size).unwrap_or(0);
+        rustix::fs::ftruncate(file, size).map_err(write)?;
+        let mut buffer = vec![0; 256 * 1024];
+        let mut end = 0;
+        loop {
+            let start = match rustix::fs::seek(source, SeekFrom::Data(end)) {
+                // Nothing but a hole is left.
+                Err(Errno::NXIO) => return Ok(()),
+                start => start.map_err(read)?,
+            };
+            end = rustix::fs::seek(source, SeekFrom::Hole(start)).map_err(read)?;
+            let mut left = end.saturating_sub(start);
+            self.copied = self.copied.saturating_add(left);
+            if self.copied > self.applied.limits.bytes {
+                return Err(Error::Limit {
+                    what: "bytes together with what its hard links copy from lower layers",
+                    limit: self.applied.limits.bytes,
+                });
+            }
+            rustix::fs::seek(source, SeekFrom::Start(start)).map_err(read)?;
+            rustix::fs::seek(file, SeekFrom::Start(start)).map_err(write)?;
+            while left > 0 {
+                let wanted = usize::try_from(left)
+                    .unwrap_or(usize::MAX)
+                    .min(buffer.len());
+                let piece = buffer.get_mut(..wanted).unwrap_or_default();
+                let length = rustix::io::read(source, &mut *piece).map_err(read)?;
+                if length == 0 {
+                    return Err(read(Errno::IO));
+                }
+                write_all(file.as_fd(), piece.get(..length).unwrap_or_default())
+                    .map_err(failed("write", &link.path))?;
+                left -= length as u64;
+            }
+        }
+    }
+
+    /// Makes the link one to the copy that another link to the same file was filled with.
+    fn share(&mut self, file: &OwnedFd, link: &Link, copy: &Path) -> Result<(), Error> {
+        let (Some(old), Some(new)) = (copy.file_name(), link.path.file_name()) else {
+            return Ok(());
+        };
+        let open = |path: &Path| {
+            let above = path.parent().unwrap_or(Path::new(""));
+            open_beneath(self.root, above, DIR, Mode::empty())
+        };
+        let replace = || -> io::Result<bool> {
+            let (from, dir) = (open(copy)?, open(&link.path)?);
+            let time = times_of(&rustix::fs::fstat(&dir)?);
+            rustix::fs::unlinkat(&dir, new, AtFlags::empty())?;
+            rustix::fs::linkat(&from, old, &dir, new, AtFlags::empty())?;
+            rustix::fs::futimens(&dir, &time)?;
+            Ok(rustix::fs::fstat(file)?.st_nlink == 0)
+        };
+        if replace().map_err(failed("link", &link.path))? {
+            self.applied.inodes = self.applied.inodes.saturating_sub(1);
+        }
         Ok(())
     }
 
@@ -320,14 +386,26 @@ impl Finisher<'_> {
                 Err(error) => return Err(failed(error)),
             };
             if made {
-                self.inodes += 1;
+                self.count_made()?;
                 let stat = rustix::fs::fstat(&dir).map_err(|error| failed(error.into()))?;
-                self.bytes += allocated(&stat);
+                self.applied.bytes += allocated(&stat);
                 self.directory(&dir, &here)?;
             }
         }
         let stat = rustix::fs::fstat(&dir).map_err(|error| failed(error.into()))?;
         Ok(Some((dir, times_of(&stat))))
+    }
+
+    fn count_made(&mut self) -> Result<(), Error> {
+        self.applied.inodes += 1;
+        // The root is none of the entries.
+        if self.applied.inodes > self.applied.limits.entries.saturating_add(1) {
+            return Err(Error::Limit {
+                what: "entries",
+                limit: self.applied.limits.entries,
+            });
+        }
+        Ok(())
     }
 
     /// A link to a symbolic link or a special file becomes a copy of it: those cannot be filled in place.

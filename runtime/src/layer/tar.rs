@@ -8,44 +8,15 @@
 
 use std::io::{ErrorKind, Read};
 
-mod header;
-mod pax;
-mod sparse;
-
-use header::{BLOCK, Block, Format};
-use pax::Pax;
-
 use super::{Error, Limits};
+use crate::tarball::header::{self, Block, Format};
+use crate::tarball::pax::{self, Pax};
+use crate::tarball::{BLOCK, sparse};
+pub(super) use crate::tarball::{Time, Type};
 
 /// The archive is read, and large files are written, in pieces of this size.
 const PIECE: usize = 256 * 1024;
 const BUFFER: usize = 2 * PIECE;
-
-/// Seconds and nanoseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Time {
-    pub(super) sec: i64,
-    pub(super) nsec: u32,
-}
-
-/// What an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Type {
-    File,
-    HardLink,
-    Symlink,
-    Char,
-    Block,
-    Dir,
-    Fifo,
-}
-
-impl Type {
-    /// Whether the kernel has no `user.*` attributes for it.
-    pub(super) fn is_special(self) -> bool {
-        !matches!(self, Self::File | Self::Dir)
-    }
-}
 
 /// One entry, nothing about it interpreted yet.
 #[derive(Debug)]
@@ -112,17 +83,15 @@ impl<'l, R: Read> Archive<'l, R> {
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, Error> {
         self.skip_content()?;
         let mut extensions = Extensions::default();
-        let mut extended = false;
         loop {
             self.offset = self.position();
             let Some(block) = self.header()? else {
-                return if extended {
+                return if extensions.any() {
                     Err(self.malformed("it ends after an extended header"))
                 } else {
                     Ok(None)
                 };
             };
-            extended = true;
             match block.typeflag() {
                 b'x' => {
                     let text = self.extension(&block)?;
@@ -134,12 +103,17 @@ impl<'l, R: Read> Archive<'l, R> {
                 // Like containerd, defaults for what follows are not heeded; that is safe to do only
                 // when they do not concern what the entries are.
                 b'g' => {
+                    // Some readers forget what was said about the next entry, and some do not.
+                    if extensions.any() {
+                        return Err(
+                            self.malformed("a global pax header between a header and its entry")
+                        );
+                    }
                     let text = self.extension(&block)?;
                     let pax = Pax::parse(&text).map_err(|what| self.malformed(what))?;
                     if pax.changes_entries() {
                         return Err(self.malformed("a global pax header renames or resizes"));
                     }
-                    extended = extensions.any();
                 }
                 b'L' => {
                     let name = self.long_name(&block)?;
@@ -332,7 +306,8 @@ impl<'l, R: Read> Archive<'l, R> {
         override_text(&mut name, pax.path.take(), extensions.long_name)
             .and_then(|()| override_text(&mut link, pax.linkpath.take(), extensions.long_link))
             .map_err(|what| self.malformed(what))?;
-        let kind = self.kind(block, &name)?;
+        let kind = Type::of(block.typeflag(), &name)
+            .ok_or_else(|| self.malformed("an entry has an unknown type"))?;
 
         let id = |from_pax: Option<u32>, field: &[u8]| match from_pax {
             Some(id) => Ok(id),
@@ -377,21 +352,6 @@ impl<'l, R: Read> Archive<'l, R> {
         self.begin_content(if kind == Type::File { size } else { 0 });
         self.sparse_map(block, format, pax, &mut entry)?;
         Ok(entry)
-    }
-
-    fn kind(&self, block: &Block, name: &[u8]) -> Result<Type, Error> {
-        Ok(match block.typeflag() {
-            // Before POSIX there was no type for directories.
-            b'\0' if name.ends_with(b"/") => Type::Dir,
-            b'\0' | b'0' | b'7' | b'S' => Type::File,
-            b'1' => Type::HardLink,
-            b'2' => Type::Symlink,
-            b'3' => Type::Char,
-            b'4' => Type::Block,
-            b'5' => Type::Dir,
-            b'6' => Type::Fifo,
-            _ => return Err(self.malformed("an entry has an unknown type")),
-        })
     }
 
     /// S18: Linux has 12 bits of major and 20 of minor; a wider number would become another device.

@@ -10,6 +10,7 @@ use super::*;
 use crate::sys::fs::open_dir_path;
 
 pub(crate) mod builder;
+mod differential;
 mod hostile;
 mod lower;
 mod odd;

@@ -9,10 +9,13 @@
 //!
 //! ```text
 //! 0  length u32, bytes                                    bytes of the archive as they are
-//! 1  kind u8, mode u32, uid u32, gid u32, size u64,       an entry; for a file that is not sparse its content
-//!    content u8, length u32, name                         (`size` bytes of the file `name`) comes here if `content` is 1
+//! 1  kind u8, mode u32, uid u32, gid u32, size u64,       an entry; its content (`size` bytes of the file `name`)
+//!    content u8, length u32, name                         comes here if `content` is 1
 //! ```
+//!
+//! What an entry says besides is in its header, which is among the bytes of the archive.
 
+mod compare;
 mod headers;
 mod read;
 
@@ -25,6 +28,8 @@ use headers::{Event, Parser};
 pub use read::Replay;
 pub(super) use read::{Compare, is_fault};
 
+use crate::tarball::Type;
+
 /// Longest part of literal bytes.
 const LITERAL: usize = 64 << 10;
 
@@ -34,51 +39,37 @@ const MAX_STORED: u64 = 256 << 20;
 const LITERAL_TAG: u8 = 0;
 const ENTRY_TAG: u8 = 1;
 
-/// What an entry of an archive is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    File,
-    HardLink,
-    Symlink,
-    Char,
-    Block,
-    Dir,
-    Fifo,
-}
-
-impl Kind {
-    const ALL: [Self; 7] = [
-        Self::File,
-        Self::HardLink,
-        Self::Symlink,
-        Self::Char,
-        Self::Block,
-        Self::Dir,
-        Self::Fifo,
-    ];
-
-    fn number(self) -> u8 {
-        let at = Self::ALL.iter().position(|kind| *kind == self);
-        u8::try_from(at.unwrap_or(0)).unwrap_or(0)
-    }
-
-    fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number)).copied()
-    }
-}
-
 /// An entry, as far as it shows in the unpacked layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) size: u64,
+struct Entry {
+    kind: Type,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// Of the unpacked file.
+    size: u64,
     /// Whether the content is in the unpacked file and not among the literal bytes.
-    pub(super) content: bool,
+    content: bool,
+    sparse: bool,
+    /// Target of a link.
+    link: Vec<u8>,
+    /// Major and minor.
+    device: (u32, u32),
     /// Relative, without empty components, `.` and `..`.
-    pub(super) name: Vec<u8>,
+    name: Vec<u8>,
+}
+
+/// The number of a type in a recipe.
+fn number(kind: Type) -> u8 {
+    match kind {
+        Type::File => 0,
+        Type::HardLink => 1,
+        Type::Symlink => 2,
+        Type::Char => 3,
+        Type::Block => 4,
+        Type::Dir => 5,
+        Type::Fifo => 6,
+    }
 }
 
 /// What came of writing a recipe.
@@ -148,7 +139,7 @@ impl Recorder {
             let (now, rest) = bytes.split_at_checked(length).unwrap_or((bytes, &[]));
             bytes = rest;
             match event {
-                Event::Literal => self.keep(now)?,
+                Event::Literal | Event::Sparse(_) => self.keep(now)?,
                 Event::Content => {}
                 Event::Entry(entry) => {
                     self.keep(now)?;
@@ -187,7 +178,7 @@ impl Recorder {
     }
 
     fn entry(&mut self, entry: &Entry) -> io::Result<()> {
-        self.out.write_all(&[ENTRY_TAG, entry.kind.number()])?;
+        self.out.write_all(&[ENTRY_TAG, number(entry.kind)])?;
         for number in [entry.mode, entry.uid, entry.gid] {
             self.out.write_all(&number.to_le_bytes())?;
         }

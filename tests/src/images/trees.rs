@@ -112,7 +112,8 @@ pub fn dir(mode: u32) -> Node {
     Node::new(b'5', mode)
 }
 
-/// An archive in pax format; every entry has its name and time in full in an extended header.
+/// An archive, in pax format unless something else is said: every entry has its name and time in full in an extended
+/// header then.
 #[derive(Debug, Default)]
 pub struct Archive(Vec<u8>);
 
@@ -133,8 +134,18 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
+/// GNU's magic and version.
+const GNU: &[u8; 8] = b"ustar  \0";
+
 impl Archive {
-    fn header(&mut self, kind: u8, name: &[u8], node: &Node, content: &[u8]) {
+    fn header(
+        &mut self,
+        kind: u8,
+        name: &[u8],
+        node: &Node,
+        content: &[u8],
+        edit: &dyn Fn(&mut [u8; 512]),
+    ) {
         let mut header = [0u8; 512];
         let length = name.len().min(100);
         header[..length].copy_from_slice(&name[..length]);
@@ -153,6 +164,7 @@ impl Archive {
         header[257..265].copy_from_slice(b"ustar\x0000");
         octal(&mut header[329..337], u64::from(node.device.0));
         octal(&mut header[337..345], u64::from(node.device.1));
+        edit(&mut header);
         let sum: u64 = header.iter().map(|byte| u64::from(*byte)).sum();
         octal(&mut header[148..155], sum);
         self.0.extend(header);
@@ -184,9 +196,24 @@ impl Archive {
         for (key, value) in &node.records {
             records.extend(record(key, value));
         }
-        self.header(b'x', b"PaxHeader", &Node::new(b'x', 0o644), &records);
-        self.header(node.kind, name, node, &node.content);
+        let extension = Node::new(b'x', 0o644);
+        self.header(b'x', b"PaxHeader", &extension, &records, &|_| ());
+        self.header(node.kind, name, node, &node.content, &|_| ());
         self
+    }
+
+    /// Adds an entry that has nothing but its header, with something changed in that.
+    fn plain(&mut self, name: &str, node: &Node, edit: &dyn Fn(&mut [u8; 512])) {
+        self.header(node.kind, name.as_bytes(), node, &node.content, edit);
+    }
+
+    /// Adds a name or link target for the next entry as GNU does.
+    fn gnu_long(&mut self, kind: u8, text: &str) {
+        let content = [text.as_bytes(), b"\0"].concat();
+        let node = Node::new(kind, 0o644);
+        self.header(kind, b"././@LongLink", &node, &content, &|header| {
+            header[257..265].copy_from_slice(GNU);
+        });
     }
 
     /// A sparse file in pax format 1.0 whose parts are `at`, each of one block.
@@ -436,7 +463,68 @@ fn top() -> Archive {
     tar
 }
 
-/// Three layers with everything that both runtimes take.
+/// What other writers than those of pax headers write.
+fn formats() -> Archive {
+    let mut tar = Archive::default();
+    for name in [
+        "formats/",
+        "formats/prefix/",
+        "formats/star/",
+        "formats/old-go/",
+    ] {
+        tar.add(name, &dir(0o755).mtime(61, 61));
+    }
+    let prefix = |header: &mut [u8; 512], text: &[u8]| {
+        header[345..345 + text.len()].copy_from_slice(text);
+    };
+    let node = |content: &str| file(0o640, content).owner(3, 4).mtime(62, 0);
+    tar.plain("posix", &node("posix"), &|header| {
+        prefix(header, b"formats/prefix");
+    });
+    tar.plain("star", &node("star"), &|header| {
+        prefix(header, b"formats/star");
+        octal(&mut header[476..488], 99);
+        octal(&mut header[488..500], 99);
+        header[508..512].copy_from_slice(b"tar\0");
+    });
+    // Where GNU has times, a prefix that never should have been there.
+    tar.plain("old-go", &node("old-go"), &|header| {
+        header[257..265].copy_from_slice(GNU);
+        prefix(header, b"formats/old-go");
+    });
+    tar.plain("formats/gnu-times", &node("gnu-times"), &|header| {
+        header[257..265].copy_from_slice(GNU);
+        octal(&mut header[345..357], 99);
+        octal(&mut header[357..369], 99);
+    });
+    let long = format!("formats/{}", "long".repeat(60));
+    tar.gnu_long(b'L', &long);
+    tar.plain("short", &node("gnu"), &|header| {
+        header[257..265].copy_from_slice(GNU);
+    });
+    tar.gnu_long(b'K', &long);
+    let link = Node::new(b'2', 0o777).link("short").mtime(62, 0);
+    tar.plain("formats/long-link", &link, &|header| {
+        header[257..265].copy_from_slice(GNU);
+    });
+    // Beyond octal digits: 4,000,000,000 and 2^33.
+    tar.plain("formats/binary", &node("binary"), &|header| {
+        header[257..265].copy_from_slice(GNU);
+        header[108..116].copy_from_slice(&[0x80, 0, 0, 0, 0xee, 0x6b, 0x28, 0]);
+        header[136..148].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]);
+    });
+    tar.plain("formats/v7", &node("v7"), &|header| {
+        header[156] = 0;
+        header[257..].fill(0);
+    });
+    tar.plain("formats/v7-dir/", &dir(0o700).mtime(63, 0), &|header| {
+        header[156] = 0;
+        header[257..].fill(0);
+    });
+    tar
+}
+
+/// Four layers with everything that both runtimes take.
 ///
 /// # Errors
 /// When packing fails.
@@ -445,6 +533,7 @@ pub fn everything(pack: Pack) -> Result<Vec<Layer>> {
         base().layer(pack)?,
         middle().layer(pack)?,
         top().layer(pack)?,
+        formats().layer(pack)?,
     ])
 }
 

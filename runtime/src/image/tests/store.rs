@@ -182,6 +182,162 @@ async fn a_changed_layer_is_neither_saved_nor_whole_and_is_pulled_again() {
     }
 }
 
+/// Entries of many types, with all that a check compares of them.
+fn all_types() -> Vec<u8> {
+    use tar::EntryType::{Char, Directory, Fifo, Link, Regular, Symlink};
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, kind, mode, text) in [
+        ("d/", Directory, 0o711, ""),
+        ("d/", Directory, 0o2750, ""),
+        ("empty", Regular, 0o644, ""),
+        ("link", Symlink, 0o777, "target"),
+        ("pipe", Fifo, 0o600, ""),
+        ("device", Char, 0o640, ""),
+        ("one", Regular, 0o600, "one"),
+        ("first", Link, 0o640, "one"),
+        ("two", Regular, 0o600, "two"),
+        ("second", Link, 0o640, "two"),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(7);
+        header.set_gid(8);
+        header.set_mtime(1);
+        header.set_size(text.len() as u64);
+        if kind == Char {
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(3).unwrap();
+        }
+        if matches!(kind, Link | Symlink) {
+            header.set_size(0);
+            builder.append_link(&mut header, name, text).unwrap();
+        } else {
+            let content = text.as_bytes();
+            builder.append_data(&mut header, name, content).unwrap();
+        }
+    }
+    append_sparse(&mut builder, &["GNU.sparse.name", "path"]);
+    builder.into_inner().unwrap()
+}
+
+/// `sparse`: a mebibyte of nothing, in whose middle is "abc". The names stand in the header in this order.
+fn append_sparse(builder: &mut tar::Builder<Vec<u8>>, names: &[&str]) {
+    let mut records = vec![
+        ("GNU.sparse.major", "1"),
+        ("GNU.sparse.minor", "0"),
+        ("GNU.sparse.realsize", "1048576"),
+    ];
+    records.extend(names.iter().map(|name| match *name {
+        "path" => (*name, "GNUSparseFile.0/dummy"),
+        name => (name, "sparse"),
+    }));
+    let records = records.iter().map(|(key, value)| (*key, value.as_bytes()));
+    builder.append_pax_extensions(records).unwrap();
+    let mut content = b"1\n524288\n3\n".to_vec();
+    content.resize(512, 0);
+    content.extend(b"abc");
+    let mut header = tar::Header::new_ustar();
+    header.set_path("x").unwrap();
+    header.set_mode(0o644);
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_mtime(1);
+    header.set_size(content.len() as u64);
+    header.set_cksum();
+    builder.append(&header, &content[..]).unwrap();
+}
+
+#[tokio::test]
+async fn whatever_changes_of_an_entry_is_found() {
+    use std::os::unix::fs::{FileExt, chown, lchown, symlink};
+    let (rig, fake) = (Rig::new(), Fake::http().await);
+    let made = image(&[(all_types(), Pack::Gzip)], &json!({}));
+    fake.put_image("x", "1", &made);
+    let name = fake.name("x:1");
+    let chain = document::chain_ids(&made.diff_ids);
+    let path = |name: &str| rig.layer_file(&chain[0], name);
+    let chmod = |name: &str, mode| {
+        std::fs::set_permissions(path(name), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let write = |name: &str, bytes: &[u8], at| {
+        let file = std::fs::File::options().write(true).open(path(name));
+        file.unwrap().write_all_at(bytes, at).unwrap();
+    };
+    let again = |name: &str, make: &dyn Fn(&PathBuf)| {
+        std::fs::remove_file(path(name)).unwrap();
+        make(&path(name));
+    };
+    let swap = |one: &str, other: &str| {
+        std::fs::rename(path(one), path("swapped")).unwrap();
+        std::fs::rename(path(other), path(one)).unwrap();
+        std::fs::rename(path("swapped"), path(other)).unwrap();
+    };
+    let device = rustix::fs::makedev(1, 5);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let changes: [(&str, &dyn Fn()); 15] = [
+        ("\"empty\" is no file of 0 bytes", &|| {
+            write("empty", b"x", 0)
+        }),
+        ("\"link\" has another target", &|| {
+            again("link", &|path| {
+                symlink("tarGet", path).unwrap();
+                lchown(path, Some(7), Some(8)).unwrap();
+            });
+        }),
+        ("\"link\" has another owner", &|| {
+            lchown(path("link"), Some(8), Some(8)).unwrap();
+        }),
+        ("\"d\" has another mode", &|| chmod("d", 0o711)),
+        ("\"d\" has another owner", &|| {
+            chown(path("d"), Some(0), None).unwrap();
+        }),
+        ("\"pipe\" has another mode", &|| chmod("pipe", 0o666)),
+        ("\"device\" has another mode", &|| chmod("device", 0o666)),
+        ("\"device\" has another device number", &|| {
+            again("device", &|path| {
+                let mode = rustix::fs::Mode::from_raw_mode(0o640);
+                rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, device).unwrap();
+            });
+        }),
+        ("\"first\" has another mode", &|| chmod("one", 0o600)),
+        ("\"second\" has another owner", &|| {
+            chown(path("two"), Some(0), None).unwrap();
+            chmod("two", 0o640);
+        }),
+        ("\"first\" is no link to \"one\"", &|| {
+            swap("first", "second")
+        }),
+        ("content of \"sparse\" changed", &|| {
+            write("sparse", b"X", 524_289)
+        }),
+        ("content of \"sparse\" changed", &|| {
+            write("sparse", b"X", 70_000)
+        }),
+        ("content of \"sparse\" changed", &|| {
+            write("sparse", b"X", 1_048_575)
+        }),
+        ("\"sparse\" is no file of 1048576 bytes", &|| {
+            write("sparse", b"\0", 1 << 20)
+        }),
+    ];
+    for (want, change) in changes {
+        rig.pull(&name).await.unwrap();
+        let report = rig.manager.check(false, false).await.unwrap();
+        assert_eq!((report.findings, report.unverifiable), (vec![], vec![]));
+        change();
+        let report = rig.manager.check(false, true).await.unwrap();
+        let [finding] = &report.findings[..] else {
+            panic!("{want}: {:?}", report.findings);
+        };
+        assert!(
+            finding.problem.contains(want),
+            "{want}: {}",
+            finding.problem
+        );
+    }
+}
+
 #[tokio::test]
 async fn documents_and_directories_that_are_gone_are_found() {
     let (rig, fake) = (Rig::new(), Fake::http().await);
@@ -393,6 +549,33 @@ async fn odd_layers_are_counted_and_checked_as_well() {
         ("gone/.wh..wh..opq", Regular, 0, ""),
         ("gone/new", Regular, 0o644, "new"),
     ]);
+    let replacing = {
+        let mut builder = tar::Builder::new(Vec::new());
+        let whiteout = tar::EntryType::Char;
+        for (name, kind, mode) in [
+            ("over/", Directory, 0o700),
+            ("over/kept", Regular, 0o600),
+            ("over", whiteout, 0o644),
+            ("file", Regular, 0o600),
+            ("file", whiteout, 0o644),
+            ("x", whiteout, 0o644),
+            ("x/f", Regular, 0o600),
+            ("over/", Directory, 0o711),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_uid(1);
+            header.set_gid(2);
+            header.set_size(0);
+            builder.append_data(&mut header, name, &b""[..]).unwrap();
+        }
+        append_sparse(&mut builder, &["GNU.sparse.name", "path"]);
+        builder.into_inner().unwrap()
+    };
+    let mut other_order = tar::Builder::new(Vec::new());
+    append_sparse(&mut other_order, &["path", "GNU.sparse.name"]);
+    let other_order = other_order.into_inner().unwrap();
     let twice = tar(&[
         ("a", Regular, 0o644, "first"),
         ("b", Link, 0o644, "a"),
@@ -401,7 +584,7 @@ async fn odd_layers_are_counted_and_checked_as_well() {
         ("tree", Regular, 0o644, "file"),
     ]);
     let (rig, fake) = (Rig::new(), Fake::http().await);
-    let layers = [base, middle, twice].map(|tar| (tar, Pack::Gzip));
+    let layers = [base, middle, replacing, other_order, twice].map(|tar| (tar, Pack::Gzip));
     let made = image(&layers, &json!({}));
     fake.put_image("x", "1", &made);
     let name = fake.name("x:1");
@@ -409,7 +592,7 @@ async fn odd_layers_are_counted_and_checked_as_well() {
     let report = rig.manager.check(false, false).await.unwrap();
     assert_eq!(report.findings, []);
     let details = rig.manager.inspect(&name).unwrap().unwrap();
-    assert_eq!(report.unverifiable, [details.layers[2].chain]);
+    assert_eq!(report.unverifiable, [details.layers[4].chain]);
     for layer in &details.layers {
         let (bytes, inodes) = rig.du(&format!("layers/{}/fs", layer.chain.hex()));
         assert_eq!((layer.disk, layer.inodes), (bytes, inodes));

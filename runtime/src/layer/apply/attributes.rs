@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{
@@ -14,6 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Entry;
+use crate::layer::shown;
 use crate::layer::tar::Time;
 
 /// Sets what entries say.
@@ -193,7 +194,7 @@ impl Attributes {
     }
 
     fn set_xattrs(&mut self, fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<u64> {
-        self.each_xattr(entry, |name, value| {
+        self.each_xattr(fd, entry, |name, value| {
             rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty())
         })
     }
@@ -201,13 +202,14 @@ impl Attributes {
     /// The same by a handle that cannot be written through.
     fn set_xattrs_at(&mut self, node: &OwnedFd, entry: &Entry) -> io::Result<u64> {
         let path = path_of(node);
-        self.each_xattr(entry, |name, value| {
+        self.each_xattr(node.as_fd(), entry, |name, value| {
             rustix::fs::setxattr(&path, name, value, XattrFlags::empty())
         })
     }
 
     fn each_xattr(
         &mut self,
+        file: BorrowedFd<'_>,
         entry: &Entry,
         set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>,
     ) -> io::Result<u64> {
@@ -225,11 +227,34 @@ impl Attributes {
                 Err(Errno::PERM) if name.starts_with(b"user.") && entry.kind.is_special() => {
                     dropped += 1;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(not_set(file, name, value, error)),
             }
         }
         Ok(dropped)
     }
+}
+
+/// More room than an extended attribute can ever need (`XATTR_SIZE_MAX`, and what it takes to find it).
+const ROOM: u64 = 1 << 20;
+
+/// Why an extended attribute was not set. ext4 has a block for all attributes of a file, and says `ENOSPC` when they
+/// are more, too: that must not be taken for a full disk, which is the node's trouble and not the image's.
+pub(super) fn not_set(file: BorrowedFd<'_>, name: &[u8], value: &[u8], error: Errno) -> io::Error {
+    let is_full = || {
+        let free = rustix::fs::fstatvfs(file).map(|vfs| vfs.f_bfree.saturating_mul(vfs.f_frsize));
+        free.is_ok_and(|free| free < ROOM)
+    };
+    match error {
+        Errno::TOOBIG | Errno::RANGE => {}
+        Errno::NOSPC if !is_full() => {}
+        error => return error.into(),
+    }
+    let text = format!(
+        "the file system does not hold its extended attribute {:?} of {} bytes",
+        shown(name),
+        value.len()
+    );
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
 /// A descriptor of something that is neither opened nor followed.

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Error, IMPLIED, whiteout};
+use super::{Error, IMPLIED, Limits, whiteout};
 use crate::sys::fs::{make_dirs, open_beneath, open_dir};
 
 /// More open directories than this, and those nearest to the root are closed.
@@ -45,8 +45,10 @@ pub(super) struct Dirs<'a> {
     /// Never empty, starts with the root.
     levels: Vec<Level>,
     implied: u64,
-    /// Longest real path.
-    limit: usize,
+    /// Of the longest real path, and of entries and what they imply together.
+    limits: &'a Limits,
+    /// Entries so far, and directories that they imply: a name of four kilobytes makes two thousand of them.
+    counted: u64,
     empty_dir_bytes: u64,
     grown: u64,
     made: u64,
@@ -72,7 +74,7 @@ fn times_of(stat: &Stat) -> Timestamps {
 }
 
 impl<'a> Dirs<'a> {
-    pub(super) fn new(root: BorrowedFd<'a>, limit: usize) -> Result<Self, Error> {
+    pub(super) fn new(root: BorrowedFd<'a>, limits: &'a Limits) -> Result<Self, Error> {
         let dir = open_dir(root, OsStr::new(".")).map_err(|e| Error::entry("open", b"", e))?;
         let level = Level::open(dir, PathBuf::new(), 0)?;
         Ok(Self {
@@ -81,7 +83,8 @@ impl<'a> Dirs<'a> {
             empty_dir_bytes: level.bytes,
             levels: vec![level],
             implied: 0,
-            limit,
+            limits,
+            counted: 0,
             grown: 0,
             made: 0,
         })
@@ -196,7 +199,7 @@ impl<'a> Dirs<'a> {
         })
         .map_err(failed)?;
         for path in made {
-            self.count_made();
+            self.count_made()?;
             let dir = open_beneath(self.root, &path, OFlags::RDONLY, Mode::empty());
             self.mark(dir.map_err(failed)?.as_fd(), name)?;
         }
@@ -207,10 +210,10 @@ impl<'a> Dirs<'a> {
     /// Makes a directory that the archive implies.
     fn make(&mut self, here: &OwnedFd, name: &[u8], real: PathBuf) -> Result<Level, Error> {
         let failed = |error: std::io::Error| Error::entry("create", name, error);
+        self.count_made()?;
         rustix::fs::mkdirat(here, name, Mode::from_raw_mode(MODE))
             .map_err(|error| failed(error.into()))?;
         self.added(name);
-        self.count_made();
         self.check_depth(&real)?;
         let dir = open_dir(here.as_fd(), OsStr::from_bytes(name)).map_err(failed)?;
         Level::open(dir, real, 0)
@@ -221,21 +224,36 @@ impl<'a> Dirs<'a> {
         let failed = |error: std::io::Error| Error::entry("create", name, error);
         rustix::fs::unlinkat(here, name, AtFlags::empty()).map_err(|error| failed(error.into()))?;
         let level = self.make(here, name, real.to_owned())?;
+        // The whiteout was an inode as well.
+        self.made -= 1;
         whiteout::set_opaque(level.dir.as_fd()).map_err(failed)?;
         rustix::fs::fchmod(&*level.dir, Mode::from_raw_mode(MODE))
             .map_err(|error| failed(error.into()))?;
         Ok(level)
     }
 
-    fn count_made(&mut self) {
+    /// An entry is at hand.
+    pub(super) fn count_entry(&mut self) -> Result<(), Error> {
+        self.counted += 1;
+        if self.counted > self.limits.entries {
+            return Err(Error::Limit {
+                what: "entries",
+                limit: self.limits.entries,
+            });
+        }
+        Ok(())
+    }
+
+    fn count_made(&mut self) -> Result<(), Error> {
         self.made += 1;
         self.grown += self.empty_dir_bytes;
+        self.count_entry()
     }
 
     /// Through links, a path can get longer than any name; nobody could open what is there by its path.
     fn check_depth(&self, real: &Path) -> Result<(), Error> {
         let real = real.as_os_str().as_bytes();
-        if real.len() > self.limit {
+        if real.len() > self.limits.path {
             return Err(Error::refused(real, "it is too deep"));
         }
         Ok(())

@@ -1,13 +1,14 @@
 //! Hard links.
 
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::attributes::not_set;
 use super::{Applier, Entry, Error, LINK, Made, name, whiteout};
 use crate::sys::fs::open_in_root;
 
@@ -25,9 +26,6 @@ impl Applier<'_> {
             .ok()
             .filter(|target| !target.is_empty())
             .ok_or_else(|| Error::refused(name, "it is a hard link to no name inside the layer"))?;
-        if target == name {
-            return Ok(());
-        }
         let (target_dir, target_base) = name::split(&target);
         let Some(from) = self.target_dir(target_dir, name)? else {
             return self.defer(dir, base, name, &target);
@@ -94,8 +92,10 @@ impl Applier<'_> {
         })?;
         self.applied.inodes += 1;
         self.applied.deferred += 1;
-        rustix::fs::fsetxattr(&file, LINK, target, XattrFlags::empty())
-            .map_err(|error| Error::entry("mark", name, error))
+        rustix::fs::fsetxattr(&file, LINK, target, XattrFlags::empty()).map_err(|error| {
+            let error = not_set(file.as_fd(), LINK.as_bytes(), target, error);
+            Error::entry("mark", name, error)
+        })
     }
 }
 

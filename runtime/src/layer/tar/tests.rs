@@ -130,10 +130,37 @@ fn s10_malformed_extended_headers_are_refused() {
     let mut tar = Tar::new();
     tar.entry(b"g", b'g', &record("path", "everything"));
     assert!(is_malformed(&tar.finish()));
+    // Go forgets the first header then, others do not.
+    for kind in *b"xLK" {
+        let mut tar = Tar::new();
+        let text = crate::layer::tests::builder::record(b"path", b"hidden");
+        tar.entry(b"e", kind, &text);
+        tar.entry(b"g", b'g', &record("comment", "0123"));
+        tar.file("f", b"");
+        assert!(is_malformed(&tar.finish()), "a global header after {kind}");
+    }
     let mut tar = Tar::new();
     tar.entry(b"g", b'g', &record("comment", "0123"));
     tar.file("f", b"");
     assert_eq!(read(&tar.finish()).unwrap().len(), 1);
+}
+
+/// S10: a record is bytes. What is no UTF-8 is no reason to refuse it, nor to read it otherwise.
+#[test]
+fn s10_keywords_and_values_need_not_be_text() {
+    let mut tar = Tar::new();
+    tar.pax_bytes(&[
+        (b"vendor.\xff", b"\xfe=\xff\n\0"),
+        (b"path", b"caf\xe9"),
+        (b"SCHILY.xattr.user.\xff", b"\0\xff"),
+    ]);
+    tar.file("f", b"");
+    let bytes = tar.finish();
+    let limits = Limits::default();
+    let entry = Archive::new(&bytes[..], &limits).next().unwrap().unwrap();
+    assert_eq!(entry.name, b"caf\xe9");
+    let xattr = (b"user.\xff".to_vec(), b"\0\xff".to_vec());
+    assert_eq!(entry.xattrs, [xattr]);
 }
 
 /// S11 (CVE-2022-2879): a header that claims a terabyte is refused before anything is read for it.
@@ -235,16 +262,29 @@ fn blocks_that_are_no_headers_are_refused() {
 
 #[test]
 fn formats_differ_in_where_the_name_is() {
-    for (magic, trailer, wanted) in [
-        (b"ustar\x0000", b"\0\0\0\0", "prefix/f"),
-        (b"ustar\x0000", b"tar\0", "prefix/f"),
-        (b"ustar  \0", b"\0\0\0\0", "f"),
-        (b"\0\0\0\0\0\0\0\0", b"\0\0\0\0", "f"),
-    ] {
+    let (posix, gnu, none) = (b"ustar\x0000", b"ustar  \0", b"\0\0\0\0\0\0\0\0");
+    let cases: [(_, _, &[u8], _); 9] = [
+        (posix, b"\0\0\0\0", b"prefix", "prefix/f"),
+        (posix, b"tar\0", b"prefix", "prefix/f"),
+        (none, b"\0\0\0\0", b"prefix", "f"),
+        // Two times, the first of which is none, the second of which is none, that are times, and that are not there.
+        (gnu, b"\0\0\0\0", b"prefix", "prefix/f"),
+        (
+            gnu,
+            b"\0\0\0\0",
+            b"12345670123/prefix",
+            "12345670123/prefix/f",
+        ),
+        (gnu, b"\0\0\0\0", b"00000000017\x0000000000017\0", "f"),
+        (gnu, b"\0\0\0\0", b"\x80\0\0\0\0\0\0\0\0\0\0\x01", "f"),
+        (gnu, b"\0\0\0\0", b"\0refix", "f"),
+        (gnu, b"\0\0\0\0", b"pr\xe9fix", "f"),
+    ];
+    for (magic, trailer, prefix, wanted) in cases {
         let mut tar = Tar::new();
         tar.file("f", b"").edit(|header| {
             header[257..265].copy_from_slice(magic);
-            header[345..351].copy_from_slice(b"prefix");
+            header[345..345 + prefix.len()].copy_from_slice(prefix);
             header[508..512].copy_from_slice(trailer);
         });
         assert_eq!(read(&tar.finish()).unwrap()[0].0, wanted);

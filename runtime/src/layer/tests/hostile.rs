@@ -164,6 +164,22 @@ fn s05_hard_links_stay_inside() {
     bench.apply(tar).unwrap();
     assert_eq!(bench.text("h"), "inside");
     assert!(fs::symlink_metadata(bench.path("hs")).unwrap().is_symlink());
+    // To itself: there is something to link to, or there is not.
+    let mut applied = bench.apply({
+        let mut tar = Tar::new();
+        tar.hard_link("absent", "absent");
+        tar
+    });
+    let applied = applied.as_mut().unwrap();
+    assert_eq!(applied.deferred, 1);
+    let finished = finish(bench.root.as_fd(), None, applied);
+    assert!(matches!(finished, Err(Error::Refused { .. })));
+    let bench = Bench::new();
+    let mut tar = Tar::new();
+    tar.file("self", b"x");
+    tar.hard_link("./self", "self").mode(0o600);
+    assert_eq!(bench.apply(tar).unwrap().deferred, 0);
+    assert_eq!(bench.text("self"), "x");
     for (kind, target) in [("dir", "d"), ("removed", "w")] {
         let bench = Bench::new();
         let mut tar = Tar::new();
@@ -288,7 +304,7 @@ fn s19_a_device_0_0_is_a_whiteout() {
 #[test]
 fn s20_whiteouts_hide_names_below_and_remove_nothing() {
     for name in [
-        ".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh...", ".wh.x/y",
+        ".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh...", ".wh.x/y", ".wh./x",
     ] {
         let bench = Bench::new();
         let mut tar = Tar::new();
@@ -315,10 +331,33 @@ fn s20_whiteouts_hide_names_below_and_remove_nothing() {
     tar.dir("p/");
     tar.symlink("p/.wh..wh..opq", "/etc");
     tar.file("p/f", b"x");
+    // Whatever a whiteout is, it is one.
+    for kind in *b"123456" {
+        let name = format!(".wh.type{}", char::from(kind));
+        tar.entry(name.as_bytes(), kind, b"").edit(|header| {
+            header[157..160].copy_from_slice(b"p/f");
+            header[336] = b'1';
+        });
+    }
+    // The name that it hides may be as long as a name can be.
+    let longest = "n".repeat(255);
+    tar.pax(&[("path", &format!(".wh.{longest}"))]);
+    tar.file("x", b"");
     tar.file(".wh..wh.plnk/1.2", b"x");
     tar.file(".wh..wh.aufs", b"x");
     bench.apply(tar).unwrap();
-    for name in ["gone", "implied/gone", "again"] {
+    for name in [
+        "gone",
+        "implied/gone",
+        "again",
+        "type1",
+        "type2",
+        "type3",
+        "type4",
+        "type5",
+        "type6",
+        &longest,
+    ] {
         assert!(bench.is_whiteout(name), "{name}");
     }
     let inside = canary.trim_start_matches('/');
@@ -328,6 +367,10 @@ fn s20_whiteouts_hide_names_below_and_remove_nothing() {
     assert_eq!(fs::read_dir(bench.path("o")).unwrap().count(), 0);
     assert_eq!(bench.text("p/f"), "x");
     assert!(!fs::exists(bench.path(".wh..wh.plnk")).unwrap());
+    let mut tar = Tar::new();
+    tar.pax(&[("path", &format!(".wh.{longest}n"))]);
+    tar.file("x", b"");
+    assert!(matches!(bench.apply(tar), Err(Error::Entry { .. })));
 }
 
 /// S22: what was unpacked is as unreachable as the directory it is in, and made with no other permission on the way.

@@ -12,6 +12,10 @@ struct Stack {
 
 impl Stack {
     fn new(bottom: Tar, middle: Tar, top: Tar) -> (Self, Applied) {
+        Self::limited(bottom, middle, top, &Limits::default())
+    }
+
+    fn limited(bottom: Tar, middle: Tar, top: Tar, limits: &Limits) -> (Self, Applied) {
         let lower = [Bench::new(), Bench::new()];
         lower[0].apply(bottom).unwrap();
         lower[1].apply(middle).unwrap();
@@ -28,7 +32,7 @@ impl Stack {
         );
         let view = detached_overlay(method, &layers, Path::new("/")).unwrap();
         let bench = Bench::new();
-        let applied = bench.apply(top).unwrap();
+        let applied = apply(&top.finish()[..], bench.root.as_fd(), limits).unwrap();
         (
             Self {
                 bench,
@@ -168,4 +172,118 @@ fn hard_links_to_nothing_are_errors() {
             "{target}"
         );
     }
+}
+
+/// A few bytes of a layer must not become as much as the largest file below holds, nor that once more for each link.
+#[test]
+fn a_sparse_lower_file_is_copied_once_and_with_its_holes() {
+    let mut bottom = Tar::new();
+    bottom.sparse("1.0", "s", &[(1 << 20, 1), (1 << 29, 2)], 1 << 30, b"abc");
+    bottom.hard_link("d/other-name", "s");
+    bottom.sparse("1.0", "hole", &[], 1 << 30, b"");
+    bottom.file("replaced", &[7; 5000]).mode(0o600);
+    let mut top = Tar::new();
+    for name in ["h1", "h2", "d/h3"] {
+        top.hard_link(name, "s").mode(0o644);
+    }
+    top.hard_link("h4", "h2");
+    top.hard_link("h5", "d/other-name");
+    top.hard_link("h6", "hole");
+    top.hard_link("r1", "replaced");
+    top.hard_link("r2", "replaced");
+    top.dir("d/").mtime(77);
+    top.file("replaced", b"new");
+    let (stack, mut applied) = Stack::new(bottom, Tar::new(), top);
+    stack.finish(&mut applied).unwrap();
+    let of = |name: &str| fs::symlink_metadata(stack.bench.path(name)).unwrap();
+    let one = of("s");
+    for name in ["h1", "h2", "d/h3", "h4", "h5", "d/other-name"] {
+        assert_eq!(of(name).ino(), one.ino(), "{name}");
+    }
+    assert_eq!((one.nlink(), one.len()), (7, 1 << 30));
+    assert!(one.blocks() < 100, "{}", one.blocks());
+    assert_eq!((of("h6").len(), of("h6").blocks()), (1 << 30, 0));
+    let file = fs::File::open(stack.bench.path("h1")).unwrap();
+    let mut bytes = [0; 3];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, (1 << 29) - 1).unwrap();
+    assert_eq!(&bytes, b"\0bc");
+    // Where the target itself cannot come along, its links are one file all the same.
+    assert_eq!(of("r1").ino(), of("r2").ino());
+    assert_eq!((of("r1").len(), of("replaced").len()), (5000, 3));
+    assert_eq!(stack.facts("d").3, 77);
+    let mut seen = std::collections::HashSet::from(
+        [stack.bench.root.as_fd()].map(|root| rustix::fs::fstat(root).unwrap().st_ino),
+    );
+    crate::sys::fs::visit_tree(stack.bench.root.as_fd(), &mut |visit| {
+        seen.insert(of(visit.path.to_str().unwrap()).ino());
+        Ok(crate::sys::fs::Next::Enter)
+    })
+    .unwrap();
+    assert_eq!(applied.inodes, seen.len() as u64);
+}
+
+#[test]
+fn what_hard_links_copy_counts_against_the_limits() {
+    let limits = Limits {
+        bytes: 1 << 20,
+        entries: 100,
+        ..Limits::default()
+    };
+    let mut bottom = Tar::new();
+    for number in 0..3 {
+        bottom.file(&format!("f{number}"), &vec![1; 400_000]);
+    }
+    let mut top = Tar::new();
+    for number in 0..3 {
+        top.hard_link(&format!("h{number}"), &format!("f{number}"));
+    }
+    let (stack, mut applied) = Stack::limited(bottom, Tar::new(), top, &limits);
+    let error = stack.finish(&mut applied).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                limit: 1_048_576,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    // And so do the directories that the target is in.
+    let deep = format!("{}f", "d/".repeat(120));
+    let mut bottom = Tar::new();
+    bottom.pax(&[("path", &deep)]);
+    bottom.file("x", b"x");
+    let mut top = Tar::new();
+    top.pax(&[("linkpath", &deep)]);
+    top.hard_link("h", "x");
+    let (stack, mut applied) = Stack::limited(bottom, Tar::new(), top, &limits);
+    let error = stack.finish(&mut applied).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                what: "entries",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+/// The file below may have as many attributes as fit, and the mark of the link is one more.
+#[test]
+fn a_mark_takes_no_room_from_what_is_copied() {
+    let target = ["t".repeat(200), "u".repeat(200), "v".repeat(200)].join("/");
+    let note = "n".repeat(3600);
+    let mut bottom = Tar::new();
+    bottom.pax(&[("path", &target), ("SCHILY.xattr.user.note", &note)]);
+    bottom.file("x", b"x");
+    let mut top = Tar::new();
+    top.pax(&[("linkpath", &target)]);
+    top.hard_link("h", "x");
+    let (stack, mut applied) = Stack::new(bottom, Tar::new(), top);
+    stack.finish(&mut applied).unwrap();
+    let kept = xattr(&stack.bench.path("h"), "user.note").unwrap();
+    assert_eq!(kept, note.as_bytes());
 }

@@ -107,6 +107,25 @@ fn attributes_that_the_file_system_refuses() {
     tar.file("f", b"x");
     let error = bench.apply(tar).unwrap_err();
     assert!(matches!(error, Error::Entry { .. }), "{error}");
+    // A disk that is full is another thing, for which other images would have to give.
+    let big = "v".repeat(5000);
+    for kind in [b'0', b'5'] {
+        let mut tar = Tar::new();
+        tar.pax(&[("SCHILY.xattr.user.big", &big)]);
+        tar.entry(b"of-ext4", kind, b"");
+        let Err(error) = bench.apply(tar) else {
+            // This file system has room for it.
+            continue;
+        };
+        assert_eq!(crate::model::Kinded::kind(&error), Kind::Unknown);
+        let Error::Entry { name, source, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(name, "of-ext4");
+        let text = source.to_string();
+        assert!(text.contains("user.big") && text.contains("5000"), "{text}");
+        assert_ne!(source.kind(), io::ErrorKind::StorageFull);
+    }
     let long = format!("SCHILY.xattr.user.{}", "n".repeat(300));
     let mut tar = Tar::new();
     tar.pax(&[(&long, "x")]);
@@ -162,7 +181,7 @@ fn times_are_exact_and_within_bounds() {
     });
     tar.file("rubbish", b"").mtime(7).edit(|header| {
         header[257..265].copy_from_slice(b"ustar  \0");
-        header[345..357].copy_from_slice(b"not a number");
+        header[345..357].copy_from_slice(b"\xffot a number");
     });
     tar.file("binary", b"").edit(|header| {
         header[136..148].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
@@ -353,6 +372,44 @@ fn thousands_of_implied_directories_are_finished() {
     assert!(bench.implied().is_empty() && !applied.needs_lower());
     let three = fs::metadata(bench.path("3")).unwrap();
     assert_eq!((three.mode() & 0o7777, three.mtime()), (0o700, 9));
+}
+
+/// S13: a name of some kilobytes is one entry and as many directories as it has slashes.
+#[test]
+fn s13_implied_directories_count_as_entries() {
+    let limits = Limits {
+        entries: 1000,
+        ..Limits::default()
+    };
+    let is_limit = |bytes: &[u8]| {
+        let applied = apply(bytes, Bench::new().root.as_fd(), &limits);
+        match applied {
+            Ok(applied) => {
+                assert!(applied.inodes <= 1001, "{}", applied.inodes);
+                false
+            }
+            Err(Error::Limit { what, limit }) => (what, limit) == ("entries", 1000),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let named = |names: &[String]| {
+        let mut tar = Tar::new();
+        for name in names {
+            tar.pax(&[("path", name)]);
+            tar.file("x", b"");
+        }
+        tar.finish()
+    };
+    let deep = |first: &str, count: usize| format!("{first}/{}f", "d/".repeat(count));
+    assert!(is_limit(&named(&[deep("a", 2046)])));
+    assert!(is_limit(&named(&[deep("a", 600), deep("b", 600)])));
+    assert!(!is_limit(&named(&[deep("a", 400), deep("b", 400)])));
+    // By way of a link that leads nowhere yet.
+    let mut tar = Tar::new();
+    tar.pax(&[("linkpath", &deep("a", 2000))]);
+    tar.symlink("l", "x");
+    tar.file("l/f", b"");
+    assert!(is_limit(&tar.finish()));
 }
 
 fn bomb(size: u64) -> Vec<u8> {

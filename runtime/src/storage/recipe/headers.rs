@@ -1,13 +1,15 @@
-//! As much of the tar format as it takes to know where files' content is.
+//! Where in an archive files' content is, and what its entries say.
 //!
 //! This sees what the applier sees, at the same time; an archive that it refuses never becomes a layer, so here
 //! what is odd only means that there will be no recipe.
 
-use super::{Entry, Kind};
+use super::Entry;
+use crate::tarball::header::{Block, number};
+use crate::tarball::pax::{Pax, SparseKind};
+use crate::tarball::sparse::{self, MapReader};
+use crate::tarball::{BLOCK, Type};
 
-const BLOCK: usize = 512;
-
-/// An extension header longer than this is nothing that the applier takes.
+/// An extension header or map longer than this is nothing that the applier takes.
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// What the bytes that were taken are.
@@ -16,20 +18,25 @@ pub(super) enum Event {
     Literal,
     /// In the unpacked file.
     Content,
+    /// To be kept: content of a sparse file, from this offset in it on.
+    Sparse(u64),
     /// To be kept; with them this entry begins.
     Entry(Entry),
     /// Nobody knows.
     Lost,
 }
 
-#[derive(Debug)]
 enum State {
     /// Within a header.
     Header,
     /// Within what a header says about the next one.
     Extension { kind: u8, left: u64 },
-    /// Within the blocks that continue the map of an old sparse file, which has this much content.
-    Map { size: u64 },
+    /// Within the blocks that continue the map of an old sparse file.
+    Map,
+    /// Within the map at the start of a sparse file's content.
+    MapText,
+    /// Within a part of a sparse file that belongs at this offset.
+    Part { offset: u64, left: u64 },
     /// Within content that is in the unpacked file.
     Content { left: u64, padding: u64 },
     /// Within bytes that are kept until the next header.
@@ -39,21 +46,38 @@ enum State {
 }
 
 /// What extension headers say about the next entry.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Extensions {
+    pax: Pax,
     name: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    sparse: bool,
+    link: Option<Vec<u8>>,
 }
 
-#[derive(Debug)]
+/// Where the map of a file is that is sparse.
+enum Map {
+    None,
+    Old,
+    InHeader(Vec<(u64, u64)>),
+    InContent,
+}
+
+/// The sparse file at hand.
+struct Sparse {
+    size: u64,
+    /// Bytes in the archive, without the map.
+    content: u64,
+    map: Vec<(u64, u64)>,
+    text: MapReader,
+    /// Which part comes next.
+    next: usize,
+}
+
 pub(super) struct Parser {
     state: State,
     /// Of the header or extension so far.
     bytes: Vec<u8>,
     extensions: Extensions,
+    sparse: Sparse,
     /// The header before was one of zeros.
     zero: bool,
 }
@@ -64,7 +88,20 @@ impl Default for Parser {
             state: State::Header,
             bytes: Vec::with_capacity(BLOCK),
             extensions: Extensions::default(),
+            sparse: Sparse::new(0, 0),
             zero: false,
+        }
+    }
+}
+
+impl Sparse {
+    fn new(size: u64, content: u64) -> Self {
+        Self {
+            size,
+            content,
+            map: Vec::new(),
+            text: MapReader::new(MAX_EXTENSION),
+            next: 0,
         }
     }
 }
@@ -110,12 +147,17 @@ impl Parser {
                 }
                 (now, Event::Content)
             }
+            State::Part { offset, left } => {
+                let now = least(left, bytes.len());
+                self.part(offset + now as u64, left - now as u64);
+                (now, Event::Sparse(offset))
+            }
             State::Header => self.block(bytes, Self::header),
-            State::Map { size } => self.block(bytes, |this, block| {
-                if block.get(504) == Some(&0) {
-                    this.skip(size + padding(size));
-                }
-                Event::Literal
+            State::Map => self.block(bytes, |this, block| {
+                this.more_map(block).unwrap_or(Event::Lost)
+            }),
+            State::MapText => self.block(bytes, |this, block| {
+                this.map_text(block).unwrap_or(Event::Lost)
             }),
             State::Extension { kind, left } => {
                 let now = least(left, bytes.len());
@@ -143,6 +185,18 @@ impl Parser {
         };
     }
 
+    /// Goes on in a sparse file, with the next part when nothing is left of this one.
+    fn part(&mut self, mut offset: u64, mut left: u64) {
+        while left == 0 {
+            let Some(next) = self.sparse.map.get(self.sparse.next) else {
+                return self.skip(padding(self.sparse.content));
+            };
+            (offset, left) = *next;
+            self.sparse.next += 1;
+        }
+        self.state = State::Part { offset, left };
+    }
+
     /// Collects a block, then does something with it.
     fn block(
         &mut self,
@@ -165,8 +219,12 @@ impl Parser {
         (now, event)
     }
 
-    fn header(&mut self, block: &[u8]) -> Event {
-        if block.iter().all(|byte| *byte == 0) {
+    fn header(&mut self, bytes: &[u8]) -> Event {
+        let Some(bytes) = bytes.first_chunk() else {
+            return Event::Lost;
+        };
+        let block = Block::new(*bytes);
+        if block.is_zero() {
             if self.zero {
                 self.state = State::Tail;
             }
@@ -174,153 +232,149 @@ impl Parser {
             return Event::Literal;
         }
         self.zero = false;
-        self.describe(block).unwrap_or(Event::Lost)
+        self.describe(&block).unwrap_or(Event::Lost)
     }
 
-    fn describe(&mut self, block: &[u8]) -> Option<Event> {
-        let flag = *block.get(156)?;
-        let size = u64::try_from(number(block.get(124..136)?)?).ok()?;
+    fn describe(&mut self, block: &Block) -> Option<Event> {
+        if !block.checksum_matches() {
+            return None;
+        }
+        let flag = block.typeflag();
         if matches!(flag, b'x' | b'g' | b'L' | b'K') {
-            if size > MAX_EXTENSION {
-                return None;
-            }
-            self.state = State::Extension {
-                kind: flag,
-                left: size,
+            let size = u64::try_from(number(block.size())?).ok();
+            let size = size.filter(|size| *size <= MAX_EXTENSION)?;
+            self.state = match size {
+                0 => State::Header,
+                left => State::Extension { kind: flag, left },
             };
-            if size == 0 {
-                self.state = State::Header;
-            }
             return Some(Event::Literal);
         }
         let extensions = std::mem::take(&mut self.extensions);
-        let raw = extensions.name.unwrap_or_else(|| header_name(block));
-        let kind = match flag {
-            0 if raw.ends_with(b"/") => Kind::Dir,
-            0 | b'0' | b'7' | b'S' => Kind::File,
-            b'1' => Kind::HardLink,
-            b'2' => Kind::Symlink,
-            b'3' => Kind::Char,
-            b'4' => Kind::Block,
-            b'5' => Kind::Dir,
-            b'6' => Kind::Fifo,
-            _ => return None,
-        };
-        let size = match kind {
-            Kind::File => extensions.size.unwrap_or(size),
+        self.entry(block, extensions)
+    }
+
+    fn entry(&mut self, block: &Block, extensions: Extensions) -> Option<Event> {
+        let Extensions { pax, name, link } = extensions;
+        let format = block.format().ok()?;
+        let raw = pax.path.or(name).unwrap_or_else(|| block.name(format));
+        let kind = Type::of(block.typeflag(), &raw)?;
+        let content = match (kind, pax.size) {
+            (Type::File, Some(size)) => size,
+            (Type::File, None) => u64::try_from(number(block.size())?).ok()?,
             _ => 0,
         };
-        let name = clean(&raw);
-        let hides = name
-            .split(|byte| *byte == b'/')
-            .any(|part| part.starts_with(b".wh."));
-        let sparse = extensions.sparse || flag == b'S';
-        let content = kind == Kind::File && !sparse && !hides && size > 0;
-        self.state = match (content, flag == b'S' && block.get(482) != Some(&0)) {
-            (true, _) => State::Content {
-                left: size,
-                padding: padding(size),
-            },
-            (false, true) => State::Map { size },
-            (false, false) => State::Header,
+        let small = |field: &[u8]| number(field).and_then(|n| u32::try_from(n).ok());
+        let device = match kind {
+            Type::Char | Type::Block => (small(block.major())?, small(block.minor())?),
+            _ => (0, 0),
         };
-        if matches!(self.state, State::Header) {
-            self.skip(size + padding(size));
-        }
-        if hides || name.is_empty() {
-            return Some(Event::Literal);
-        }
-        let small = |range| number(block.get(range)?).and_then(|n| u32::try_from(n).ok());
-        Some(Event::Entry(Entry {
+        let map = match (block.typeflag(), pax.sparse.kind().ok()?) {
+            (b'S', None) => Map::Old,
+            (b'S', Some(_)) => return None,
+            (_, None) => Map::None,
+            (_, Some(SparseKind::InHeader(map))) => Map::InHeader(map),
+            (_, Some(SparseKind::InContent)) => Map::InContent,
+        };
+        let real = match map {
+            Map::Old => Some(u64::try_from(number(block.real_size())?).ok()?),
+            _ => pax.sparse.size,
+        };
+        let name = clean(&pax.sparse.name.unwrap_or(raw));
+        // Whiteouts: by name, some of which aufs wrote for itself, and by device.
+        let mut parts = name.split(|byte| *byte == b'/');
+        let hides =
+            parts.any(|part| part.starts_with(b".wh.")) || (kind == Type::Char && device == (0, 0));
+        let entry = Entry {
             kind,
-            mode: small(100..108)? & 0o7777,
-            uid: extensions.uid.or_else(|| small(108..116))?,
-            gid: extensions.gid.or_else(|| small(116..124))?,
-            size: if sparse { 0 } else { size },
-            content,
+            mode: u32::try_from(number(block.mode())? & 0o7777).ok()?,
+            uid: pax.uid.or_else(|| small(block.uid()))?,
+            gid: pax.gid.or_else(|| small(block.gid()))?,
+            size: real.unwrap_or(content),
+            content: matches!(map, Map::None) && !hides && content > 0,
+            sparse: !matches!(map, Map::None),
+            link: pax.linkpath.or(link).unwrap_or_else(|| block.link()),
+            device,
             name,
-        }))
+        };
+        self.begin_content(block, &entry, map, content)?;
+        Some(match hides || entry.name.is_empty() {
+            true => Event::Literal,
+            false => Event::Entry(entry),
+        })
+    }
+
+    fn begin_content(
+        &mut self,
+        block: &Block,
+        entry: &Entry,
+        map: Map,
+        content: u64,
+    ) -> Option<()> {
+        self.sparse = Sparse::new(entry.size, content);
+        match map {
+            Map::Old => return self.old_map(block.sparse()),
+            Map::InHeader(map) => return self.begin_parts(map),
+            Map::InContent => self.state = State::MapText,
+            Map::None if entry.content => {
+                self.state = State::Content {
+                    left: content,
+                    padding: padding(content),
+                };
+            }
+            Map::None => self.skip(content.checked_add(padding(content))?),
+        }
+        Some(())
+    }
+
+    /// Takes parts of an old sparse file's map.
+    fn old_map(&mut self, (parts, more): (&[u8], bool)) -> Option<()> {
+        sparse::read_parts(parts, &mut self.sparse.map)?;
+        self.state = State::Map;
+        if more {
+            let bytes = self.sparse.map.len() as u64 * 24;
+            return (bytes <= MAX_EXTENSION).then_some(());
+        }
+        let map = std::mem::take(&mut self.sparse.map);
+        self.begin_parts(map)
+    }
+
+    fn more_map(&mut self, bytes: &[u8]) -> Option<Event> {
+        let block = Block::new(*bytes.first_chunk()?);
+        self.old_map(block.more_sparse())?;
+        Some(Event::Literal)
+    }
+
+    fn map_text(&mut self, block: &[u8]) -> Option<Event> {
+        self.sparse.content = self.sparse.content.checked_sub(BLOCK as u64)?;
+        if let Some(map) = self.sparse.text.feed(block)? {
+            self.begin_parts(map)?;
+        }
+        Some(Event::Literal)
+    }
+
+    fn begin_parts(&mut self, map: Vec<(u64, u64)>) -> Option<()> {
+        if !sparse::is_valid(&map, self.sparse.size, self.sparse.content) {
+            return None;
+        }
+        self.sparse.map = map;
+        self.part(0, 0);
+        Some(())
     }
 
     fn extend(&mut self, kind: u8, text: &[u8]) -> Option<()> {
+        let string = || text.split(|byte| *byte == 0).next().map(<[u8]>::to_vec);
         match kind {
-            b'L' => {
-                let end = text.iter().position(|byte| *byte == 0);
-                self.extensions.name = Some(text.get(..end.unwrap_or(text.len()))?.to_vec());
-            }
-            b'x' => self.pax(text)?,
+            b'L' => self.extensions.name = string(),
+            b'K' => self.extensions.link = string(),
+            b'x' => self.extensions.pax = Pax::parse(text).ok()?,
             _ => {}
         }
         Some(())
     }
-
-    fn pax(&mut self, mut text: &[u8]) -> Option<()> {
-        while !text.is_empty() {
-            let space = text.iter().position(|byte| *byte == b' ')?;
-            let length = usize::try_from(decimal(text.get(..space)?)?).ok()?;
-            let (record, rest) = text.split_at_checked(length)?;
-            text = rest;
-            let body = record.get(space + 1..)?.strip_suffix(b"\n")?;
-            let equals = body.iter().position(|byte| *byte == b'=')?;
-            let (key, value) = (body.get(..equals)?, body.get(equals + 1..)?);
-            let narrow = |value| decimal(value).and_then(|n| u32::try_from(n).ok());
-            match key {
-                _ if value.is_empty() => {}
-                b"path" | b"GNU.sparse.name" => self.extensions.name = Some(value.to_vec()),
-                b"size" => self.extensions.size = Some(decimal(value)?),
-                b"uid" => self.extensions.uid = Some(narrow(value)?),
-                b"gid" => self.extensions.gid = Some(narrow(value)?),
-                _ => {}
-            }
-            self.extensions.sparse |= key.starts_with(b"GNU.sparse.");
-        }
-        Some(())
-    }
-}
-
-fn decimal(text: &[u8]) -> Option<u64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-fn text(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-fn header_name(block: &[u8]) -> Vec<u8> {
-    let name = text(block.get(..100).unwrap_or_default());
-    let is_posix = block.get(257..265) == Some(b"ustar\x0000");
-    let is_star = is_posix && block.get(508..512) == Some(b"tar\0");
-    let prefix = match (is_posix, is_star) {
-        (true, true) => text(block.get(345..476).unwrap_or_default()),
-        (true, false) => text(block.get(345..500).unwrap_or_default()),
-        (false, _) => &[],
-    };
-    match prefix {
-        [] => name.to_vec(),
-        prefix => [prefix, b"/", name].concat(),
-    }
-}
-
-/// Octal, or base 256 with the highest bit as the mark.
-fn number(field: &[u8]) -> Option<i64> {
-    let (first, rest) = field.split_first()?;
-    if first & 0x80 != 0 {
-        let start = i64::from(first & 0x7f);
-        return rest.iter().try_fold(start, |sum, byte| {
-            sum.checked_mul(256)?.checked_add(i64::from(*byte))
-        });
-    }
-    let blank = |byte: &u8| matches!(byte, b' ' | 0);
-    let digits = field.iter().skip_while(|byte| blank(byte));
-    let mut digits = digits.take_while(|byte| !blank(byte));
-    digits.try_fold(0_i64, |sum, digit| match digit {
-        b'0'..=b'7' => sum.checked_mul(8)?.checked_add(i64::from(digit - b'0')),
-        _ => None,
-    })
 }
 
 /// Components joined by single slashes.
-fn clean(raw: &[u8]) -> Vec<u8> {
+pub(super) fn clean(raw: &[u8]) -> Vec<u8> {
     let parts = raw.split(|byte| *byte == b'/');
     let parts = parts.filter(|part| !matches!(*part, b"" | b"."));
     parts.collect::<Vec<_>>().join(&b'/')

@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use zstd::stream::read::Decoder;
 
 use super::super::is_unreadable;
-use super::{ENTRY_TAG, Entry, Kind, LITERAL, LITERAL_TAG};
+use super::compare::Comparison;
+use super::{ENTRY_TAG, LITERAL, LITERAL_TAG};
 use crate::sys::fs::open_in_root;
 
 /// Longest name that a recipe may have: an extension header's.
@@ -23,7 +24,7 @@ const MAX_NAME: usize = 1 << 20;
 #[error("{0}")]
 struct Fault(String);
 
-fn fault(text: impl Into<String>) -> io::Error {
+pub(super) fn fault(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, Fault(text.into()))
 }
 
@@ -35,7 +36,7 @@ pub(in crate::storage) fn is_fault(error: &io::Error) -> bool {
 /// Whether entries are compared with the files on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum Compare {
-    /// Types, owners and modes.
+    /// All that an entry says but times and extended attributes.
     Entries,
     /// Nothing but what is read.
     Content,
@@ -45,7 +46,7 @@ pub(in crate::storage) enum Compare {
 pub struct Replay {
     recipe: Decoder<'static, BufReader<File>>,
     root: OwnedFd,
-    compare: Compare,
+    comparison: Option<Comparison>,
     /// Literal bytes that are not given out yet.
     literal: Vec<u8>,
     at: usize,
@@ -66,10 +67,14 @@ impl Replay {
         root: OwnedFd,
         compare: Compare,
     ) -> io::Result<Self> {
+        let comparison = match compare {
+            Compare::Entries => Some(Comparison::new(root.try_clone()?)),
+            Compare::Content => None,
+        };
         Ok(Self {
             recipe: Decoder::new(recipe)?,
             root,
-            compare,
+            comparison,
             literal: Vec::new(),
             at: 0,
             file: None,
@@ -106,99 +111,53 @@ impl Replay {
                 self.at = 0;
                 Ok(())
             }
-            [ENTRY_TAG] => {
-                let entry = self.entry()?;
-                self.begin(entry)
-            }
+            [ENTRY_TAG] => self.entry(),
             _ => Err(fault("its recipe is damaged")),
         }
     }
 
-    fn entry(&mut self) -> io::Result<Entry> {
-        let [kind] = self.number()?;
-        let kind = Kind::from_number(kind).ok_or_else(|| fault("its recipe is damaged"))?;
-        let mode = u32::from_le_bytes(self.number()?);
-        let uid = u32::from_le_bytes(self.number()?);
-        let gid = u32::from_le_bytes(self.number()?);
+    fn entry(&mut self) -> io::Result<()> {
+        // Type, mode, user and group are in the header as well.
+        let _: [u8; 13] = self.number()?;
         let size = u64::from_le_bytes(self.number()?);
         let [content] = self.number()?;
-        Ok(Entry {
-            kind,
-            mode,
-            uid,
-            gid,
-            size,
-            content: content == 1,
-            name: self.bytes(MAX_NAME)?,
-        })
-    }
-
-    fn begin(&mut self, entry: Entry) -> io::Result<()> {
-        if self.compare == Compare::Entries {
-            self.look_at(&entry)?;
-        }
-        if !entry.content {
+        let name = self.bytes(MAX_NAME)?;
+        if content != 1 {
             return Ok(());
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = File::from(self.open(&entry.name, flags)?);
+        let file = File::from(open(&self.root, &name, flags)?);
         let stat = file.metadata()?;
-        if !stat.is_file() || stat.len() != entry.size {
-            let name = shown(&entry.name);
-            let text = format!("{name} is no file of {} bytes", entry.size);
-            return Err(fault(text));
+        if !stat.is_file() || stat.len() != size {
+            return Err(wrong_size(&name, size));
         }
-        self.file = Some((file, entry.name, entry.size));
-        Ok(())
-    }
-
-    fn open(&self, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
-        let path = Path::new(OsStr::from_bytes(name));
-        open_in_root(self.root.as_fd(), path, flags, Mode::empty()).map_err(|error| {
-            match Errno::from_io_error(&error) {
-                Some(Errno::NOENT) => fault(format!("{} is missing", shown(name))),
-                // A link or something else where the archive has a file.
-                Some(Errno::NOTDIR | Errno::LOOP) => {
-                    fault(format!("{} is something else", shown(name)))
-                }
-                _ => unreadable(name, error),
-            }
-        })
-    }
-
-    fn look_at(&self, entry: &Entry) -> io::Result<()> {
-        let found = self.open(&entry.name, OFlags::PATH | OFlags::NOFOLLOW)?;
-        let stat = rustix::fs::fstat(&found)?;
-        let wanted = match entry.kind {
-            // It is what its target is, and has the target's attributes.
-            Kind::HardLink => return Ok(()),
-            Kind::File => FileType::RegularFile,
-            Kind::Symlink => FileType::Symlink,
-            Kind::Char => FileType::CharacterDevice,
-            Kind::Block => FileType::BlockDevice,
-            Kind::Dir => FileType::Directory,
-            Kind::Fifo => FileType::Fifo,
-        };
-        let differs = |what: &str| Err(fault(format!("{} has another {what}", shown(&entry.name))));
-        if FileType::from_raw_mode(stat.st_mode) != wanted {
-            return differs("type");
-        }
-        // A directory may be described more than once, and other names of a file may have changed it.
-        if !matches!(entry.kind, Kind::File | Kind::Fifo) || stat.st_nlink > 1 {
-            return Ok(());
-        }
-        if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
-            return differs("owner");
-        }
-        if stat.st_mode & 0o7777 != entry.mode {
-            return differs("mode");
-        }
+        self.file = Some((file, name, size));
         Ok(())
     }
 }
 
+pub(super) fn wrong_size(name: &[u8], size: u64) -> io::Error {
+    fault(format!("{} is no file of {size} bytes", shown(name)))
+}
+
+/// Opens something of the layer, whose last component is not followed.
+pub(super) fn open(root: &OwnedFd, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let path = Path::new(OsStr::from_bytes(name));
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    open_in_root(root.as_fd(), path, flags, Mode::empty()).map_err(|error| {
+        match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NAMETOOLONG) => fault(format!("{} is missing", shown(name))),
+            // A link or something else where the archive has a file.
+            Some(Errno::NOTDIR | Errno::LOOP) => {
+                fault(format!("{} is something else", shown(name)))
+            }
+            _ => unreadable(name, error),
+        }
+    })
+}
+
 /// What the disk cannot give back is damage as well.
-fn unreadable(name: &[u8], error: io::Error) -> io::Error {
+pub(super) fn unreadable(name: &[u8], error: io::Error) -> io::Error {
     match is_unreadable(&error) {
         true => fault(format!("{} cannot be read: {error}", shown(name))),
         false => error,
@@ -213,13 +172,27 @@ fn torn(error: io::Error) -> io::Error {
 }
 
 /// A name from an archive, of bounded length.
-fn shown(name: &[u8]) -> String {
+pub(super) fn shown(name: &[u8]) -> String {
     let name = name.get(..200).unwrap_or(name);
     format!("{:?}", String::from_utf8_lossy(name))
 }
 
 impl Read for Replay {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.more(buffer)?;
+        if let Some(comparison) = &mut self.comparison {
+            match buffer.get(..length).unwrap_or_default() {
+                [] if !buffer.is_empty() => comparison.finish()?,
+                bytes => comparison.feed(bytes)?,
+            }
+        }
+        Ok(length)
+    }
+}
+
+impl Replay {
+    /// The next bytes; none at the end.
+    fn more(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             if let Some(bytes) = self.literal.get(self.at..).filter(|b| !b.is_empty()) {
                 let length = bytes.len().min(buffer.len());

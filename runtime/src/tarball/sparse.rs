@@ -4,7 +4,7 @@ use super::header::number;
 use super::pax::decimal;
 
 /// In order, not overlapping, within the file, and as much as there is content.
-pub(super) fn is_valid(map: &[(u64, u64)], size: u64, content: u64) -> bool {
+pub(crate) fn is_valid(map: &[(u64, u64)], size: u64, content: u64) -> bool {
     let (mut end, mut sum) = (0u64, 0u64);
     for (offset, length) in map {
         let Some(next) = offset.checked_add(*length) else {
@@ -20,7 +20,7 @@ pub(super) fn is_valid(map: &[(u64, u64)], size: u64, content: u64) -> bool {
 }
 
 /// Pairs of twelve-byte numbers; an empty one ends them.
-pub(super) fn read_parts(parts: &[u8], map: &mut Vec<(u64, u64)>) -> Option<()> {
+pub(crate) fn read_parts(parts: &[u8], map: &mut Vec<(u64, u64)>) -> Option<()> {
     for part in parts.chunks_exact(24) {
         let (offset, length) = part.split_at(12);
         if offset.first() == Some(&0) {
@@ -33,7 +33,7 @@ pub(super) fn read_parts(parts: &[u8], map: &mut Vec<(u64, u64)>) -> Option<()> 
 }
 
 /// `offset,length,offset,length…`
-pub(super) fn read_list(text: &[u8]) -> Option<Vec<(u64, u64)>> {
+pub(crate) fn read_list(text: &[u8]) -> Option<Vec<(u64, u64)>> {
     let numbers = text.split(|byte| *byte == b',').map(decimal);
     let numbers: Vec<u64> = numbers.collect::<Result<_, _>>().ok()?;
     let (pairs, rest) = numbers.as_chunks::<2>();
@@ -42,7 +42,7 @@ pub(super) fn read_list(text: &[u8]) -> Option<Vec<(u64, u64)>> {
 }
 
 /// Reads the map at the start of a file's content: a count and that many pairs, each number on a line.
-pub(super) struct MapReader {
+pub(crate) struct MapReader {
     limit: u64,
     taken: u64,
     line: Vec<u8>,
@@ -51,7 +51,7 @@ pub(super) struct MapReader {
 }
 
 impl MapReader {
-    pub(super) fn new(limit: u64) -> Self {
+    pub(crate) fn new(limit: u64) -> Self {
         Self {
             limit,
             taken: 0,
@@ -63,7 +63,7 @@ impl MapReader {
 
     /// Takes a block. Outer none: it makes no sense or is too long; inner none: there is more to come.
     #[expect(clippy::option_option, reason = "wrong, not yet, done")]
-    pub(super) fn feed(&mut self, block: &[u8]) -> Option<Option<Vec<(u64, u64)>>> {
+    pub(crate) fn feed(&mut self, block: &[u8]) -> Option<Option<Vec<(u64, u64)>>> {
         self.taken += block.len() as u64;
         if self.taken > self.limit {
             return None;

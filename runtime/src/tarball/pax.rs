@@ -5,31 +5,31 @@ use super::sparse;
 
 /// What of a pax header matters here.
 #[derive(Debug, Default)]
-pub(super) struct Pax {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) linkpath: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
-    pub(super) uid: Option<u32>,
-    pub(super) gid: Option<u32>,
-    pub(super) mtime: Option<Time>,
-    pub(super) atime: Option<Time>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(super) sparse: Sparse,
+pub(crate) struct Pax {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) linkpath: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) mtime: Option<Time>,
+    pub(crate) atime: Option<Time>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) sparse: Sparse,
 }
 
 /// GNU's keywords for sparse files, versions 0.0, 0.1 and 1.0.
 #[derive(Debug, Default)]
-pub(super) struct Sparse {
+pub(crate) struct Sparse {
     version: (Option<u64>, Option<u64>),
-    pub(super) name: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
+    pub(crate) name: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
     blocks: Option<u64>,
     list: Option<Vec<(u64, u64)>>,
     pairs: Vec<(u64, u64)>,
     offset: Option<u64>,
 }
 
-pub(super) enum SparseKind {
+pub(crate) enum SparseKind {
     InHeader(Vec<(u64, u64)>),
     InContent,
 }
@@ -41,7 +41,7 @@ const TWICE: &str = "a pax keyword is there twice";
 const BAD_VALUE: &str = "a pax value is malformed";
 
 impl Pax {
-    pub(super) fn parse(mut text: &[u8]) -> Outcome<Self> {
+    pub(crate) fn parse(mut text: &[u8]) -> Outcome<Self> {
         let mut pax = Self::default();
         let mut seen: Vec<&[u8]> = Vec::new();
         while !text.is_empty() {
@@ -64,7 +64,7 @@ impl Pax {
     }
 
     /// Whether it says what a reader that heeds it would make of other entries.
-    pub(super) fn changes_entries(&self) -> bool {
+    pub(crate) fn changes_entries(&self) -> bool {
         self.path.is_some() || self.linkpath.is_some() || self.size.is_some() || self.sparse.any()
     }
 
@@ -135,7 +135,7 @@ impl Sparse {
     }
 
     /// Which version of map there is, if any.
-    pub(super) fn kind(&self) -> Outcome<Option<SparseKind>> {
+    pub(crate) fn kind(&self) -> Outcome<Option<SparseKind>> {
         if !self.any() {
             return Ok(None);
         }
@@ -176,7 +176,7 @@ fn text(value: &[u8]) -> Outcome<Vec<u8>> {
 }
 
 /// Digits only: no sign, no blank.
-pub(super) fn decimal(value: &[u8]) -> Outcome<u64> {
+pub(crate) fn decimal(value: &[u8]) -> Outcome<u64> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     let number = std::str::from_utf8(value).ok().filter(|_| digits);
     // Sizes are signed everywhere else.

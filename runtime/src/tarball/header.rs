@@ -1,12 +1,10 @@
 //! One block of 512 bytes as a header.
 
-use super::Time;
-
-pub(super) const BLOCK: usize = 512;
+use super::{BLOCK, Time};
 
 /// Which fields a header has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// Before POSIX.
     Old,
     /// POSIX, with a prefix of the name.
@@ -17,18 +15,18 @@ pub(super) enum Format {
     Gnu,
 }
 
-pub(super) struct Block([u8; BLOCK]);
+pub(crate) struct Block([u8; BLOCK]);
 
 impl Block {
-    pub(super) fn new(bytes: [u8; BLOCK]) -> Self {
+    pub(crate) fn new(bytes: [u8; BLOCK]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn bytes(&self) -> &[u8; BLOCK] {
+    pub(crate) fn bytes(&self) -> &[u8; BLOCK] {
         &self.0
     }
 
-    pub(super) fn is_zero(&self) -> bool {
+    pub(crate) fn is_zero(&self) -> bool {
         self.0 == [0; BLOCK]
     }
 
@@ -46,7 +44,7 @@ impl Block {
     }
 
     /// POSIX adds bytes as unsigned numbers; old writers added them as signed ones.
-    pub(super) fn checksum_matches(&self) -> bool {
+    pub(crate) fn checksum_matches(&self) -> bool {
         let Some(wanted) = number(self.field(148, 8)) else {
             return false;
         };
@@ -63,11 +61,17 @@ impl Block {
         wanted == unsigned || wanted == signed
     }
 
-    pub(super) fn typeflag(&self) -> u8 {
+    /// A text, or nothing if it is none that everybody reads alike.
+    fn ascii(&self, at: usize, length: usize) -> Vec<u8> {
+        let text = self.text(at, length);
+        if text.is_ascii() { text } else { Vec::new() }
+    }
+
+    pub(crate) fn typeflag(&self) -> u8 {
         self.0[156]
     }
 
-    pub(super) fn format(&self) -> Result<Format, &'static str> {
+    pub(crate) fn format(&self) -> Result<Format, &'static str> {
         match self.field(257, 8) {
             b"ustar\x0000" if self.field(508, 4) == b"tar\0" => Ok(Format::Star),
             b"ustar\x0000" => Ok(Format::Ustar),
@@ -80,11 +84,12 @@ impl Block {
         }
     }
 
-    pub(super) fn name(&self, format: Format) -> Vec<u8> {
+    pub(crate) fn name(&self, format: Format) -> Vec<u8> {
         let name = self.text(0, 100);
         let mut prefix = match format {
             Format::Ustar => self.text(345, 155),
             Format::Star => self.text(345, 131),
+            Format::Gnu if self.has_prefix_for_times() => self.ascii(345, 155),
             Format::Old | Format::Gnu => return name,
         };
         if prefix.is_empty() {
@@ -95,66 +100,76 @@ impl Block {
         prefix
     }
 
-    pub(super) fn link(&self) -> Vec<u8> {
+    /// Go before 1.8 wrote a prefix of the name where GNU has two times; as Go reads that, it is one when they are no
+    /// times. What is no plain text there was never meant as a prefix.
+    fn has_prefix_for_times(&self) -> bool {
+        let is_time = |at| {
+            let field = self.field(at, 12);
+            field.first() == Some(&0) || number(field).is_some()
+        };
+        !(is_time(345) && is_time(357))
+    }
+
+    pub(crate) fn link(&self) -> Vec<u8> {
         self.text(157, 100)
     }
 
-    pub(super) fn mode(&self) -> &[u8] {
+    pub(crate) fn mode(&self) -> &[u8] {
         self.field(100, 8)
     }
 
-    pub(super) fn uid(&self) -> &[u8] {
+    pub(crate) fn uid(&self) -> &[u8] {
         self.field(108, 8)
     }
 
-    pub(super) fn gid(&self) -> &[u8] {
+    pub(crate) fn gid(&self) -> &[u8] {
         self.field(116, 8)
     }
 
-    pub(super) fn size(&self) -> &[u8] {
+    pub(crate) fn size(&self) -> &[u8] {
         self.field(124, 12)
     }
 
-    pub(super) fn mtime(&self) -> &[u8] {
+    pub(crate) fn mtime(&self) -> &[u8] {
         self.field(136, 12)
     }
 
     /// When the format has a field for it that makes sense: writers have put other things there.
-    pub(super) fn atime(&self, format: Format) -> Option<Time> {
+    pub(crate) fn atime(&self, format: Format) -> Option<Time> {
         let field = match format {
-            Format::Gnu => self.field(345, 12),
+            Format::Gnu if !self.has_prefix_for_times() => self.field(345, 12),
             Format::Star => self.field(476, 12),
-            Format::Old | Format::Ustar => return None,
+            Format::Old | Format::Ustar | Format::Gnu => return None,
         };
         let sec = number(field).filter(|_| field.first() != Some(&0))?;
         Some(Time { sec, nsec: 0 })
     }
 
-    pub(super) fn major(&self) -> &[u8] {
+    pub(crate) fn major(&self) -> &[u8] {
         self.field(329, 8)
     }
 
-    pub(super) fn minor(&self) -> &[u8] {
+    pub(crate) fn minor(&self) -> &[u8] {
         self.field(337, 8)
     }
 
     /// The four parts of a sparse file, and whether a block with more follows.
-    pub(super) fn sparse(&self) -> (&[u8], bool) {
+    pub(crate) fn sparse(&self) -> (&[u8], bool) {
         (self.field(386, 96), self.0[482] != 0)
     }
 
     /// The 21 parts of a block that follows, and whether there is another.
-    pub(super) fn more_sparse(&self) -> (&[u8], bool) {
+    pub(crate) fn more_sparse(&self) -> (&[u8], bool) {
         (self.field(0, 504), self.0[504] != 0)
     }
 
-    pub(super) fn real_size(&self) -> &[u8] {
+    pub(crate) fn real_size(&self) -> &[u8] {
         self.field(483, 12)
     }
 }
 
 /// Octal digits among blanks and NULs, or GNU's base 256. An empty field is 0.
-pub(super) fn number(field: &[u8]) -> Option<i64> {
+pub(crate) fn number(field: &[u8]) -> Option<i64> {
     let (first, rest) = field.split_first()?;
     if first & 0x80 != 0 {
         return base256(*first, rest);
