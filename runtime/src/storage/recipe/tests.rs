@@ -200,3 +200,29 @@ fn an_archive_with_a_name_twice_or_cut_off_has_no_recipe() {
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     }
 }
+/// The form as it is written down, from which layers of earlier builds are read. What an entry says besides its content is
+/// taken from the archive, whatever stands beside it.
+#[test]
+fn a_recipe_made_by_hand_is_read() {
+    let archive = archive(&[("a".to_owned(), vec![1; 700]), ("b".to_owned(), vec![])]);
+    let made = record(&archive, &[512]);
+    let content = archive.windows(700).position(|at| at == [1; 700]).unwrap();
+    let (before, after) = (&archive[..content], &archive[content + 700..]);
+    let mut parts = vec![LITERAL_TAG];
+    parts.extend(length(before));
+    parts.extend(before);
+    for (size, content) in [(0_u64, 0_u8), (700, 1)] {
+        parts.extend([ENTRY_TAG, 3]);
+        parts.extend([0xff; 12]);
+        parts.extend(size.to_le_bytes());
+        parts.push(content);
+        parts.extend(length(b"d/0a"));
+        parts.extend(b"d/0a");
+    }
+    parts.push(LITERAL_TAG);
+    parts.extend(length(after));
+    parts.extend(after);
+    let file = made.dir.path().join("recipe");
+    fs::write(file, zstd::encode_all(Cursor::new(&parts), 1).unwrap()).unwrap();
+    assert!(made.replay(Compare::Entries).unwrap() == archive);
+}
