@@ -200,8 +200,9 @@ impl Fetcher {
         if let Some(mut below) = below {
             below.wait().await.unwrap_or(Err(Error::Interrupted))?;
         }
-        let shelf = self.shelf.clone();
-        super::blocking(move || shelf.publish(staged, &wanted.chain)).await?
+        let (shelf, room) = (self.shelf.clone(), Arc::clone(&self.room));
+        super::blocking(move || shelf.publish(staged, &wanted.chain, |bytes| room.take(bytes)))
+            .await?
     }
 
     async fn unpacked(

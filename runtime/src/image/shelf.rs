@@ -142,8 +142,14 @@ impl Shelf {
         Ok(self.storage.stage_layer()?)
     }
 
-    /// Finishes a layer with what is below it, and makes it visible. `chain` ends with its own id.
-    pub(crate) fn publish(&self, staged: Staged, chain: &[ChainId]) -> Result<(), Error> {
+    /// Finishes a layer with what is below it, and makes it visible. `chain` ends with its own id; `room` decides about the
+    /// bytes that were copied from below.
+    pub(crate) fn publish(
+        &self,
+        staged: Staged,
+        chain: &[ChainId],
+        room: impl FnOnce(u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let Some((id, below)) = chain.split_last() else {
             return Ok(());
         };
@@ -158,12 +164,14 @@ impl Shelf {
         // Where names came and went, or came from below, counting on the way does not do.
         let recount = applied.replaced || applied.deferred > 0;
         if applied.needs_lower() {
+            let before = applied.bytes;
             let view = self.storage.view(below)?;
             let lower = view.as_ref().map(|view| view.as_fd());
             finish(layer.dir(), lower, &mut applied).map_err(|source| Error::Layer {
                 layer: digest,
                 source: Arc::new(source),
             })?;
+            room(applied.bytes.saturating_sub(before))?;
         }
         if recount {
             let counted = layer.count()?;

@@ -1,6 +1,7 @@
 //! Pulls beside each other.
 
 use super::*;
+use crate::layer::tests::builder::Tar;
 
 /// Configurations come at once, and of a layer this much and no more.
 const STALLED: Option<(usize, Duration)> = Some((1000, Duration::from_secs(3600)));
@@ -130,4 +131,26 @@ async fn the_layers_of_an_image_have_one_limit() {
     // What is there already takes no more room.
     fake.put_image("x", "more", &image(&layers[..2], &json!({})));
     rig.pull(&fake.name("x:more")).await.unwrap();
+}
+
+/// A hard link to a file of a lower layer is a copy of it, of which its archive says nothing.
+#[tokio::test]
+async fn what_links_copy_counts_too() {
+    let fake = Fake::http().await;
+    let mut link = Tar::new();
+    link.hard_link("h", "long");
+    let lower = layer("long", &"s".repeat(40 << 10));
+    let made = image(
+        &[(lower, Pack::Gzip), (link.finish(), Pack::Gzip)],
+        &json!({}),
+    );
+    fake.put_image("x", "1", &made);
+    for (limit, fits) in [(70 << 10, false), (140 << 10, true)] {
+        let rig = Rig::with_limit(tempfile::tempdir().unwrap(), limit);
+        match rig.pull(&fake.name("x:1")).await {
+            Ok(_) => assert!(fits),
+            Err(Error::TooLarge(told)) => assert!(!fits && told == limit),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }
