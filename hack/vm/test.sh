@@ -14,7 +14,7 @@ project=$(cd "$here/../.." && pwd)
 name=test-$$
 inside=$project/hack/vm/inside
 cuts=20 replays=8
-case ${1:-smoke} in
+case "${*:-smoke}" in
 smoke) parts="smoke cgroupfs package cuts" cuts=2 ;;
 full) parts= ;;
 *) parts=$* ;;
