@@ -6,6 +6,8 @@
 #                               critest, and power cuts replayed from a log of the disk's writes
 #   hack/vm/test.sh PART...     some of it: smoke cgroupfs package cuts integration critest replays
 #
+# BERTH_VM_TESTS names the integration tests that are run, if not all.
+#
 # The package and the tests must be built: `make vm-smoke` and `make test-vm` do that. The last line counts.
 set -u
 
@@ -96,7 +98,7 @@ for part in $parts; do
 	cgroupfs) shown in_vm "sh '$inside/cgroupfs.sh' /var/tmp/vm/busybox.tar" ;;
 	package) shown in_vm "sh '$inside/package.sh' /var/tmp/vm/busybox.tar /var/tmp/vm '$project'" ;;
 	cuts) shown "$here/cut.sh" "$name" "$cuts" ;;
-	integration) shown in_vm "sh '$inside/integration.sh' '$project'" ;;
+	integration) shown in_vm "sh '$inside/integration.sh' '$project' ${BERTH_VM_TESTS:-}" ;;
 	critest) shown in_vm "sh '$inside/critest.sh' '$project'" ;;
 	replays) shown "$here/replay.sh" "$name" "$replays" ;;
 	esac
