@@ -32,17 +32,7 @@ impl Rig {
     }
 
     fn with_limit(root: tempfile::TempDir, unpacked_limit: u64) -> Self {
-        let path = root.path().join("store");
-        let mut opened = Storage::open(&path);
-        // A thread that unpacks or sweeps may have it still.
-        for _ in 0..100 {
-            if !matches!(opened, Err(storage::Error::InUse(_))) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-            opened = Storage::open(&path);
-        }
-        let storage = opened.unwrap();
+        let storage = open(&root.path().join("store"));
         let manager = ImageManager::open(Config {
             storage: storage.clone(),
             registry: root.path().join("certs.d").into(),
@@ -102,6 +92,19 @@ impl Rig {
         }
         walk(self.root.path(), name)
     }
+}
+
+/// A thread of the last life that unpacks or sweeps may have the store still.
+fn open(path: &Path) -> Storage {
+    let mut opened = Storage::open(path);
+    for _ in 0..100 {
+        if !matches!(opened, Err(storage::Error::InUse(_))) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        opened = Storage::open(path);
+    }
+    opened.unwrap()
 }
 
 fn layer(name: &str, text: &str) -> Vec<u8> {

@@ -42,17 +42,8 @@ impl Mounted {
 
     /// A manager with its store on the file system.
     fn rig(&self) -> Rig {
-        let mut opened = Storage::open(&self.dir.path().join("store"));
-        // The thread that sweeps may have it still.
-        for _ in 0..100 {
-            if !matches!(opened, Err(storage::Error::InUse(_))) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-            opened = Storage::open(&self.dir.path().join("store"));
-        }
         let root = tempfile::tempdir().unwrap();
-        let storage = opened.unwrap();
+        let storage = open(&self.dir.path().join("store"));
         let manager = ImageManager::open(Config {
             storage: storage.clone(),
             registry: root.path().join("certs.d").into(),
