@@ -50,11 +50,9 @@ pub struct Disk {
     file: PathBuf,
 }
 
-/// A mounted [`Disk`]. It is unmounted when this is dropped.
+/// A place where something is mounted, which is unmounted when this is dropped.
 #[derive(Debug)]
-pub struct Mounted {
-    place: PathBuf,
-}
+pub struct Mounted(pub PathBuf);
 
 impl Disk {
     /// Makes one of so many bytes, which take room only when they are written.
@@ -79,19 +77,21 @@ impl Disk {
             .args(options)
             .arg(&self.file)
             .arg(place))?;
-        Ok(Mounted {
-            place: place.to_owned(),
-        })
+        Ok(Mounted(place.to_owned()))
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a program to its end.
+///
+/// # Errors
+/// It cannot be started, or failed: with what it said.
+pub fn run(command: &mut Command) -> Result<()> {
     let output = command.output()?;
     ensure!(
         output.status.success(),

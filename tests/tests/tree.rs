@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use berth_tests::images::trees::{self, IMPLIED, SPARSE};
+use berth_tests::machine::{Mounted, run};
 use berth_tests::oci::{self, Flavor, Layer, Pack, Recipe};
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::{Kind, Net};
@@ -45,25 +46,6 @@ async fn push(case: &Case, tag: &str, layers: &[Layer]) -> Result<String> {
     let client = case.shared().registry.client();
     client.push("trees", &[tag], &image).await?;
     Ok(format!("berth.test/trees:{tag}"))
-}
-
-/// Unmounts when dropped.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output()?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }
 
 /// The directories of an image's layers in Berth's store, the lowest first (OCI image-spec, config.md, "ChainID").

@@ -80,6 +80,10 @@ impl Room {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         taken.map(|_| ()).map_err(|_| Error::TooLarge(self.limit))
     }
+
+    fn give_back(&self, bytes: u64) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 /// The layers of an image, lowest first, in three views of the same length.
@@ -195,8 +199,23 @@ impl Fetcher {
             }
             staged => staged?,
         };
-        self.room.take(staged.recorded.archive)?;
+        let archive = staged.recorded.archive;
+        self.room.take(archive)?;
         drop(permit);
+        let published = self.published(staged, wanted, below).await;
+        if published.is_err() {
+            // It may be tried again, and is not to count twice.
+            self.room.give_back(archive);
+        }
+        published
+    }
+
+    async fn published(
+        &self,
+        staged: Staged,
+        wanted: Wanted,
+        below: Option<LayerTicket>,
+    ) -> Result<(), Error> {
         if let Some(mut below) = below {
             below.wait().await.unwrap_or(Err(Error::Interrupted))?;
         }
@@ -393,4 +412,20 @@ fn check(got: &Digest, want: &Digest) -> Result<(), Error> {
         want: *want,
         got: *got,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let room = Room::new(10);
+        for _ in 0..3 {
+            room.take(8).unwrap();
+            assert!(matches!(room.take(3), Err(Error::TooLarge(10))));
+            assert_eq!(room.limits().bytes, 2);
+            room.give_back(8);
+        }
+    }
 }
