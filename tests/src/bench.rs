@@ -1,10 +1,10 @@
 //! What the benchmark measures, through the CRI only, so that any runtime can be measured.
 
-mod load;
+mod logs;
+pub mod pulls;
 pub mod table;
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -28,6 +28,19 @@ pub struct Figure {
     pub value: Option<f64>,
     /// whether more is better
     pub more_is_better: bool,
+}
+
+impl Figure {
+    /// One figure; of rates more is better.
+    #[must_use]
+    pub fn new(name: &str, unit: &'static str, value: Option<f64>) -> Self {
+        Self {
+            name: name.to_owned(),
+            unit,
+            value,
+            more_is_better: matches!(unit, "pods/s" | "MiB/s"),
+        }
+    }
 }
 
 /// How much is measured.
@@ -82,7 +95,6 @@ pub struct Bench<'a> {
     instance: &'a Instance,
     cri: Cri,
     daemon: u32,
-    registry: Option<u32>,
     effort: Effort,
     figures: Vec<Figure>,
 }
@@ -114,11 +126,7 @@ impl<'a> Bench<'a> {
     ///
     /// # Errors
     /// As the runtime answers.
-    pub async fn new(
-        instance: &'a Instance,
-        registry: Option<u32>,
-        effort: Effort,
-    ) -> Result<Self> {
+    pub async fn new(instance: &'a Instance, effort: Effort) -> Result<Self> {
         let cri = instance.cri()?.clone();
         let daemon = instance.pid().context("the daemon does not run")?;
         cri.pull(images::BUSYBOX).await?;
@@ -127,13 +135,12 @@ impl<'a> Bench<'a> {
             instance,
             cri,
             daemon,
-            registry,
             effort,
             figures: Vec::new(),
         })
     }
 
-    /// Measures these parts.
+    /// Measures these parts; pulls are measured by [`pulls::measure`].
     ///
     /// # Errors
     /// As the runtime answers.
@@ -152,24 +159,15 @@ impl<'a> Bench<'a> {
         if parts.contains(&Part::Logs) {
             self.logs().await?;
         }
-        if parts.contains(&Part::Pulls) {
-            self.pulls().await?;
-        }
         Ok(self.figures)
     }
 
     fn add(&mut self, name: &str, unit: &'static str, value: Option<f64>) {
-        let more_is_better = matches!(unit, "pods/s" | "MiB/s");
         eprintln!(
             "    {name}: {} {unit}",
             value.map_or("n/a".into(), |value| format!("{value:.1}"))
         );
-        self.figures.push(Figure {
-            name: name.to_owned(),
-            unit,
-            value,
-            more_is_better,
-        });
+        self.figures.push(Figure::new(name, unit, value));
     }
 
     fn add_times(&mut self, name: &str, mut times: Vec<Duration>) {
@@ -317,10 +315,6 @@ impl<'a> Bench<'a> {
             self.add_times(name, list);
         }
         Ok(())
-    }
-
-    fn root(&self) -> PathBuf {
-        self.instance.folder().join("root")
     }
 }
 

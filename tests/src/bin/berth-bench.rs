@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use berth_tests::bench::table::{Column, markdown};
-use berth_tests::bench::{Bench, Effort, Part};
+use berth_tests::bench::{Bench, Effort, Part, pulls};
 use berth_tests::registry::Registry;
 use berth_tests::runtime::{Instance, Kind, Net, Options};
 use berth_tests::{images, machine, paths};
@@ -62,19 +62,81 @@ async fn main() -> Result<()> {
     );
     let work = tempfile::Builder::new().prefix("bt-bench-").tempdir()?;
     // The large image is made once and kept.
-    let registry = Registry::start(&paths::build_dir().join("bench-registry")).await?;
-    let hosts = registry.write_hosts(&work.path().join("hosts"))?;
+    let kept = paths::build_dir().join("bench-registry");
+    let registry = Registry::start(&kept).await?;
     push(&registry).await?;
+    pulls::warm(&kept)?;
     let tables = machine::tables();
-    let effort = if args.quick {
-        Effort::QUICK
-    } else {
-        Effort::FULL
+    let mut rig = Rig {
+        subjects: args.subjects,
+        effort: if args.quick {
+            Effort::QUICK
+        } else {
+            Effort::FULL
+        },
+        hosts: registry.write_hosts(&work.path().join("hosts"))?,
+        registry: registry.pid(),
+        started: Vec::new(),
     };
-    let mut columns = Vec::new();
-    for subject in args.subjects {
-        settle().await;
-        eprintln!("{}:", subject.name());
+    settle(args.quick).await;
+    let columns = machine::unless_interrupted(rig.measure(&args.only)).await;
+    let logs = rig.sweep().await;
+    machine::forget_plugin_tables(&tables);
+    report(
+        &args
+            .out
+            .unwrap_or_else(|| paths::build_dir().join("bench.md")),
+        &columns.with_context(|| format!("the runtimes' logs end with:\n{logs}"))?,
+    )
+}
+
+/// The runtimes under measurement.
+struct Rig {
+    subjects: Vec<Subject>,
+    effort: Effort,
+    hosts: PathBuf,
+    registry: Option<u32>,
+    /// Their stores stay until the end: see `settle`.
+    started: Vec<Instance>,
+}
+
+impl Rig {
+    async fn measure(&mut self, parts: &[Part]) -> Result<Vec<Column>> {
+        let mut columns: Vec<_> = self
+            .subjects
+            .iter()
+            .map(|subject| Column {
+                name: subject.name().to_owned(),
+                figures: Vec::new(),
+            })
+            .collect();
+        if parts != [Part::Pulls] {
+            for (subject, column) in self.subjects.clone().into_iter().zip(&mut columns) {
+                eprintln!("{}:", subject.name());
+                let effort = self.effort;
+                let instance = self.start(subject).await?;
+                column.figures = Bench::new(instance, effort).await?.run(parts).await?;
+                instance.sweep().await;
+                rustix::fs::sync();
+            }
+        }
+        if parts.contains(&Part::Pulls) {
+            let before = self.started.len();
+            for subject in self.subjects.clone() {
+                self.start(subject).await?;
+            }
+            let names = self.subjects.iter().map(|subject| subject.name());
+            let pulling: Vec<_> = names.zip(self.started.iter().skip(before)).collect();
+            let figures = pulls::measure(&pulling, self.registry, self.effort).await?;
+            for (column, figures) in columns.iter_mut().zip(figures) {
+                column.figures.extend(figures);
+            }
+        }
+        Ok(columns)
+    }
+
+    async fn start(&mut self, subject: Subject) -> Result<&mut Instance> {
+        let slot = u8::try_from(self.started.len())?;
         let options = Options {
             kind: if subject == Subject::Containerd {
                 Kind::Containerd
@@ -86,48 +148,36 @@ async fn main() -> Result<()> {
             } else {
                 Net::CniIptables
             },
-            slot: 198,
-            hosts: hosts.clone(),
+            slot: 198 - slot,
+            hosts: self.hosts.clone(),
             extra: String::new(),
         };
-        let mut instance = Instance::start(options).await?;
-        let work = measure(&instance, registry.pid(), effort, &args.only);
-        let figures = machine::unless_interrupted(work).await;
-        let log = instance.log_tail();
-        instance.sweep().await;
-        let figures = figures.with_context(|| format!("{}; its log:\n{log}", subject.name()))?;
-        columns.push(Column {
-            name: subject.name().to_owned(),
-            figures,
-        });
+        self.started.push(Instance::start(options).await?);
+        self.started.last_mut().context("it was just started")
     }
-    machine::forget_plugin_tables(&tables);
-    report(
-        &args
-            .out
-            .unwrap_or_else(|| paths::build_dir().join("bench.md")),
-        &columns,
-    )
+
+    /// Ends everything; the last lines of all logs.
+    async fn sweep(&mut self) -> String {
+        let mut logs = String::new();
+        for instance in &mut self.started {
+            let _ = writeln!(logs, "{}", instance.log_tail());
+            instance.sweep().await;
+        }
+        logs
+    }
 }
 
-async fn measure(
-    instance: &Instance,
-    registry: Option<u32>,
-    effort: Effort,
-    parts: &[Part],
-) -> Result<Vec<berth_tests::bench::Figure>> {
-    Bench::new(instance, registry, effort)
-        .await?
-        .run(parts)
-        .await
-}
-
-/// ext4 leaves inodes alone that were deleted within the last minute, and is slow where most were: nobody is to
-/// pay for who was there before.
-async fn settle() {
+/// ext4 does not use an inode again for a minute after it was deleted, or for six when its block of the table waits
+/// to be written, and is slow where most are like that: nobody is to pay for what was deleted before, neither ahead
+/// of the first subject nor by one for the next.
+async fn settle(quick: bool) {
     rustix::fs::sync();
-    eprintln!("waiting for a minute, until the disk has forgotten what was deleted on it");
-    tokio::time::sleep(Duration::from_secs(75)).await;
+    let wait = Duration::from_mins(if quick { 1 } else { 6 });
+    eprintln!(
+        "waiting for {} s, until the disk has forgotten what was deleted on it",
+        wait.as_secs()
+    );
+    tokio::time::sleep(wait).await;
 }
 
 async fn push(registry: &Registry) -> Result<()> {

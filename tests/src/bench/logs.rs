@@ -1,13 +1,12 @@
-//! The heavy measurements: log throughput and pulls of large images.
+//! Log throughput.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{Bench, as_f64};
 use crate::cri::image_spec;
-use crate::images::{self, large};
-use crate::oci::Pack;
+use crate::images;
 use crate::pods::{Ctr, Pod, container, pod_config};
 use crate::process;
 
@@ -89,81 +88,5 @@ impl Bench<'_> {
             .chain([&self.daemon])
             .map(|pid| process::cpu_ticks(*pid))
             .sum()
-    }
-
-    /// Pulls of large images, packed in both ways, and what the disk can do.
-    pub(super) async fn pulls(&mut self) -> Result<()> {
-        for (pack, name) in [(Pack::Gzip, "gzip"), (Pack::Zstd, "zstd")] {
-            self.pull(pack, name).await?;
-        }
-        let disk = self.disk_rate().await?;
-        self.add("the disk's own rate for as many bytes", "MiB/s", Some(disk));
-        Ok(())
-    }
-
-    /// From the registry on the loopback to complete and on the disk: `syncfs` is part of the time, for whoever did
-    /// not sync on its own.
-    async fn pull(&mut self, pack: Pack, name: &str) -> Result<()> {
-        let (mut times, mut answers, mut cpus) = (Vec::new(), Vec::new(), Vec::new());
-        for number in 0..self.effort.pulls {
-            self.sync().await?;
-            let ticks = self.pull_ticks();
-            let start = Instant::now();
-            self.cri.pull(&large::reference(pack, number)).await?;
-            answers.push(start.elapsed());
-            self.sync().await?;
-            times.push(start.elapsed());
-            eprintln!(
-                "{name} {number}: answer after {:.2} s, on the disk after {:.2} s",
-                answers.last().map_or(0.0, Duration::as_secs_f64),
-                times.last().map_or(0.0, Duration::as_secs_f64)
-            );
-            cpus.push(as_f64(self.pull_ticks().saturating_sub(ticks)) / TICKS);
-        }
-        cpus.sort_by(f64::total_cmp);
-        let middle = times.len() / 2;
-        times.sort();
-        answers.sort();
-        let seconds = |list: &[Duration]| list.get(middle).map(Duration::as_secs_f64);
-        let what = format!("pull of 636 MiB in 6 layers, {name}");
-        self.add(&format!("{what}, answer"), "s", seconds(&answers));
-        self.add(&format!("{what}, on the disk"), "s", seconds(&times));
-        self.add(
-            &format!("CPU of the machine for the pull, {name}, registry left out"),
-            "s",
-            cpus.get(middle).copied(),
-        );
-        Ok(())
-    }
-
-    fn pull_ticks(&self) -> u64 {
-        let registry = self.registry.map_or(0, process::cpu_ticks);
-        process::machine_ticks().saturating_sub(registry)
-    }
-
-    async fn sync(&self) -> Result<()> {
-        let root = self.root();
-        tokio::task::spawn_blocking(move || {
-            let folder = std::fs::File::open(root)?;
-            rustix::fs::syncfs(folder).context("syncfs")
-        })
-        .await?
-    }
-
-    async fn disk_rate(&self) -> Result<f64> {
-        let file = self.root().join("bench-disk");
-        tokio::task::spawn_blocking(move || {
-            use std::io::Write as _;
-            let chunk = vec![0x5a_u8; 4 << 20];
-            let start = Instant::now();
-            let mut out = std::fs::File::create(&file)?;
-            for _ in 0..159 {
-                out.write_all(&chunk)?;
-            }
-            out.sync_all()?;
-            std::fs::remove_file(&file)?;
-            Ok(636.0 / start.elapsed().as_secs_f64())
-        })
-        .await?
     }
 }
