@@ -110,6 +110,14 @@ pub fn has_systemd() -> bool {
         && Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
+/// How many times as long as elsewhere something may take here: a processor that QEMU emulates is fifteen to twenty-five
+/// times slower than the one below it.
+#[must_use]
+pub fn slowness() -> u32 {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if cpu.contains("QEMU TCG CPU") { 20 } else { 1 }
+}
+
 /// The nftables tables of the machine, as `family name`.
 #[must_use]
 pub fn tables() -> BTreeSet<String> {
