@@ -2,6 +2,7 @@
 
 mod archives;
 mod full;
+mod odd;
 mod real;
 mod resume;
 mod store;
