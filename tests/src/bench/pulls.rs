@@ -4,6 +4,7 @@
 //! for inodes, a disk that is fast for some gigabytes only. So all runtimes pull one image after the other, each is
 //! first once, and all of them find the same.
 
+use std::collections::HashSet;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ const TICKS: f64 = 100.0;
 const IMAGE_MIB: u32 = 636;
 /// More than a pull takes, with the page cache of all it writes.
 const TOUCHED: usize = 3 << 30;
+/// How deep below a root its layers are at most: snapshotter, `snapshots`, number, `fs`, `opt`.
+const DEPTH: u32 = 5;
 
 /// What one pull took.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +32,16 @@ struct Sample {
     answer: Duration,
     on_disk: Duration,
     cpu: f64,
+    /// Reading all of its files once, after that.
+    read: Duration,
 }
 
 struct Puller {
     name: String,
     cri: Cri,
     root: PathBuf,
+    /// Layers that were there before.
+    known: HashSet<PathBuf>,
     figures: Vec<Figure>,
 }
 
@@ -53,6 +60,7 @@ pub async fn measure(
             name: (*name).to_owned(),
             cri: instance.cri()?.clone(),
             root: instance.folder().join("root"),
+            known: HashSet::new(),
             figures: Vec::new(),
         });
     }
@@ -60,9 +68,11 @@ pub async fn measure(
     for (pack, name) in [(Pack::Gzip, "gzip"), (Pack::Zstd, "zstd")] {
         let mut samples = vec![Vec::new(); pullers.len()];
         for number in 0..effort.pulls {
-            let turns = (0..pullers.len()).map(|turn| (turn + number) % pullers.len());
+            let count = pullers.len();
+            let turns = (0..count).map(|turn| (turn + number) % count);
             for turn in turns {
-                let (Some(puller), Some(list)) = (pullers.get(turn), samples.get_mut(turn)) else {
+                let (Some(puller), Some(list)) = (pullers.get_mut(turn), samples.get_mut(turn))
+                else {
                     continue;
                 };
                 let sample = puller
@@ -96,7 +106,7 @@ pub async fn measure(
 impl Puller {
     /// From the registry on the loopback to complete and on the disk: `syncfs` is part of the time, for whoever did
     /// not sync on its own.
-    async fn pull(&self, reference: &str, registry: Option<u32>) -> Result<Sample> {
+    async fn pull(&mut self, reference: &str, registry: Option<u32>) -> Result<Sample> {
         self.sync().await?;
         tokio::task::spawn_blocking(|| drop(black_box(vec![1_u8; TOUCHED]))).await?;
         let ticks = ticks(registry);
@@ -104,11 +114,29 @@ impl Puller {
         self.cri.pull(reference).await?;
         let answer = start.elapsed();
         self.sync().await?;
+        let on_disk = start.elapsed();
+        let cpu = as_f64(self::ticks(registry).saturating_sub(ticks)) / TICKS;
         Ok(Sample {
             answer,
-            on_disk: start.elapsed(),
-            cpu: as_f64(self::ticks(registry).saturating_sub(ticks)) / TICKS,
+            on_disk,
+            cpu,
+            read: self.read_new_layers().await?,
         })
+    }
+
+    /// How long it takes to read every file of the layers that have come: from memory where the runtime left them there.
+    async fn read_new_layers(&mut self) -> Result<Duration> {
+        let mut layers = Vec::new();
+        find_layers(&self.root, DEPTH, &mut layers)?;
+        layers.retain(|layer| self.known.insert(layer.clone()));
+        tokio::task::spawn_blocking(move || {
+            let start = Instant::now();
+            for layer in layers {
+                warm(&layer)?;
+            }
+            Ok(start.elapsed())
+        })
+        .await?
     }
 
     fn sum_up(&mut self, pack: &str, samples: &[Sample]) {
@@ -124,6 +152,11 @@ impl Puller {
                 &format!("{what}, on the disk"),
                 "s",
                 of(|one| one.on_disk.as_secs_f64()),
+            ),
+            Figure::new(
+                &format!("{what}, on the disk, and every file of it read once"),
+                "s",
+                of(|one| (one.on_disk + one.read).as_secs_f64()),
             ),
             Figure::new(
                 &format!("CPU of the machine for the pull, {pack}, registry left out"),
@@ -171,7 +204,26 @@ fn median(mut list: Vec<f64>) -> Option<f64> {
     list.get(list.len() / 2).copied()
 }
 
-/// Reads what a registry serves, so that the first who asks it does not wait for the disk.
+/// The unpacked layers below a runtime's root: both have them in directories called `fs`, and those of the large images
+/// have an `opt`.
+fn find_layers(folder: &Path, depth: u32, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let path = entry.path();
+        if path.ends_with("fs/opt") {
+            found.push(path);
+        } else if depth > 0 {
+            find_layers(&path, depth - 1, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads every file below a folder. What a registry serves is read like this, so that the first who asks it does not wait
+/// for the disk.
 ///
 /// # Errors
 /// When a file cannot be read.
