@@ -16,6 +16,7 @@ mod progress;
 mod pull;
 mod report;
 mod shelf;
+mod unpack;
 
 use std::fmt;
 use std::io::Read;

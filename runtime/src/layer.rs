@@ -1,9 +1,10 @@
 //! Layers: from compressed bytes to a directory tree, with hostile input in mind.
 //!
-//! The way of a layer, all of it streaming and blocking (run it on a blocking thread):
+//! The way of a layer, all of it streaming and blocking:
 //!
 //! ```text
-//! bytes -> Decoder (gzip, zstd, plain) -> HashingReader (diff id) -> apply -> staged directory
+//! one thread:        bytes -> HashingReader (digest) -> Decoder (gzip, zstd, plain) -> Producer
+//! another thread:    Ahead -> HashingReader (diff id) -> apply -> staged directory
 //! staged directory + view of the layers below -> finish -> ready to publish
 //! ```
 //!
@@ -33,6 +34,7 @@
 //! The same as in containerd, and not what the archive says: the root directory belongs to root with mode 0755, and a time
 //! before 1970 or after 2262 becomes 1970-01-01.
 
+mod ahead;
 mod apply;
 mod decode;
 mod finish;
@@ -42,6 +44,7 @@ mod tar;
 use std::io;
 
 pub(crate) use crate::tarball::Type;
+pub use ahead::{Ahead, Producer, ahead};
 pub use apply::apply;
 pub use decode::{Compression, Decoder, MAX_WINDOW_LOG, UnsupportedLayer};
 pub use finish::finish;

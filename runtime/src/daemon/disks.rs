@@ -68,7 +68,7 @@ impl Disks {
         }
     }
 
-    /// What the last look saw. Begins another one when that is some seconds ago; needs tokio for it.
+    /// What the last look saw. Begins another one when that is some seconds ago.
     pub(super) fn condition(&self) -> Condition {
         let mut seen = locked(&self.seen);
         let age = seen.begun.map(|begun| begun.elapsed());
@@ -76,13 +76,21 @@ impl Disks {
             seen.begun = Some(Instant::now());
             seen.under_way = true;
             let (shared, look) = (self.seen.clone(), self.look.clone());
-            tokio::task::spawn_blocking(move || {
+            let look = move || {
                 let found = look();
                 let mut seen = locked(&shared);
                 seen.under_way = false;
                 tell_change(&seen.last, &found);
                 seen.last = found;
-            });
+            };
+            // Not one of tokio's: those may all be busy with something else, and the disk is well.
+            if let Err(error) = std::thread::Builder::new()
+                .name("disks".to_owned())
+                .spawn(look)
+            {
+                tracing::warn!(%error, "the disks are not looked at: there is no thread for it");
+                seen.under_way = false;
+            }
         } else if let Some(age) = age.filter(|age| seen.under_way && *age >= PATIENCE) {
             return self.hanging(age);
         }

@@ -22,8 +22,8 @@ const WORTH_KEEPING: u64 = 1 << 20;
 const ROOM: u64 = 6;
 
 /// Of a fast download nothing is kept: it would cost the machine more than to fetch it again. How fast one is, is seen
-/// every so many bytes, and when an eighth has come: a line may be fast for a moment;
-const LOOK: u64 = 16 << 20;
+/// every so many bytes, and when a sixteenth has come: a line may be fast for a moment;
+const LOOK: u64 = 4 << 20;
 /// this is the time in which a blob that is not worth keeping comes as a whole.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -90,6 +90,7 @@ pub(super) struct Download {
     old: u64,
     pieces: Option<mpsc::Receiver<Piece>>,
     current: Bytes,
+    begun: bool,
     broken: bool,
 }
 
@@ -110,6 +111,7 @@ impl Download {
             old: start,
             pieces,
             current: Bytes::new(),
+            begun: false,
             broken: false,
         };
         if start < kept.length {
@@ -118,9 +120,10 @@ impl Download {
         download
     }
 
-    /// What came until the stream broke stays; of a blob that was read to its end, or is not wanted, nothing does.
+    /// What came until the stream broke stays, and what nobody began to read; of a blob that was read to its end, or is not
+    /// wanted, nothing does.
     pub(super) fn close(self) {
-        if let Some(partial) = self.partial.filter(|_| !self.broken) {
+        if let Some(partial) = self.partial.filter(|_| self.begun && !self.broken) {
             forget(partial);
         }
     }
@@ -144,7 +147,7 @@ impl Download {
             None | Some(Some(Piece::End)) => self.pieces = None,
             Some(Some(Piece::Bytes(bytes))) => {
                 self.keep(|partial| partial.file.write_all(&bytes));
-                let look = LOOK.max(self.size / 8);
+                let look = LOOK.max(self.size / 16);
                 let before = self.came / look;
                 self.came += bytes.len() as u64;
                 if before < self.came / look
@@ -190,6 +193,7 @@ impl Download {
 
 impl Read for Download {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.begun = true;
         if self.old > 0 {
             return self.read_old(buffer);
         }

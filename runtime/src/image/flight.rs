@@ -74,6 +74,11 @@ impl<V: Clone, P> Ticket<V, P> {
         let result = self.result.wait_for(Option::is_some).await.ok()?;
         result.clone()
     }
+
+    /// Whether there is nothing to wait for any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.result.borrow().is_some()
+    }
 }
 
 impl<K, V, P> Default for Flights<K, V, P> {

@@ -5,7 +5,6 @@
 //! what its archive only implies comes from the layers below.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,10 +15,11 @@ use super::archive::Spool;
 use super::download::{Download, Kept, PIECE, PIECES, Piece};
 use super::flight::{Alone, Flights, Ticket};
 use super::progress::{Counted, LayerBytes, Progress};
-use super::shelf::{Recording, Shelf, Staged};
+use super::shelf::{Shelf, Staged};
+use super::unpack::{What, unpack, unpack_download};
 use super::{Error, digest_of};
-use crate::layer::{Decoder, HashingReader, Limits, MAX_WINDOW_LOG, apply};
-use crate::model::{ChainId, Digest, Kind, Kinded as _};
+use crate::layer::Limits;
+use crate::model::{ChainId, Digest};
 use crate::registry::{self, Blob, Resume, Session};
 
 /// Where blobs come from.
@@ -73,16 +73,41 @@ impl Room {
         }
     }
 
-    fn take(&self, bytes: u64) -> Result<(), Error> {
+    fn take(self: &Arc<Self>, bytes: u64) -> Result<Taken, Error> {
+        let mut taken = Taken {
+            room: Arc::clone(self),
+            bytes: 0,
+        };
+        taken.more(bytes)?;
+        Ok(taken)
+    }
+}
+
+/// What a layer has of a room. It is given back unless the layer is published: it may be tried again, and is not to count
+/// twice.
+struct Taken {
+    room: Arc<Room>,
+    bytes: u64,
+}
+
+impl Taken {
+    fn more(&mut self, bytes: u64) -> Result<(), Error> {
         let less = |left: u64| left.checked_sub(bytes);
-        let taken = self
-            .left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        taken.map(|_| ()).map_err(|_| Error::TooLarge(self.limit))
+        let Room { limit, left } = &*self.room;
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .map_err(|_| Error::TooLarge(*limit))?;
+        self.bytes += bytes;
+        Ok(())
     }
 
-    fn give_back(&self, bytes: u64) {
-        self.left.fetch_add(bytes, Ordering::Relaxed);
+    fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.room.left.fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -99,6 +124,8 @@ struct Wanted {
     diff_id: Digest,
     /// Its chain ids from the lowest layer to itself.
     chain: Vec<ChainId>,
+    /// Bytes of the largest layer that comes with it.
+    largest: u64,
 }
 
 impl Fetcher {
@@ -127,6 +154,8 @@ impl Fetcher {
             .filter(|(_, layer)| !self.shelf.has_layer(layer))
             .map(|(index, _)| index)
             .collect();
+        let sizes = missing.iter().filter_map(|n| image.descriptors.get(*n));
+        let largest = sizes.map(Descriptor::size).max().unwrap_or(0);
         let mut below: Option<LayerTicket> = None;
         let mut tickets = Vec::with_capacity(missing.len());
         let layers = image.descriptors.iter().zip(image.diff_ids).enumerate();
@@ -135,6 +164,7 @@ impl Fetcher {
                 descriptor: descriptor.clone(),
                 diff_id: *diff_id,
                 chain: image.chain[..=index].to_vec(),
+                largest,
             };
             let ticket = match self.start(wanted, below) {
                 Ok(ticket) => ticket,
@@ -193,35 +223,29 @@ impl Fetcher {
         let permit = self.permits.acquire().await;
         let permit = permit.map_err(|_| Error::Interrupted)?;
         let limits = self.room.limits();
-        let staged = match self.unpacked(&wanted, &limits, bytes).await {
+        let mut staged = match self.unpacked(&wanted, &limits, bytes).await {
             Err(Error::Layer { source, .. }) if is_limit(&source, limits.bytes) => {
                 return Err(Error::TooLarge(self.room.limit));
             }
             staged => staged?,
         };
-        let archive = staged.recorded.archive;
-        self.room.take(archive)?;
+        let mut taken = self.room.take(staged.recorded.archive)?;
         drop(permit);
-        let published = self.published(staged, wanted, below).await;
-        if published.is_err() {
-            // It may be tried again, and is not to count twice.
-            self.room.give_back(archive);
-        }
-        published
-    }
-
-    async fn published(
-        &self,
-        staged: Staged,
-        wanted: Wanted,
-        below: Option<LayerTicket>,
-    ) -> Result<(), Error> {
         if let Some(mut below) = below {
+            if !below.is_over() {
+                // The disk may write meanwhile what would have to be written then.
+                let sync = move || staged.layer.sync().map(|()| staged);
+                staged = super::on_own_thread(sync).await??;
+            }
             below.wait().await.unwrap_or(Err(Error::Interrupted))?;
         }
-        let (shelf, room) = (self.shelf.clone(), Arc::clone(&self.room));
-        super::blocking(move || shelf.publish(staged, &wanted.chain, |bytes| room.take(bytes)))
-            .await?
+        super::blocking(move || {
+            let room = |bytes| taken.more(bytes);
+            self.shelf.publish(staged, &wanted.chain, room)?;
+            taken.keep();
+            Ok(())
+        })
+        .await?
     }
 
     async fn unpacked(
@@ -236,6 +260,7 @@ impl Fetcher {
             size: wanted.descriptor.size(),
             diff_id: wanted.diff_id,
             limits: limits.clone(),
+            nice: nice(wanted.descriptor.size(), wanted.largest),
         };
         let shelf = self.shelf.clone();
         match &self.source {
@@ -311,18 +336,20 @@ impl Fetcher {
     }
 }
 
-fn is_limit(error: &crate::layer::Error, bytes: u64) -> bool {
-    matches!(error, crate::layer::Error::Limit { limit, .. } if *limit == bytes)
+/// The layers of an image are to be there at the same time, so the processors are shared among them in proportion to their
+/// sizes: a step of niceness is a factor of 1.25 (sched(7)). None gets less than a tenth of what the largest gets.
+fn nice(size: u64, largest: u64) -> i32 {
+    let mut nice = 0;
+    let mut share = largest;
+    while share > size && nice < 10 {
+        share = share / 5 * 4;
+        nice += 1;
+    }
+    nice
 }
 
-/// What a layer must turn out to be.
-#[derive(Clone)]
-struct What {
-    digest: Digest,
-    media_type: String,
-    size: u64,
-    diff_id: Digest,
-    limits: Limits,
+fn is_limit(error: &crate::layer::Error, bytes: u64) -> bool {
+    matches!(error, crate::layer::Error::Limit { limit, .. } if *limit == bytes)
 }
 
 /// Moves a body to the thread that unpacks it. Ends early without an error when that thread gave up.
@@ -344,88 +371,31 @@ async fn pump(
     Ok(())
 }
 
-/// The same with what is kept of it.
-fn unpack_download(shelf: &Shelf, mut download: Download, what: &What) -> Result<Staged, Error> {
-    let unpacked = unpack(shelf, &mut download, what);
-    download.close();
-    unpacked
-}
-
-/// Unpacks a layer into a staging directory, and checks both digests.
-fn unpack(shelf: &Shelf, reader: impl Read, what: &What) -> Result<Staged, Error> {
-    let layer = what.digest;
-    let failed = |source: crate::layer::Error| Error::Layer {
-        layer,
-        source: Arc::new(source),
-    };
-    let read = |source: io::Error| failed(crate::layer::Error::Read(source));
-    let staged = shelf.stage()?;
-    let mut compressed = HashingReader::new(reader);
-    let decoder = Decoder::detect(&what.media_type, &mut compressed, MAX_WINDOW_LOG);
-    let mut plain = HashingReader::new(decoder.map_err(read)?);
-    let mut recorded = Recording::new(&mut plain, staged.recorder()?);
-    let applied = apply(&mut recorded, staged.dir(), &what.limits);
-    let applied = match applied {
-        Ok(applied) => applied,
-        Err(error) => {
-            drop(recorded);
-            drop(plain);
-            // No need to fetch the rest to say that the disk is full.
-            if error.kind() == Kind::ResourceExhausted {
-                return Err(failed(error));
-            }
-            // Wrong bytes come before what they led to; only a stream that is still there can tell.
-            io::copy(&mut compressed, &mut io::sink()).map_err(read)?;
-            check(&compressed.finish().0, &layer)?;
-            return Err(failed(error));
-        }
-    };
-    io::copy(&mut recorded, &mut io::sink()).map_err(read)?;
-    let recorded = recorded.finish(!applied.replaced).map_err(read)?;
-    let (diff_id, _, decoder) = plain.finish();
-    drop(decoder);
-    io::copy(&mut compressed, &mut io::sink()).map_err(read)?;
-    check(&compressed.finish().0, &layer)?;
-    if diff_id != what.diff_id {
-        return Err(Error::DiffId {
-            layer,
-            want: what.diff_id,
-            got: diff_id,
-        });
-    }
-    Ok(Staged {
-        layer: staged,
-        applied,
-        diff_id,
-        digest: layer,
-        compressed: what.size,
-        recorded,
-    })
-}
-
-fn check(got: &Digest, want: &Digest) -> Result<(), Error> {
-    if got == want {
-        return Ok(());
-    }
-    Err(Error::Content {
-        host: "the archive".to_owned(),
-        want: *want,
-        got: *got,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn processors_are_shared_by_size() {
+        let mib = |n: u64| n << 20;
+        assert_eq!(nice(mib(300), mib(300)), 0);
+        assert_eq!(nice(mib(100), mib(300)), 5);
+        assert_eq!(nice(mib(30), mib(300)), 10);
+        assert_eq!(nice(0, mib(300)), 10);
+        assert_eq!(nice(0, 0), 0);
+    }
+
+    #[test]
     fn what_is_given_back_can_be_taken_again() {
-        let room = Room::new(10);
+        let room = Arc::new(Room::new(10));
         for _ in 0..3 {
-            room.take(8).unwrap();
+            let mut taken = room.take(5).unwrap();
+            taken.more(3).unwrap();
+            assert!(matches!(taken.more(3), Err(Error::TooLarge(10))));
             assert!(matches!(room.take(3), Err(Error::TooLarge(10))));
             assert_eq!(room.limits().bytes, 2);
-            room.give_back(8);
         }
+        room.take(8).unwrap().keep();
+        assert_eq!(room.limits().bytes, 2);
     }
 }

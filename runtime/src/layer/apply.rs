@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 mod attributes;
+mod direct;
 mod dirs;
 mod link;
 mod name;
@@ -17,6 +18,7 @@ mod write;
 
 use attributes::Attributes;
 pub(super) use attributes::{is_kept, own_as_root};
+use direct::Direct;
 use dirs::Dirs;
 
 use super::tar::{Archive, Entry, Type};
@@ -46,6 +48,7 @@ struct Applier<'a> {
     limits: &'a Limits,
     dirs: Dirs<'a>,
     attributes: Attributes,
+    direct: Direct,
     applied: Applied,
     /// Sizes have to be added up at the end: something was removed, or takes nobody knows how much.
     recount: bool,
@@ -75,6 +78,7 @@ impl<'a> Applier<'a> {
             limits,
             dirs: Dirs::new(root, limits)?,
             attributes: Attributes::new(),
+            direct: Direct::new(root),
             applied: Applied {
                 bytes,
                 inodes: 1,

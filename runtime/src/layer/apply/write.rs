@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::direct::Direct;
 use super::{Applier, Archive, Entry, Error, Made};
 use crate::sys::fs::{start_writeback, write_all};
 
@@ -36,7 +37,7 @@ impl Applier<'_> {
         match &entry.sparse {
             None => {
                 self.applied.bytes += archive.content_left().next_multiple_of(self.block);
-                write_content(file.as_fd(), name, archive)?;
+                write_content(file.as_fd(), name, &mut self.direct, archive)?;
             }
             Some(map) => {
                 write_sparse(file.as_fd(), name, entry, map, archive)?;
@@ -58,17 +59,27 @@ impl Applier<'_> {
 fn write_content<R: Read>(
     file: BorrowedFd<'_>,
     name: &[u8],
+    direct: &mut Direct,
     archive: &mut Archive<'_, R>,
 ) -> Result<(), Error> {
+    let failed = |error| Error::entry("write", name, error);
+    let mut past_cache = direct.begin(file, archive.content_left());
     let mut waiting = 0;
     while archive.content_left() > 0 {
         let piece = archive.content()?;
-        write_all(file, piece).map_err(|error| Error::entry("write", name, error))?;
+        if past_cache {
+            past_cache = direct.write(file, piece).map_err(failed)?;
+            continue;
+        }
+        write_all(file, piece).map_err(failed)?;
         waiting += piece.len() as u64;
         if waiting >= EARLY {
             start_writeback(file);
             waiting = 0;
         }
+    }
+    if past_cache {
+        direct.end(file).map_err(failed)?;
     }
     Ok(())
 }
