@@ -50,11 +50,15 @@ struct Applier<'a> {
     attributes: Attributes,
     direct: Direct,
     applied: Applied,
-    /// Sizes have to be added up at the end: something was removed, or takes nobody knows how much.
+    /// Sizes have to be added up at the end: something was removed, or takes nobody knows how much; other file systems than
+    /// ext4 keep small files, directories and links in places of their own.
     recount: bool,
     /// Size of a block of the file system.
     block: u64,
 }
+
+/// What statfs(2) calls ext4.
+const EXT: u64 = 0xef53;
 
 /// Extended attributes of up to this many bytes, names included, fit into an inode of ext4; a capability does.
 const XATTRS_INSIDE: usize = 64;
@@ -71,6 +75,8 @@ impl<'a> Applier<'a> {
         let failed = |error: io::Error| Error::entry("prepare the root for", b"", error);
         attributes::own_as_root(root).map_err(failed)?;
         let stat = rustix::fs::fstat(root).map_err(|error| failed(error.into()))?;
+        let kind = rustix::fs::fstatfs(root).map_err(|error| failed(error.into()))?;
+        let kind = u64::try_from(kind.f_type).unwrap_or(0);
         let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         let block = u64::try_from(stat.st_blksize).unwrap_or(4096).max(512);
         Ok(Self {
@@ -78,14 +84,14 @@ impl<'a> Applier<'a> {
             limits,
             dirs: Dirs::new(root, limits)?,
             attributes: Attributes::new(),
-            direct: Direct::new(root),
+            direct: Direct::new(kind),
             applied: Applied {
                 bytes,
                 inodes: 1,
                 limits: limits.clone(),
                 ..Applied::default()
             },
-            recount: false,
+            recount: kind != EXT,
             block,
         })
     }
@@ -315,7 +321,10 @@ impl<'a> Applier<'a> {
             let usage = crate::sys::fs::tree_usage(self.root)
                 .map_err(|error| Error::entry("add up", b"", error))?;
             self.applied.bytes = usage.bytes;
-            self.applied.inodes = usage.inodes;
+            // It counts names; of what was made and stays, the inodes are known.
+            if self.applied.replaced {
+                self.applied.inodes = usage.inodes;
+            }
         }
         Ok(self.applied)
     }

@@ -51,11 +51,10 @@ pub(super) struct Direct {
 type Put = fn(BorrowedFd<'_>, &[u8]) -> Result<usize, Errno>;
 
 impl Direct {
-    /// For files below `root`.
-    pub(super) fn new(root: BorrowedFd<'_>) -> Self {
-        let kind = rustix::fs::fstatfs(root).map(|fs| u64::try_from(fs.f_type).unwrap_or(0));
+    /// For files of a file system of that kind, in the words of statfs(2).
+    pub(super) fn new(kind: u64) -> Self {
         Self {
-            off: kind == Ok(BTRFS),
+            off: kind == BTRFS,
             ..Self::with(SLOW, |file, bytes| rustix::io::write(file, bytes))
         }
     }

@@ -79,6 +79,17 @@ fn a_malformed_access_control_list_is_an_error() {
     assert!(matches!(bench.apply(tar), Err(Error::Entry { .. })));
 }
 
+/// Where blocks have to be counted at the end: of attributes nobody knows how many they take.
+#[test]
+fn a_file_with_two_names_is_one_inode() {
+    let bench = Bench::new();
+    let mut tar = Tar::new();
+    tar.pax(&[("SCHILY.xattr.user.note", &"v".repeat(200))]);
+    tar.file("f", b"x");
+    tar.hard_link("g", "f");
+    assert_eq!(bench.apply(tar).unwrap().inodes, 2);
+}
+
 /// What the file system does not take for this kind of file is left out; what it takes and cannot hold is an error.
 #[test]
 fn attributes_that_the_file_system_refuses() {
