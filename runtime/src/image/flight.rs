@@ -75,7 +75,7 @@ impl<V: Clone, P> Ticket<V, P> {
         result.clone()
     }
 
-    /// Whether there is nothing to wait for any more.
+    /// Whether there is a result, for which nobody has to wait any more.
     pub(crate) fn is_over(&self) -> bool {
         self.result.borrow().is_some()
     }
