@@ -12,6 +12,7 @@ use shim_protocol::worker::{Call, Namespaces, Outcome};
 
 mod cgroup;
 mod create;
+mod credentials;
 mod devices;
 mod engine;
 mod error;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 
 fn serve() -> Result<()> {
     sys::clear_environment();
-    process::not_dumpable()?;
+    credentials::not_dumpable()?;
     rustix::thread::set_name(c"berth-worker").context(|| "set the name".to_owned())?;
     let socket = take_socket()?;
     let socket = socket.as_fd();
