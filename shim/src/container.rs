@@ -276,7 +276,9 @@ impl Container {
     fn reap_known(&mut self, out: &mut Outbox) {
         for exec in &mut self.execs {
             exec.reap_maker();
-            exec.look();
+            if !exec.look() {
+                continue;
+            }
             if let Some(code) = exec.awaits().and_then(reap) {
                 let starved = exec.is_starved(code, &self.oom);
                 let starved = starved.then(|| too_low(&self.plan.oom, "the command"));

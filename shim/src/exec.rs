@@ -264,15 +264,20 @@ impl Exec {
         beginning && code == KILLED && oom.kills_now() > self.kills
     }
 
-    /// Looks at a process that has ended while it can still be looked at: whether it was executed.
-    pub(crate) fn look(&mut self) {
-        if let Step::Starting(made) = &self.step
-            && peek(made.pid) == Ok(true)
-            && self.errors.read_last() == Verdict::Executed
-            && !has_executed(made.pid)
-        {
-            self.step = Step::Lost(made.pid);
+    /// Looks whether a process that begins was executed, while it can still be looked at: before it is reaped.
+    /// False when it has not ended.
+    pub(crate) fn look(&mut self) -> bool {
+        let Step::Starting(made) = &self.step else {
+            return true;
+        };
+        let pid = made.pid;
+        if peek(pid) != Ok(true) {
+            return false;
         }
+        if self.errors.read_last() == Verdict::Executed && !has_executed(pid) {
+            self.step = Step::Lost(pid);
+        }
+        true
     }
 
     /// The awaited child has ended. `starved` says that there was no memory for it.
