@@ -20,6 +20,7 @@ mod exec;
 mod init;
 mod inside;
 mod lsm;
+mod memory;
 mod message;
 mod mounts;
 mod path;
