@@ -17,5 +17,6 @@ pub mod process;
 pub mod registry;
 pub mod runner;
 pub mod runtime;
+pub mod subnet;
 pub mod terminal;
 pub mod tree;
