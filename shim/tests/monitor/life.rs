@@ -74,6 +74,8 @@ fn joined_start() {
     let mut other = shim.connect();
     eventually("a start under way", || other.hello().starting);
     let second = other.send(Call::Start(Empty {}), &[]);
+    // Requests of one connection come in order.
+    assert!(other.hello().starting);
     eventually("a stopped process", || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.contains(") T ")
