@@ -260,7 +260,11 @@ async fn a_stopped_start_does_not_hold_up_the_end(case: &mut Case) -> Result<()>
             "stop" => pod.cri.stop_pod(&pod.id).await?,
             _ => pod.cri.remove_pod(&pod.id).await?,
         }
-        ensure!(begun.elapsed() < SOON, "{end} the pod: {:?}", begun.elapsed());
+        ensure!(
+            begun.elapsed() < SOON,
+            "{end} the pod: {:?}",
+            begun.elapsed()
+        );
         let error = refusal(start.await?)?;
         ensure_eq!(error.code(), Code::FailedPrecondition);
         if end == "stop" {
