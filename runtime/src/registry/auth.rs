@@ -200,7 +200,8 @@ impl Elsewhere<'_> {
             return Ok(false);
         };
         let fetched = token::fetch(clients, asker, &bearer, None, "").await?;
-        self.tokens.keep(key, fetched, &host_port(asker.at), asker)?;
+        self.tokens
+            .keep(key, fetched, &host_port(asker.at), asker)?;
         Ok(true)
     }
 }

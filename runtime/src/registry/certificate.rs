@@ -42,12 +42,14 @@ pub(crate) fn entries(text: &[u8]) -> Vec<Entry> {
         if let Some(label) = marked(line, b"-----BEGIN ") {
             found.extend(open.replace((label, false, Vec::new())).map(broken));
         } else if let Some(label) = marked(line, b"-----END ") {
-            found.extend(open.take().map(|(begun, headers, body)| Entry {
-                der: (begun == label)
-                    .then(|| BASE64.decode(&body).ok())
-                    .flatten(),
-                label: begun,
-                headers,
+            found.extend(open.take().map(|(begun, headers, body)| {
+                Entry {
+                    der: (begun == label)
+                        .then(|| BASE64.decode(&body).ok())
+                        .flatten(),
+                    label: begun,
+                    headers,
+                }
             }));
         } else if let Some((_, headers, body)) = &mut open {
             match line.contains(&b':') {

@@ -84,7 +84,10 @@ fn trust(host: &Host) -> String {
     for file in &tls.ca {
         let others = bundle(&file.pem).map(|(_, others)| others);
         for why in others.unwrap_or_default() {
-            text.push_str(&format!("; {}: {why}, and is passed over", file.path.display()));
+            text.push_str(&format!(
+                "; {}: {why}, and is passed over",
+                file.path.display()
+            ));
         }
     }
     text

@@ -140,9 +140,18 @@ mod tests {
             (b"//cdn.net/x", "https://cdn.net/x"),
             (b"https://u:p@cdn.net/x", "https://cdn.net/x"),
             (b" https://cdn.net/a b ", "https://cdn.net/a%20b"),
-            (b"https://cdn.net/\xc3\xa9?n=\xe9", "https://cdn.net/%C3%A9?n=%E9"),
-            (b"https://b\xc3\xbccher.example/x", "https://xn--bcher-kva.example/x"),
-            (b"https://[2001:db8::1]:5000/x", "https://[2001:db8::1]:5000/x"),
+            (
+                b"https://cdn.net/\xc3\xa9?n=\xe9",
+                "https://cdn.net/%C3%A9?n=%E9",
+            ),
+            (
+                b"https://b\xc3\xbccher.example/x",
+                "https://xn--bcher-kva.example/x",
+            ),
+            (
+                b"https://[2001:db8::1]:5000/x",
+                "https://[2001:db8::1]:5000/x",
+            ),
             (b"HTTPS://CDN.net:443/X", "https://cdn.net/X"),
         ] {
             let got = joined(&from, location).map(String::from);

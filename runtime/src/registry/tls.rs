@@ -125,7 +125,8 @@ impl Trust {
         let mut roots = RootCertStore::empty();
         let mut named = BTreeSet::new();
         for Authorities { path, pem } in own {
-            let (usable, others) = bundle(pem).map_err(|why| format!("{}: {why}", path.display()))?;
+            let (usable, others) =
+                bundle(pem).map_err(|why| format!("{}: {why}", path.display()))?;
             for why in others {
                 tracing::warn!(path = %path.display(), "{why}, and is passed over");
             }
@@ -372,6 +373,3 @@ impl ResolvesClientCert for Choice {
         !self.0.is_empty()
     }
 }
-
-#[cfg(test)]
-mod tests;

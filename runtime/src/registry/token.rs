@@ -43,12 +43,7 @@ pub(crate) async fn fetch(
         what: asker.what.to_owned(),
         reason,
     };
-    let realm = realm(
-        asker.endpoint,
-        asker.at,
-        &bearer.realm,
-        secret.is_some(),
-    );
+    let realm = realm(asker.endpoint, asker.at, &bearer.realm, secret.is_some());
     let realm = realm.map_err(&denied)?;
     let question = Question::new(&realm, bearer, secret, scope);
     let Replied {

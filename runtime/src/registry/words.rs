@@ -23,7 +23,10 @@ pub(crate) fn words(error: &reqwest::Error) -> String {
     if let Some(tls) = found::<rustls::Error>(&causes) {
         return of_tls(tls);
     }
-    if let Some(text) = causes.iter().find_map(|cause| of_tunnel(&cause.to_string())) {
+    if let Some(text) = causes
+        .iter()
+        .find_map(|cause| of_tunnel(&cause.to_string()))
+    {
         return text;
     }
     if error.is_dns() || causes.iter().any(|cause| cause.to_string() == "dns error") {
@@ -87,10 +90,7 @@ fn found<'a, E: std::error::Error + 'static>(causes: &[Cause<'a>]) -> Option<&'a
 /// A library's own text, fit for a log line.
 fn told(cause: Cause<'_>) -> String {
     let text = cause.to_string();
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(200)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 fn of_tunnel(text: &str) -> Option<String> {
@@ -271,10 +271,9 @@ fn of_names(expected: &ServerName<'_>, presented: &[String]) -> String {
 
 /// A name without the library's wrapping (`DnsName("r.io")`), printable whatever it is.
 fn plain(name: &str) -> String {
-    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    let inner = name
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
     let graphic = inner.unwrap_or(name).trim_matches('"').chars();
     graphic.filter(char::is_ascii_graphic).take(80).collect()
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+};
 
 use super::*;
 
@@ -29,7 +31,12 @@ fn pem_is_read_as_others_write_it() {
         b"subject=\xe9\n-----BEGIN X-----\rAQID\r-----END X-----\r",
         b"  -----BEGIN X-----  \n  AQ ID\n\n-----END X-----\t\ntrailing",
     ] {
-        assert_eq!(read(text), [good.clone()], "{}", String::from_utf8_lossy(text));
+        assert_eq!(
+            read(text),
+            [good.clone()],
+            "{}",
+            String::from_utf8_lossy(text)
+        );
     }
     // One that is broken spoils no other.
     for broken in [
@@ -53,7 +60,9 @@ fn a_bundle_gives_what_can_be_used_and_names_the_rest() {
     let junk = "-----BEGIN CERTIFICATE-----\nAQID\n-----END CERTIFICATE-----\n";
     let headers = pem.replacen('\n', "\nx: y\n\n", 1);
     let trusted = pem.replace("CERTIFICATE", "TRUSTED CERTIFICATE");
-    let text = format!("# ours\n{junk}{pem}{headers}-----BEGIN X509 CRL-----\nAQID\n-----END X509 CRL-----\n{trusted}{pem}");
+    let text = format!(
+        "# ours\n{junk}{pem}{headers}-----BEGIN X509 CRL-----\nAQID\n-----END X509 CRL-----\n{trusted}{pem}"
+    );
     let (usable, others) = bundle(text.as_bytes()).unwrap();
     assert_eq!(usable, [der.clone(), der.clone()]);
     assert_eq!(others.len(), 4, "{others:?}");
@@ -100,7 +109,10 @@ fn times_and_purposes_are_those_of_the_certificate() {
         wanted.not_before = rcgen::date_time_ymd(2000, 2, 29);
         wanted.not_after = rcgen::date_time_ymd(2100, 3, 1);
     });
-    assert_eq!((dated.not_before, dated.not_after), (951_782_400, 4_107_542_400));
+    assert_eq!(
+        (dated.not_before, dated.not_after),
+        (951_782_400, 4_107_542_400)
+    );
     assert_eq!(dated.fit(951_782_399), Err(Unfit::Early));
     assert_eq!(dated.fit(951_782_400), Ok(()));
     assert_eq!(dated.fit(4_107_542_401), Err(Unfit::Expired));
@@ -112,8 +124,29 @@ fn times_and_purposes_are_those_of_the_certificate() {
     };
     assert_eq!(used(ExtendedKeyUsagePurpose::ServerAuth), Ok(()));
     assert_eq!(used(ExtendedKeyUsagePurpose::Any), Ok(()));
-    assert_eq!(used(ExtendedKeyUsagePurpose::ClientAuth), Err(Unfit::Purpose));
+    assert_eq!(
+        used(ExtendedKeyUsagePurpose::ClientAuth),
+        Err(Unfit::Purpose)
+    );
     assert_eq!(facts(&|_| ()).key, "P-256");
+}
+
+/// Made by OpenSSL: P-521, version 1 with a short key, RSASSA-PSS, Ed448 with a negative serial number, and an authority
+/// of a long one that may sign no certificates and has no name.
+#[test]
+fn odd_certificates_are_read() {
+    let (odd, others) = bundle(include_bytes!("../tests/certificates/odd.pem")).unwrap();
+    assert_eq!(others, [""; 0]);
+    let facts = odd.iter().map(|der| Facts::of(der).unwrap());
+    let told: Vec<_> = facts.map(|facts| (facts.key, facts.authority)).collect();
+    let want = [
+        ("P-521", true),
+        ("RSA with 1024 bits", true),
+        ("RSASSA-PSS", true),
+        ("Ed448", true),
+        ("P-256", false),
+    ];
+    assert_eq!(told, want.map(|(key, ca)| (key.to_owned(), ca)));
 }
 
 #[test]
