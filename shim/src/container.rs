@@ -341,7 +341,11 @@ impl Container {
         if let Phase::Starting(_, limit) = &mut self.phase {
             *limit = None;
         }
-        if self.init.as_ref().is_some_and(|init| has_executed(init.pid)) {
+        if self
+            .init
+            .as_ref()
+            .is_some_and(|init| has_executed(init.pid))
+        {
             // Somebody holds the error pipe who should not.
             return self.on_verdict(Verdict::Executed, out);
         }

@@ -6,6 +6,7 @@
 // A future of a test may be as large as it likes: there are three of them.
 #![allow(clippy::large_futures)]
 
+mod certificates;
 mod container;
 mod daemon;
 mod exec;
@@ -55,6 +56,7 @@ fn tests() -> Vec<Test> {
         image::TESTS,
         storage::TESTS,
         registry::TESTS,
+        certificates::TESTS,
         resume::TESTS,
         network::TESTS,
         restart::TESTS,
