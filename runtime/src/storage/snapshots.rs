@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
+use super::volumes::VOLUMES;
 use super::{Collected, Error, Storage, Usage, failed, open};
 use crate::id::ContainerId;
 use crate::model::ChainId;
@@ -120,12 +121,21 @@ impl Storage {
         self.shared.state().snapshots.keys().cloned().collect()
     }
 
-    /// What a container has written. This walks its writable layer: not for the way of a request, and no more often than needed.
+    /// What a container has written, and what its image's volumes hold. This walks all of it: not for the way of a
+    /// request, and no more often than needed.
     ///
     /// # Errors
     /// [`Error::NoSnapshot`], or what the file system says.
     pub fn snapshot_usage(&self, id: &ContainerId) -> Result<Usage, Error> {
-        self.usage_of(id, &format!("{}/fs", id.as_str()))
+        let layer = self.usage_of(id, &format!("{}/fs", id.as_str()))?;
+        match self.usage_of(id, &format!("{}/{VOLUMES}", id.as_str())) {
+            Ok(volumes) => Ok(Usage {
+                bytes: layer.bytes + volumes.bytes,
+                inodes: layer.inodes + volumes.inodes,
+            }),
+            Err(Error::NoSnapshot(_)) => Ok(layer),
+            Err(error) => Err(error),
+        }
     }
 
     /// All that a container's writable layer takes, with what overlayfs and Berth keep beside it. Walks it as well.
