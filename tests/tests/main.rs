@@ -24,6 +24,7 @@ mod stats;
 mod status;
 mod storage;
 mod tree;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -64,6 +65,7 @@ fn tests() -> Vec<Test> {
         holes::TESTS,
         memory::TESTS,
         tree::TESTS,
+        volumes::TESTS,
     ]
     .concat()
 }
