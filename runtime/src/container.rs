@@ -35,7 +35,7 @@ use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
-    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain, has_labels,
+    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
 use crate::spec::seccomp::Compiler;
@@ -187,6 +187,8 @@ struct Container {
     state: watch::Sender<ContainerState>,
     /// The stop signal was sent: it is sent once.
     stop_sent: AtomicBool,
+    /// A start is under way.
+    starting: AtomicBool,
 }
 
 impl Container {
@@ -201,6 +203,7 @@ impl Container {
             saving: Arc::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
+            starting: AtomicBool::new(false),
         })
     }
 
@@ -412,10 +415,10 @@ impl ContainerManager {
         let log = opened
             .await
             .map_err(|e| container.step(STEP, Kind::Unknown, e))?;
-        monitor
-            .reopen_log(log.map(|log| log.dir))
-            .await
-            .map_err(|e| container.step(STEP, e.kind(), chain(&e)))
+        match monitor.reopen_log(log.map(|log| log.dir)).await {
+            Ok(()) => Ok(()),
+            Err(e) => Err(exit::refused(&container, STEP, e).await),
+        }
     }
 
     /// Runs a command and collects its output.
