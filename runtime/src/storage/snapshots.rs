@@ -12,7 +12,7 @@ use super::volumes::VOLUMES;
 use super::{Collected, Error, Storage, Usage, failed, open};
 use crate::id::ContainerId;
 use crate::model::ChainId;
-use crate::sys::fs::{names, read_limited, remove_tree, tree_usage, write_atomic};
+use crate::sys::fs::{names, read_limited, remove_tree, tree_usage, unlock_tree, write_atomic};
 use crate::sys::mount::{OverlayLayers, detached_overlay};
 
 const CHAIN: &str = "chain";
@@ -105,7 +105,7 @@ impl Storage {
     /// # Errors
     /// What the file system says; what could not be removed is listed by [`Storage::snapshots`] still.
     pub fn remove_snapshot(&self, id: &ContainerId) -> Result<(), Error> {
-        remove_tree(self.shared.dirs.snapshots.as_fd(), id.as_str())
+        self.remove_files(id)
             .map_err(failed("remove", self.path("snapshots").join(id.as_str())))?;
         let chain = self.shared.state().snapshots.remove(id);
         for layer in chain.unwrap_or_default() {
@@ -114,6 +114,18 @@ impl Storage {
             }
         }
         Ok(())
+    }
+
+    /// Also what a privileged container has made immutable.
+    fn remove_files(&self, id: &ContainerId) -> io::Result<()> {
+        let dir = self.shared.dirs.snapshots.as_fd();
+        match remove_tree(dir, id.as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                unlock_tree(dir, id.as_str())?;
+                remove_tree(dir, id.as_str())
+            }
+            removed => removed,
+        }
     }
 
     /// The containers that have a writable layer, also those that nobody knows anymore.

@@ -17,12 +17,14 @@ use rustix::io::Errno;
 
 mod copy;
 mod remove;
+mod unlock;
 mod visit;
 mod walk;
 mod writeback;
 
 pub use copy::copy_tree;
 pub use remove::remove_tree;
+pub use unlock::unlock_tree;
 pub use visit::{Next, TreeUsage, Visit, tree_usage, visit_tree};
 pub use walk::{Place, make_dirs, resolve_in_root};
 pub use writeback::start_writeback;

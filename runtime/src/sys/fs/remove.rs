@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RawDir};
+use rustix::fs::{AtFlags, RawDir};
 use rustix::io::Errno;
 
 use super::{open_dir, unique_name};
@@ -27,7 +27,7 @@ const SWAPS: u32 = 64;
 pub fn remove_tree(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> io::Result<()> {
     let name = name.as_ref();
     for _ in 0..SWAPS {
-        match unlink(dir, name, AtFlags::empty()) {
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::ISDIR) => {}
             Err(error) => return Err(error.into()),
@@ -51,7 +51,7 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> io::Result<(
 fn remove_dir(dir: BorrowedFd<'_>, name: &OsStr, top: &OwnedFd) -> io::Result<bool> {
     loop {
         let removed = empty(top, top.as_fd(), 0)?;
-        match unlink(dir, name, AtFlags::REMOVEDIR) {
+        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(true),
             Err(Errno::NOTDIR) => return Ok(false),
             // Deep parts were moved up, or somebody adds: go on as long as it gets less.
@@ -96,7 +96,7 @@ fn remove_child(dir: &OwnedFd, top: BorrowedFd<'_>, name: &OsStr, depth: usize) 
         Err(error) => return Err(error),
     };
     let done = empty(&child, top, depth + 1)?;
-    match unlink(dir, name, AtFlags::REMOVEDIR) {
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
         Ok(()) => Ok(done + 1),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST) => Ok(done),
         Err(error) => Err(error.into()),
@@ -120,7 +120,7 @@ fn unlink_files(dir: &OwnedFd) -> io::Result<(u64, Vec<OsString>)> {
             directories.push(OsStr::from_bytes(name.to_bytes()).to_owned());
             continue;
         }
-        match unlink(dir, name, AtFlags::empty()) {
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) => removed += 1,
             Err(Errno::NOENT) => {}
             Err(Errno::ISDIR) => directories.push(OsStr::from_bytes(name.to_bytes()).to_owned()),
@@ -128,44 +128,6 @@ fn unlink_files(dir: &OwnedFd) -> io::Result<(u64, Vec<OsString>)> {
         }
     }
     Ok((removed, directories))
-}
-
-/// What a privileged container has made immutable or append-only is removed all the same.
-fn unlink<N: rustix::path::Arg + Copy>(
-    dir: impl AsFd,
-    name: N,
-    flags: AtFlags,
-) -> rustix::io::Result<()> {
-    let dir = dir.as_fd();
-    match rustix::fs::unlinkat(dir, name, flags) {
-        Err(Errno::PERM) if unlock(dir, name) => rustix::fs::unlinkat(dir, name, flags),
-        result => result,
-    }
-}
-
-/// False: nothing was locked.
-fn unlock<N: rustix::path::Arg + Copy>(dir: BorrowedFd<'_>, name: N) -> bool {
-    let above = clear(dir);
-    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
-    // A device is not opened, whatever its flags.
-    let plain = stat.is_ok_and(|stat| {
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        kind.is_file() || kind.is_dir()
-    });
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = plain.then(|| rustix::fs::openat(dir, name, flags, Mode::empty()));
-    let itself = matches!(opened, Some(Ok(file)) if clear(file.as_fd()));
-    above || itself
-}
-
-fn clear(file: BorrowedFd<'_>) -> bool {
-    let locks = IFlags::IMMUTABLE | IFlags::APPEND;
-    match rustix::fs::ioctl_getflags(file) {
-        Ok(flags) if flags.intersects(locks) => {
-            rustix::fs::ioctl_setflags(file, flags.difference(locks)).is_ok()
-        }
-        _ => false,
-    }
 }
 
 fn is_swapped(error: &io::Error) -> bool {

@@ -257,7 +257,7 @@ fn a_visit_ends_when_the_way_back_is_gone() {
 }
 
 #[test]
-fn immutable_and_append_only_things_are_removed() {
+fn immutable_and_append_only_things_can_be_unlocked() {
     use rustix::fs::IFlags;
     let (dir, root) = temp();
     std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
@@ -273,7 +273,8 @@ fn immutable_and_append_only_things_are_removed() {
         let flags = rustix::fs::ioctl_getflags(&file).unwrap();
         rustix::fs::ioctl_setflags(&file, flags | lock).unwrap();
     }
-    assert!(std::fs::remove_dir_all(dir.path().join("a")).is_err());
+    assert!(remove_tree(root.as_fd(), "a").is_err());
+    unlock_tree(root.as_fd(), "a").unwrap();
     remove_tree(root.as_fd(), "a").unwrap();
     assert!(!dir.path().join("a").exists());
 }
