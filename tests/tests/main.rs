@@ -26,6 +26,7 @@ mod status;
 mod storage;
 mod tree;
 mod waiting;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -68,6 +69,7 @@ fn tests() -> Vec<Test> {
         memory::TESTS,
         tree::TESTS,
         waiting::TESTS,
+        volumes::TESTS,
     ]
     .concat()
 }
