@@ -12,7 +12,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::init::Init;
 use crate::report::Report;
 
@@ -61,7 +61,7 @@ impl Engine for Libcontainer {
             });
         let mut container = match made {
             Ok(container) => container,
-            Err(e) => return Err(Error::internal(report.explain(&chain(&e)))),
+            Err(e) => return Err(report.explain(&chain(&e))),
         };
         let pid = container.pid().map(libcontainer_pid);
         // From here on it waits in our executor, on our pipe, not on libcontainer's socket.
@@ -74,7 +74,7 @@ impl Engine for Libcontainer {
                 let general = started
                     .err()
                     .map_or_else(|| "no pid".to_owned(), |e| chain(&e));
-                Err(Error::internal(report.explain(&general)))
+                Err(report.explain(&general))
             }
         }
     }

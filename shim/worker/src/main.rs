@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use shim_protocol::worker::{Call, Namespaces, Outcome};
 
 mod cgroup;
+mod cover;
 mod create;
 mod devices;
 mod engine;
@@ -21,13 +22,16 @@ mod inside;
 mod lsm;
 mod message;
 mod mounts;
+mod options;
 mod path;
 mod pause;
+mod place;
 mod pod;
 mod process;
 mod report;
 mod sys;
 mod terminal;
+mod tree;
 
 use error::{Context, Error, Result};
 
