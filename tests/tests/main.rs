@@ -8,6 +8,7 @@
 
 mod container;
 mod daemon;
+mod destinations;
 mod exec;
 mod holes;
 mod image;
@@ -48,6 +49,7 @@ fn tests() -> Vec<Test> {
     [
         pod::TESTS,
         container::TESTS,
+        destinations::TESTS,
         status::TESTS,
         resources::TESTS,
         stats::TESTS,
