@@ -160,6 +160,8 @@ fn attach(
     // Propagation of the host's mounts stays as it is: a Bidirectional volume needs its peers.
     sys::unshare(libc::CLONE_NEWNS).context(|| "make a mount namespace".to_owned())?;
     mounts::require_private(proc, &request.rootfs)?;
+    // Before the root is attached: a volume of the host's whole tree must not show it.
+    tree.open(proc)?;
     rustix::mount::move_mount(
         &rootfs,
         "",
@@ -184,7 +186,7 @@ fn attach(
         path::make_directories(root.as_fd(), dir.as_bytes())
             .context(|| format!("make {dir} in the root file system"))?;
     }
-    tree.open(proc)
+    Ok(())
 }
 
 /// The engine's directories of this container; removed whatever happens.

@@ -116,8 +116,11 @@ pub(crate) fn join(
         if !belongs(&mounts, mount, id, except) {
             continue;
         }
-        let point = path::open_plain(root.as_fd(), &mount.point).context(told)?;
-        // Another mount lies on top of it: nobody can get at this one any more.
+        // Its place is gone, or another mount lies on top of it: nobody can get at this one any more.
+        let point = match path::open_plain(root.as_fd(), &mount.point) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other.context(told)?,
+        };
         if path::mount_id(&point).context(told)? != mount.id {
             continue;
         }

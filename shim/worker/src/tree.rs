@@ -22,6 +22,12 @@ use crate::{path, sys};
 /// `PROC_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const PROCFS: u64 = 0x9fa0;
 
+/// `RLIMIT_NOFILE` (include/uapi/asm-generic/resource.h).
+const OPEN_FILES: u32 = 7;
+
+/// So many sources, with two descriptors each, can be open under every usual limit.
+const FEW: usize = 200;
+
 /// What init makes in its root.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -33,6 +39,8 @@ pub(crate) struct Tree {
     read_only_paths: Vec<String>,
     masked_paths: Vec<String>,
     cwd: Vec<u8>,
+    /// How many files could be open at once before this many sources were.
+    files: Option<(u64, u64)>,
 }
 
 /// One mount.
@@ -122,11 +130,18 @@ impl Tree {
             read_only_paths,
             masked_paths,
             cwd: cwd.to_vec(),
+            files: None,
         })
     }
 
     /// Opens the sources, in the host's mounts. `proc` is the host's procfs.
     pub(crate) fn open(&mut self, proc: BorrowedFd<'_>) -> Result<()> {
+        if self.mounts.len() > FEW {
+            let told = || "raise the number of open files".to_owned();
+            let (soft, hard) = sys::resource_limit(OPEN_FILES).context(told)?;
+            sys::set_resource_limit(OPEN_FILES, hard, hard).context(told)?;
+            self.files = Some((soft, hard));
+        }
         for mount in &mut self.mounts {
             if mount.kind == "bind" {
                 mount.opened = Some(mount.open(proc)?);
@@ -141,6 +156,10 @@ impl Tree {
         let umask = rustix::process::umask(Mode::empty());
         let built = self.built();
         rustix::process::umask(umask);
+        if let Some((soft, hard)) = self.files {
+            sys::set_resource_limit(OPEN_FILES, soft, hard)
+                .context(|| "put the number of open files back".to_owned())?;
+        }
         built
     }
 

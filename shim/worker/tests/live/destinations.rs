@@ -444,3 +444,19 @@ fn directories_have_their_modes_under_any_umask() {
         assert_eq!(mode.mode() & 0o777, 0o755, "{name}");
     }
 }
+
+#[test]
+fn many_mounts_need_no_higher_limit_of_open_files() {
+    let mut case = Case::new();
+    let file = case.file("f");
+    for n in 0..1100 {
+        case.bind(&file, &format!("/many/{n}"));
+    }
+    let (text, code) = case
+        .fixture
+        .sh("cat /many/* | wc -c; ulimit -Sn > /tmp/limit; ls /proc/self/fd | wc -l");
+    assert_eq!((text.as_str(), code), ("1100\n4\n", 0));
+    let limit = fs::read_to_string(case.fixture.tree("tmp/limit")).unwrap();
+    let now = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    assert_eq!(limit.trim(), now.current.unwrap().to_string());
+}
