@@ -13,6 +13,7 @@ use shim_protocol::worker::{Call, Namespaces, Outcome};
 mod cgroup;
 mod cover;
 mod create;
+mod credentials;
 mod devices;
 mod engine;
 mod error;
@@ -20,6 +21,7 @@ mod exec;
 mod init;
 mod inside;
 mod lsm;
+mod memory;
 mod message;
 mod mounts;
 mod options;
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
 
 fn serve() -> Result<()> {
     sys::clear_environment();
-    process::not_dumpable()?;
+    credentials::not_dumpable()?;
     rustix::thread::set_name(c"berth-worker").context(|| "set the name".to_owned())?;
     let socket = take_socket()?;
     let socket = socket.as_fd();

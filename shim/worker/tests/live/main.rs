@@ -17,3 +17,4 @@ mod holes;
 mod pod;
 mod propagation;
 mod speed;
+mod waiting;
