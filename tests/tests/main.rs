@@ -9,6 +9,7 @@
 mod certificates;
 mod container;
 mod daemon;
+mod destinations;
 mod exec;
 mod holes;
 mod image;
@@ -51,6 +52,7 @@ fn tests() -> Vec<Test> {
     [
         pod::TESTS,
         container::TESTS,
+        destinations::TESTS,
         status::TESTS,
         resources::TESTS,
         stats::TESTS,

@@ -305,8 +305,6 @@ impl Making {
                 rootfs: self.inner.rootfs_path().display().to_string(),
                 cgroup: Some(plan.cgroup.clone()),
                 process: Some(plan.process),
-                propagation: plan.propagation,
-                all_private: plan.all_private,
                 rlimits: super::limits(&deps.config),
                 make_dirs: plan.make_dirs,
             }),

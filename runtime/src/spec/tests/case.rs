@@ -256,8 +256,6 @@ pub(super) fn shown(plan: &ContainerPlan) -> Value {
             "inheritable": caps.inheritable, "ambient": caps.ambient,
         },
         "cgroup": shown_cgroup(&plan.cgroup),
-        "propagation": plan.propagation.iter().map(|one| format!("{} {}", one.path, one.mode)).collect::<Vec<_>>(),
-        "allPrivate": plan.all_private,
         "oom": { "v2": plan.oom.v2_dir, "v2Pod": plan.oom.v2_pod_dir, "v1": plan.oom.v1_dir },
         "killCgroup": plan.kill_cgroup,
         "seccomp": plan.seccomp,
