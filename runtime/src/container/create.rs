@@ -406,7 +406,8 @@ fn prepare_blocking(
 
     deps.storage.prepare(id, &image.chain).map_err(storage)?;
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
-    let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
+    let user = users::resolve(id, rootfs.as_fd(), &spec.user, &image.config.user);
+    let user = user.map_err(invalid)?;
     let mounts = mounts::resolve(&spec.mounts).map_err(invalid)?;
     let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
     let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
