@@ -130,7 +130,7 @@ pub struct MountRequest {
     pub host_path: String,
     /// Read-only.
     pub readonly: bool,
-    /// Ask for a relabel (echoed; refused where SELinux is on).
+    /// Ask for a relabel (echoed; refused where labels are needed).
     pub selinux_relabel: bool,
     /// Propagation.
     pub propagation: MountPropagation,

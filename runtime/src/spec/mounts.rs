@@ -57,12 +57,6 @@ pub(super) fn build(input: &ContainerInput<'_>) -> Result<Mounts, Error> {
     let mut asked = Vec::new();
     let mut propagation = Vec::new();
     for mount in input.mounts {
-        if mount.request.selinux_relabel && input.facts.selinux {
-            return Err(Error::Mount {
-                path: mount.request.container_path.clone(),
-                why: "a SELinux relabel was asked for, and Berth does not relabel yet".to_owned(),
-            });
-        }
         let entry = requested(mount)?;
         let mode = match mount.request.propagation {
             MountPropagation::Private => None,
