@@ -10,6 +10,7 @@ mod container;
 mod daemon;
 mod exec;
 mod holes;
+mod identity;
 mod image;
 mod logs;
 mod memory;
@@ -62,6 +63,7 @@ fn tests() -> Vec<Test> {
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,
+        identity::TESTS,
         memory::TESTS,
         tree::TESTS,
     ]
