@@ -33,7 +33,7 @@ use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
-    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain, has_labels,
+    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
 use crate::spec::seccomp::Compiler;
@@ -185,6 +185,8 @@ struct Container {
     state: watch::Sender<ContainerState>,
     /// The stop signal was sent: it is sent once.
     stop_sent: AtomicBool,
+    /// A start is under way.
+    starting: AtomicBool,
 }
 
 impl Container {
@@ -199,6 +201,7 @@ impl Container {
             saving: Arc::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
+            starting: AtomicBool::new(false),
         })
     }
 
@@ -399,10 +402,10 @@ impl ContainerManager {
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
         let container = self.0.find(id)?;
         let monitor = container.live(ContainerState::Running)?;
-        monitor
-            .reopen_log()
-            .await
-            .map_err(|e| container.step("reopen the log", e.kind(), chain(&e)))
+        match monitor.reopen_log().await {
+            Ok(()) => Ok(()),
+            Err(e) => Err(exit::refused(&container, "reopen the log", e).await),
+        }
     }
 
     /// Runs a command and collects its output.

@@ -387,6 +387,21 @@ impl Inner {
     }
 }
 
+/// Foreign names for the log: quoted, and not more of them than can be read.
+fn shown(names: &[String]) -> String {
+    const NAMES: usize = 16;
+    const LETTERS: usize = 64;
+    let quoted = names.iter().take(NAMES).map(|name| {
+        let name: String = name.chars().take(LETTERS).collect();
+        format!("{name:?}")
+    });
+    let mut text = quoted.collect::<Vec<_>>().join(", ");
+    if names.len() > NAMES {
+        text.push_str(&format!(" and {} more", names.len() - NAMES));
+    }
+    text
+}
+
 type Failed = (&'static str, Kind, String);
 
 fn prepare_blocking(
@@ -428,6 +443,13 @@ fn prepare_blocking(
         apparmor: &given.apparmor,
     })
     .map_err(|e| invalid(chain(&e)))?;
+    if !plan.unknown_capabilities.is_empty() {
+        tracing::warn!(
+            container.id = %id,
+            unknown = shown(&plan.unknown_capabilities),
+            "the container's request names capabilities that do not exist: they are passed over"
+        );
+    }
     if plan.oom_score_clamped {
         tracing::warn!(
             container.id = %id,

@@ -9,6 +9,7 @@ use crate::model::{ContainerState, chain};
 use crate::undo::{Failures, Steps};
 
 pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
+    stop::end_start(inner, container).await?;
     let _turn = container.turn.lock().await;
     if inner.containers.get(&container.id).is_none() {
         return Ok(());
