@@ -212,6 +212,8 @@ async fn groups_under_both_policies(case: &mut Case) -> Result<()> {
         (merge, Some((0, Some(0))), &[1234], "0 0 0 10 1234"),
         (merge, Some((7, None)), &[8, 5], "7 8 5 8 10"),
         (merge, Some((7, Some(9))), &[5], "7 9 5 9 10"),
+        (strict, None, &[1234], "0 0 1234"),
+        (strict, None, &[], "0 0"),
         (strict, Some((0, None)), &[1234], "0 0 0 1234"),
         (strict, Some((7, None)), &[8, 5, 5], "7 8 5 8"),
         (strict, Some((7, Some(9))), &[], "7 9 9"),

@@ -103,7 +103,7 @@ pub struct ContainerUser {
     pub uid: u32,
     /// Primary group id.
     pub gid: u32,
-    /// Supplementary groups including the primary one, sorted.
+    /// Supplementary groups, sorted; mostly with the primary one.
     pub groups: Vec<u32>,
     /// Home directory from `/etc/passwd`, else `/` (`/root` for uid 0).
     pub home: String,

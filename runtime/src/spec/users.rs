@@ -120,7 +120,9 @@ pub fn resolve(
         }
         (None, _) => 0,
     };
-    let mut groups = vec![gid];
+    // As in containerd: the primary group is among the others too, unless nothing but others was asked for.
+    let only_others = asked.is_nothing() && request.policy == GroupsPolicy::Strict;
+    let mut groups = Vec::from_iter((!only_others).then_some(gid));
     for &extra in &request.supplemental_groups {
         groups.push(in_range(extra)?);
     }
@@ -155,6 +157,12 @@ enum Named<'a> {
 struct Asked<'a> {
     user: Option<Named<'a>>,
     group: Option<Named<'a>>,
+}
+
+impl Asked<'_> {
+    fn is_nothing(&self) -> bool {
+        self.user.is_none() && self.group.is_none()
+    }
 }
 
 fn asked<'a>(request: &'a UserRequest, image_user: &'a str) -> Result<Asked<'a>, UserError> {

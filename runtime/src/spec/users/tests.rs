@@ -379,4 +379,19 @@ fn root_under_merge_has_its_group_once() {
     let resolve = |policy| resolve_with(&request(policy), "").unwrap().groups;
     assert_eq!(resolve(GroupsPolicy::Merge), [0, 5, 7, 50]);
     assert_eq!(resolve(GroupsPolicy::Strict), [0, 5, 7]);
+
+    // Under Strict it is not listed for who asked for nobody: containerd lists there what was asked for.
+    let only = |user: &str, supplemental: &[u32]| {
+        let request = UserRequest {
+            supplemental_groups: supplemental.to_vec(),
+            policy: GroupsPolicy::Strict,
+            ..UserRequest::default()
+        };
+        resolve_with(&request, user).unwrap().groups
+    };
+    assert_eq!(only("", &[7, 5]), [5, 7]);
+    assert_eq!(only("", &[]), [0; 0]);
+    assert_eq!(only("0", &[7, 5]), [0, 5, 7]);
+    assert_eq!(only("root", &[]), [0]);
+    assert_eq!(only(":staff", &[7]), [7, 50]);
 }
