@@ -136,7 +136,11 @@ impl Oom {
 /// Whether the kernel has killed in a cgroup that is not watched yet.
 pub(crate) fn has_killed(source: &OomSource) -> bool {
     let counter = File::open(file(source, "memory.events", "memory.oom_control"));
-    counter.ok().as_ref().and_then(read).is_some_and(|kills| kills > 0)
+    counter
+        .ok()
+        .as_ref()
+        .and_then(read)
+        .is_some_and(|kills| kills > 0)
 }
 
 /// That `what` could not start for want of memory.

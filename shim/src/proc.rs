@@ -10,7 +10,9 @@ const FORKED: u64 = 0x40;
 pub(crate) fn has_executed(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     // One that cannot be looked at is believed.
-    stat.ok().and_then(|stat| flags(&stat)).is_none_or(|flags| flags & FORKED == 0)
+    stat.ok()
+        .and_then(|stat| flags(&stat))
+        .is_none_or(|flags| flags & FORKED == 0)
 }
 
 /// Field 9 (proc_pid_stat(5)). The name in parentheses may hold anything.

@@ -8,9 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{Container, Error, Inner};
 use crate::events::Event;
-use crate::model::{
-    ContainerExit, ContainerState, ExitReason, Kind, Kinded, chain, now_nanos,
-};
+use crate::model::{ContainerExit, ContainerState, ExitReason, Kind, Kinded, chain, now_nanos};
 use crate::shim::{self, MonitorEvent, MonitorEventKind};
 use crate::sys;
 
@@ -176,8 +174,8 @@ fn has_ended(container: &Container) -> bool {
         (record.exit.is_some(), record.init.clone())
     };
     over || init.is_some_and(|init| {
-            sys::process::is_alive(init.pid, init.start_time).is_ok_and(|alive| !alive)
-        })
+        sys::process::is_alive(init.pid, init.start_time).is_ok_and(|alive| !alive)
+    })
 }
 
 /// Init is dead; its monitor says so once the log is written. If it does not, it is dead too.

@@ -212,7 +212,11 @@ mod tests {
                     let found = sets(&request, privileged, HOST).unwrap();
                     assert_eq!(found.unknown, [name], "{name}");
                     let plain = if privileged { HOST } else { DEFAULT };
-                    assert_eq!((found.sets.bounding, found.sets.ambient), (plain, 0), "{name}");
+                    assert_eq!(
+                        (found.sets.bounding, found.sets.ambient),
+                        (plain, 0),
+                        "{name}"
+                    );
                 }
             }
         }
@@ -220,7 +224,12 @@ mod tests {
         let mixed = request(&["NO_SUCH", "net_admin"], &["ALL", "NEITHER"]);
         let found = sets(&mixed, false, HOST).unwrap();
         assert_eq!((found.sets.bounding, found.unknown.len()), (1 << 12, 2));
-        assert!(sets(&request(&["ALL"], &["all"]), false, HOST).unwrap().unknown.is_empty());
+        assert!(
+            sets(&request(&["ALL"], &["all"]), false, HOST)
+                .unwrap()
+                .unknown
+                .is_empty()
+        );
     }
 
     #[test]
@@ -240,14 +249,8 @@ mod tests {
             given(&request(&[], &[]), false, host).bounding,
             DEFAULT & !1
         );
-        assert_eq!(
-            given(&request(&["ALL"], &[]), false, host).bounding,
-            host
-        );
-        assert_eq!(
-            given(&request(&[], &["ALL"]), true, host).bounding,
-            host
-        );
+        assert_eq!(given(&request(&["ALL"], &[]), false, host).bounding, host);
+        assert_eq!(given(&request(&[], &["ALL"]), true, host).bounding, host);
     }
 
     #[test]

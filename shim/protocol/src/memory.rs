@@ -33,16 +33,28 @@ mod tests {
 
     #[test]
     fn both_formats_are_read() {
-        assert_eq!(kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), Some(3));
-        assert_eq!(kills("low 0\noom 9\noom_kill 2\noom_group_kill 7\n"), Some(2));
+        assert_eq!(
+            kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            Some(3)
+        );
+        assert_eq!(
+            kills("low 0\noom 9\noom_kill 2\noom_group_kill 7\n"),
+            Some(2)
+        );
         assert_eq!((kills("low 0\n"), kills("oom_kill x\n")), (None, None));
         assert_eq!((limit("524288\n"), limit("0\n")), (Some(524_288), Some(0)));
-        assert_eq!((limit("max\n"), limit("9223372036854771712\n")), (None, None));
+        assert_eq!(
+            (limit("max\n"), limit("9223372036854771712\n")),
+            (None, None)
+        );
     }
 
     #[test]
     fn the_limit_is_named() {
-        assert!(too_low(Some(4096), "the container").contains("the memory limit of 4096 bytes is too low"));
+        assert!(
+            too_low(Some(4096), "the container")
+                .contains("the memory limit of 4096 bytes is too low")
+        );
         assert!(too_low(None, "the command").contains("of the pod"));
     }
 }

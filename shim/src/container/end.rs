@@ -10,8 +10,8 @@ use super::{Container, Phase, done, fail};
 use crate::cgroup;
 use crate::exec::Exec;
 use crate::exit;
-use crate::oom::too_low;
 use crate::log::{Progress, Stream};
+use crate::oom::too_low;
 use crate::pipes::{ErrorPipe, Verdict};
 use crate::server::{Caller, Letter, Outbox};
 use crate::worker::{failure, reap};
@@ -221,7 +221,11 @@ impl Container {
             ),
             false => exit.start_error,
         };
-        out.extend(callers.into_iter().map(|c| fail(c, failure(kind, text.as_str()))));
+        out.extend(
+            callers
+                .into_iter()
+                .map(|c| fail(c, failure(kind, text.as_str()))),
+        );
         out.extend(self.destroyers.drain(..).map(done));
     }
 

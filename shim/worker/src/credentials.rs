@@ -34,7 +34,9 @@ impl Credentials {
     /// Checks the capability sets.
     pub(crate) fn new(process: &worker::Process) -> Result<Self> {
         let given = process.capabilities.unwrap_or_default();
-        let known = caps::all().iter().fold(0, |known, cap| known | cap.bitmask());
+        let known = caps::all()
+            .iter()
+            .fold(0, |known, cap| known | cap.bitmask());
         let set = |mask: u64, name: &str| match mask & !known {
             0 => Ok(mask),
             unknown => Err(Error::invalid(format!(
@@ -84,12 +86,15 @@ impl Credentials {
         }
         rustix::thread::clear_ambient_capability_set()
             .context(|| "clear ambient capabilities".to_owned())?;
-        let kept = if keep.admin { ADMIN & held.permitted } else { 0 };
+        let kept = if keep.admin {
+            ADMIN & held.permitted
+        } else {
+            0
+        };
         self.set(kept)?;
         for cap in capabilities_of(self.ambient) {
-            caps::raise(None, CapSet::Ambient, cap).map_err(|e| {
-                Error::internal(format!("set the ambient capability set: {e}"))
-            })?;
+            caps::raise(None, CapSet::Ambient, cap)
+                .map_err(|e| Error::internal(format!("set the ambient capability set: {e}")))?;
         }
         if self.no_new_privs {
             rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".to_owned())?;

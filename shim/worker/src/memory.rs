@@ -15,10 +15,16 @@ const FILES: [(&str, &str); 2] = [
 
 /// Why a container could not be made in its new cgroups: a kill there is the reason, whatever was seen of it.
 pub(crate) fn explain(leaves: &[String], error: Error) -> Error {
-    for (leaf, (counter, limit)) in leaves.iter().flat_map(|leaf| FILES.map(|files| (leaf, files))) {
+    for (leaf, (counter, limit)) in leaves
+        .iter()
+        .flat_map(|leaf| FILES.map(|files| (leaf, files)))
+    {
         let read = |name: &str| fs::read_to_string(Path::new(leaf).join(name)).unwrap_or_default();
         if memory::kills(&read(counter)).is_some_and(|kills| kills > 0) {
-            return Error::memory(memory::too_low(memory::limit(&read(limit)), "the container"));
+            return Error::memory(memory::too_low(
+                memory::limit(&read(limit)),
+                "the container",
+            ));
         }
     }
     error

@@ -442,7 +442,13 @@ mod tests {
                 let every = u64::MAX;
                 // SAFETY: the mask is a u64, as the size says.
                 unsafe {
-                    libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const every, 0, 8)
+                    libc::syscall(
+                        libc::SYS_rt_sigprocmask,
+                        libc::SIG_SETMASK,
+                        &raw const every,
+                        0,
+                        8,
+                    )
                 };
                 rustix::thread::set_no_new_privs(true).unwrap();
                 load_seccomp(&program).unwrap();

@@ -62,9 +62,15 @@ fn an_init_that_waits_is_the_container_s_already() {
         ];
         assert_eq!(masks, expected, "{seen}");
         let ids = [uid; 4].map(|id| id.to_string()).join(" ");
-        assert_eq!((field(&seen, "Uid"), field(&seen, "Gid")), (ids.clone(), ids));
+        assert_eq!(
+            (field(&seen, "Uid"), field(&seen, "Gid")),
+            (ids.clone(), ids)
+        );
         assert_eq!(field(&seen, "Groups"), (uid + 7).to_string());
-        assert_eq!(field(&seen, "NoNewPrivs"), u8::from(no_new_privs).to_string());
+        assert_eq!(
+            field(&seen, "NoNewPrivs"),
+            u8::from(no_new_privs).to_string()
+        );
         // With no_new_privs the filter comes last.
         let mode = if filtered && !no_new_privs { "2" } else { "0" };
         assert_eq!(field(&seen, "Seccomp"), mode);
@@ -74,7 +80,10 @@ fn an_init_that_waits_is_the_container_s_already() {
         container.start().unwrap();
         let running = status(pid);
         assert_eq!(field(&running, "Seccomp"), if filtered { "2" } else { "0" });
-        assert_eq!(fs::metadata(format!("/proc/{pid}/status")).unwrap().uid(), uid);
+        assert_eq!(
+            fs::metadata(format!("/proc/{pid}/status")).unwrap().uid(),
+            uid
+        );
     }
 }
 
@@ -111,12 +120,18 @@ fn a_filter_that_allows_little_but_execve_starts_with_no_new_privs() {
         .filter(|call| ![libc::SYS_read, libc::SYS_capset].contains(call))
         .collect();
     fixture.seccomp = Some(forbid_all(&few));
-    assert_eq!(fixture.run(as_user(argv(&["true"]), 1000)).finish(), (String::new(), 0));
+    assert_eq!(
+        fixture.run(as_user(argv(&["true"]), 1000)).finish(),
+        (String::new(), 0)
+    );
 }
 
 #[test]
 fn a_filter_under_which_nobody_can_wait_fails_the_create() {
-    for (call, word) in [(libc::SYS_read, "read(2)"), (libc::SYS_capset, "capability sets")] {
+    for (call, word) in [
+        (libc::SYS_read, "read(2)"),
+        (libc::SYS_capset, "capability sets"),
+    ] {
         let mut fixture = Fixture::new();
         fixture.seccomp = Some(forbid(call));
         let error = fixture.try_create(sh("true")).err().unwrap();
@@ -212,8 +227,13 @@ fn an_exec_of_an_ordinary_user_gets_a_cgroup_of_its_own() {
     let exec = container.try_exec(request.clone(), None).unwrap();
     let (text, code) = exec.finish();
     assert_eq!(code, 0, "{text}");
-    assert_eq!(text, "1000\nUid:\t1000\t1000\t1000\t1000\nCapEff:\t0000000000000000\n");
+    assert_eq!(
+        text,
+        "1000\nUid:\t1000\t1000\t1000\t1000\nCapEff:\t0000000000000000\n"
+    );
     for dir in &request.own_cgroup {
-        until("the exec's cgroup can be removed", || fs::remove_dir(dir).is_ok());
+        until("the exec's cgroup can be removed", || {
+            fs::remove_dir(dir).is_ok()
+        });
     }
 }
