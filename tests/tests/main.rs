@@ -12,6 +12,7 @@ mod daemon;
 mod destinations;
 mod exec;
 mod holes;
+mod identity;
 mod image;
 mod logs;
 mod memory;
@@ -68,6 +69,7 @@ fn tests() -> Vec<Test> {
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,
+        identity::TESTS,
         memory::TESTS,
         tree::TESTS,
         waiting::TESTS,

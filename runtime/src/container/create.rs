@@ -423,7 +423,8 @@ fn prepare_blocking(
 
     deps.storage.prepare(id, &image.chain).map_err(storage)?;
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
-    let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
+    let user = users::resolve(id, rootfs.as_fd(), &spec.user, &image.config.user);
+    let user = user.map_err(invalid)?;
     in_place(pod)?;
     let declared = volumes::Source {
         storage: &deps.storage,
