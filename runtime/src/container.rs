@@ -8,6 +8,7 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+mod log;
 mod measure;
 mod mounts;
 mod record;
@@ -17,6 +18,7 @@ mod start;
 mod stop;
 mod update;
 mod users;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -395,16 +397,27 @@ impl ContainerManager {
         update::update(&self.0, &self.0.find(id)?, resources).await
     }
 
-    /// Opens the log anew after its file was renamed.
+    /// Opens the log anew after its file was renamed, or its directory made again.
     ///
     /// # Errors
-    /// Not found, not running, or what the file system said.
+    /// Not found, not running, or what the file system said; the old file stays in use then.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        const STEP: &str = "reopen the log";
         let container = self.0.find(id)?;
         let monitor = container.live(ContainerState::Running)?;
-        match monitor.reopen_log().await {
+        let (path, below) = (
+            container.now().log_path.clone(),
+            container.spec.log_path.clone(),
+        );
+        let opened = crate::blocking::run("open the directory of a log", move || {
+            log::open(log::directory_of(&path, &below), &below)
+        });
+        let log = opened
+            .await
+            .map_err(|e| container.step(STEP, Kind::Unknown, e))?;
+        match monitor.reopen_log(log.map(|log| log.dir)).await {
             Ok(()) => Ok(()),
-            Err(e) => Err(exit::refused(&container, "reopen the log", e).await),
+            Err(e) => Err(exit::refused(&container, STEP, e).await),
         }
     }
 

@@ -419,12 +419,12 @@ impl Container {
         out.push(done(caller));
     }
 
-    /// Opens the log anew.
-    pub(crate) fn reopen_log(&mut self, caller: Caller, out: &mut Outbox) {
+    /// Opens the log anew, in the directory that came along.
+    pub(crate) fn reopen_log(&mut self, caller: Caller, dir: Option<OwnedFd>, out: &mut Outbox) {
         if self.exit.is_some() {
             return out.push(refusal(caller, "the container is over"));
         }
-        let outcome = match self.log.reopen() {
+        let outcome = match self.log.reopen(dir) {
             Ok(()) => Outcome::Done(Empty {}),
             Err(e) => Outcome::Failure(failure(
                 FailureKind::Internal,

@@ -6,10 +6,13 @@
 // A future of a test may be as large as it likes: there are three of them.
 #![allow(clippy::large_futures)]
 
+mod certificates;
 mod container;
 mod daemon;
+mod destinations;
 mod exec;
 mod holes;
+mod identity;
 mod image;
 mod logs;
 mod memory;
@@ -25,6 +28,7 @@ mod status;
 mod storage;
 mod tree;
 mod waiting;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -49,12 +53,14 @@ fn tests() -> Vec<Test> {
     [
         pod::TESTS,
         container::TESTS,
+        destinations::TESTS,
         status::TESTS,
         resources::TESTS,
         stats::TESTS,
         image::TESTS,
         storage::TESTS,
         registry::TESTS,
+        certificates::TESTS,
         resume::TESTS,
         network::TESTS,
         restart::TESTS,
@@ -63,9 +69,11 @@ fn tests() -> Vec<Test> {
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,
+        identity::TESTS,
         memory::TESTS,
         tree::TESTS,
         waiting::TESTS,
+        volumes::TESTS,
     ]
     .concat()
 }

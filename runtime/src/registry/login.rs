@@ -134,28 +134,45 @@ fn says_not_found(text: &[u8]) -> bool {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     username: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     secret: String,
+}
+
+/// Others write `null` where nothing is, as Go's programs read it.
+fn or_nothing<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// The parts of docker's `config.json` that say who one is. Docker keeps more in it.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct File {
-    auths: BTreeMap<String, Entry>,
+    #[serde(deserialize_with = "or_nothing")]
+    auths: BTreeMap<String, Option<Entry>>,
+    #[serde(deserialize_with = "or_nothing")]
     cred_helpers: BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_nothing")]
     creds_store: String,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Entry {
+    #[serde(deserialize_with = "or_nothing")]
     username: String,
+    #[serde(deserialize_with = "or_nothing")]
     password: String,
+    #[serde(deserialize_with = "or_nothing")]
     auth: String,
+    #[serde(deserialize_with = "or_nothing")]
     identitytoken: String,
+    #[serde(deserialize_with = "or_nothing")]
     registrytoken: String,
 }
 
@@ -257,6 +274,7 @@ impl Node {
     fn stored(&self, names: &[String], repository: &str) -> Result<Option<Secret>, Error> {
         for name in names {
             let fits = self.file.auths.iter().filter_map(|(key, entry)| {
+                let entry = entry.as_ref()?;
                 let path = scope_of(key);
                 let within = path.is_empty()
                     || repository == path

@@ -156,6 +156,7 @@ pub fn choose(index: &ImageIndex) -> Result<&Descriptor, String> {
         there.sort();
         there.dedup();
         there.truncate(16);
+        let there: Vec<_> = there.iter().map(|name| format!("{name:?}")).collect();
         format!(
             "no image for linux/{} is in it, only for: {}",
             host_arch(),

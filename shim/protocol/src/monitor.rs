@@ -34,7 +34,8 @@ pub enum Call {
     /// Run a process in the container; answered by [`Outcome::ExecStarted`], later [`Event::ExecExited`].
     #[prost(message, tag = "5")]
     Exec(Exec),
-    /// Open the log file anew. Answered by [`Outcome::Done`] once the new file exists.
+    /// Open the log file anew, in the directory of the descriptor `LogDir`; without one, and by monitors that do not
+    /// know it, in the directory it was in. Answered by [`Outcome::Done`] once the new file exists.
     #[prost(message, tag = "6")]
     ReopenLog(Empty),
     /// End the monitor and with it the container, whatever state it is in (removal, undo).
