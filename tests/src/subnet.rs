@@ -53,7 +53,9 @@ impl Subnet {
                 Err(TryLockError::Error(e)) => return Err(e).context(file),
             }
         }
-        bail!("every private range of addresses is in use on this machine: see `ip -4 route show table all`")
+        bail!(
+            "every private range of addresses is in use on this machine: see `ip -4 route show table all`"
+        )
     }
 }
 

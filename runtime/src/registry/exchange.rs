@@ -13,6 +13,7 @@ use super::hosts::Endpoint;
 use super::manifest;
 use super::pace::Pace;
 use super::session::{Host, Session};
+use crate::json;
 
 /// Most of an error body that is read, bytes.
 const MAX_ERROR: usize = 64 << 10;
@@ -158,16 +159,16 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct ErrorBody {
     errors: Vec<ErrorDetail>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct ErrorDetail {
-    #[serde(default)]
     code: String,
-    #[serde(default)]
     message: String,
 }
 
@@ -204,7 +205,7 @@ async fn refusal(answer: Answer, pace: Pace, what: &str) -> Error {
 
 /// The first error of the distribution specification's error body, made fit for a log line.
 fn detail(bytes: &[u8]) -> Option<String> {
-    let first = serde_json::from_slice::<ErrorBody>(bytes)
+    let first = json::from_slice::<ErrorBody>(bytes)
         .ok()?
         .errors
         .into_iter()

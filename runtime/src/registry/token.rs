@@ -11,6 +11,7 @@ use super::auth::{Asker, Bearer, Secret, canonical};
 use super::client::{Clients, body, check_target, host_port, is_lasting, words};
 use super::exchange::retry_after;
 use super::hosts::Endpoint;
+use crate::json;
 
 /// Longest answer of a token service, bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -107,7 +108,7 @@ pub(crate) async fn fetch(
 }
 
 fn parse(bytes: &[u8]) -> Option<(String, u64)> {
-    let answer: Answer = serde_json::from_slice(bytes).ok()?;
+    let answer: Answer = json::from_slice(bytes).ok()?;
     let tokens = [answer.token, answer.access_token];
     let token = tokens
         .into_iter()
