@@ -3,6 +3,8 @@
 //! An entry that says for which machine it is, is believed. Of those that do not say, each is looked at until one turns
 //! out to be an image that runs here: an odd one spoils nothing.
 
+use std::collections::BTreeSet;
+
 use super::manifest::{Content, Manifest};
 use super::platform::Platform;
 use crate::model::Digest;
@@ -19,6 +21,8 @@ pub struct Search<E> {
     way: Vec<(Digest, Vec<u8>)>,
     /// Entries that may be tried, with the length of the way to their index; the next one last.
     open: Vec<(usize, Digest)>,
+    /// What was tried or may be, so that nothing is tried twice.
+    known: BTreeSet<Digest>,
     guesses: usize,
     /// Why the first guess was wrong.
     failed: Option<E>,
@@ -40,6 +44,7 @@ impl<E> Default for Search<E> {
         Self {
             way: Vec::new(),
             open: Vec::new(),
+            known: BTreeSet::new(),
             guesses: 0,
             failed: None,
         }
@@ -59,7 +64,12 @@ impl<E> Search<E> {
     ) -> Result<Step, String> {
         self.way.push((digest, bytes));
         let index = match content {
-            Content::Manifest(manifest) if self.guesses > 0 => return Ok(Step::Perhaps(manifest)),
+            // Where there is no other way, whoever reads the configuration will tell.
+            Content::Manifest(manifest)
+                if self.guesses > 0 && !(self.open.is_empty() && self.failed.is_none()) =>
+            {
+                return Ok(Step::Perhaps(manifest));
+            }
             Content::Manifest(manifest) => return Ok(Step::Image(manifest)),
             Content::Artifact(what) => return Err(what),
             Content::Index(index) => index,
@@ -72,13 +82,17 @@ impl<E> Search<E> {
         if first.platform().is_none() {
             self.guesses = self.guesses.max(1);
         }
+        let next = first.digest().parse();
+        self.known.extend(next.as_ref().ok());
+        let others = others
+            .iter()
+            .filter_map(|entry| entry.digest().parse().ok());
+        let others = others.filter(|digest| self.known.insert(*digest));
+        let others: Vec<Digest> = others.take(MAX_GUESSES).collect();
         let depth = self.way.len();
-        let others = others.iter().rev();
-        let others = others.filter_map(|entry| Some((depth, entry.digest().parse().ok()?)));
+        let others = others.into_iter().rev().map(|digest| (depth, digest));
         self.open.extend(others);
-        let digest = first.digest().parse();
-        digest
-            .map(Step::Document)
+        next.map(Step::Document)
             .map_err(|error: crate::model::NotADigest| error.to_string())
     }
 

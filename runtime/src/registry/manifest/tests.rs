@@ -164,7 +164,7 @@ fn the_best_platform_is_chosen() {
     let none = index(&[
         platform("linux", other, ""),
         platform("unknown", "unknown", ""),
-        platform("linux", "a\nb", ""),
+        platform("linux", "a\\nb", ""),
     ]);
     let said = none.candidates().unwrap_err();
     assert!(
