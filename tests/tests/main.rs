@@ -9,6 +9,7 @@
 mod container;
 mod daemon;
 mod exec;
+mod foreign;
 mod holes;
 mod image;
 mod logs;
@@ -52,6 +53,7 @@ fn tests() -> Vec<Test> {
         resources::TESTS,
         stats::TESTS,
         image::TESTS,
+        foreign::TESTS,
         storage::TESTS,
         registry::TESTS,
         resume::TESTS,
