@@ -8,6 +8,7 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+mod log;
 mod measure;
 mod mounts;
 mod record;
@@ -17,6 +18,7 @@ mod start;
 mod stop;
 mod update;
 mod users;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -33,7 +35,7 @@ use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
-    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain, has_labels,
+    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
 use crate::spec::seccomp::Compiler;
@@ -185,6 +187,8 @@ struct Container {
     state: watch::Sender<ContainerState>,
     /// The stop signal was sent: it is sent once.
     stop_sent: AtomicBool,
+    /// A start is under way.
+    starting: AtomicBool,
 }
 
 impl Container {
@@ -199,6 +203,7 @@ impl Container {
             saving: Arc::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
+            starting: AtomicBool::new(false),
         })
     }
 
@@ -392,17 +397,28 @@ impl ContainerManager {
         update::update(&self.0, &self.0.find(id)?, resources).await
     }
 
-    /// Opens the log anew after its file was renamed.
+    /// Opens the log anew after its file was renamed, or its directory made again.
     ///
     /// # Errors
-    /// Not found, not running, or what the file system said.
+    /// Not found, not running, or what the file system said; the old file stays in use then.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        const STEP: &str = "reopen the log";
         let container = self.0.find(id)?;
         let monitor = container.live(ContainerState::Running)?;
-        monitor
-            .reopen_log()
+        let (path, below) = (
+            container.now().log_path.clone(),
+            container.spec.log_path.clone(),
+        );
+        let opened = crate::blocking::run("open the directory of a log", move || {
+            log::open(log::directory_of(&path, &below), &below)
+        });
+        let log = opened
             .await
-            .map_err(|e| container.step("reopen the log", e.kind(), chain(&e)))
+            .map_err(|e| container.step(STEP, Kind::Unknown, e))?;
+        match monitor.reopen_log(log.map(|log| log.dir)).await {
+            Ok(()) => Ok(()),
+            Err(e) => Err(exit::refused(&container, STEP, e).await),
+        }
     }
 
     /// Runs a command and collects its output.

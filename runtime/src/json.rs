@@ -51,6 +51,16 @@ pub fn from_slice_up_to<'de, T: Deserialize<'de>>(
     value.map_err(|error| error.at(bytes, reader.position()))
 }
 
+/// Reads the value that the bytes begin with, as programs do that read from a stream: what follows is not looked at.
+///
+/// # Errors
+/// See [`Error`].
+pub fn first_of<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Error> {
+    let mut reader = Reader::new(bytes);
+    let value = T::deserialize(&mut reader);
+    value.map_err(|error| error.at(bytes, reader.position()))
+}
+
 /// Why a text is not what it should be.
 #[derive(Debug)]
 pub struct Error {

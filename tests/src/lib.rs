@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod cri;
 pub mod critest;
+pub mod difftest;
 pub mod images;
 pub mod leak;
 pub mod machine;

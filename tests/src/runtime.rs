@@ -180,6 +180,12 @@ impl Instance {
         self.child.as_ref().and_then(Child::id)
     }
 
+    /// The addresses that its pods have, as a subnet.
+    #[must_use]
+    pub fn subnet(&self) -> String {
+        self.subnet.to_string()
+    }
+
     /// The command that runs the daemon, with its output going to the log.
     ///
     /// # Errors

@@ -6,11 +6,14 @@
 // A future of a test may be as large as it likes: there are three of them.
 #![allow(clippy::large_futures)]
 
+mod certificates;
 mod container;
 mod daemon;
+mod destinations;
 mod exec;
 mod foreign;
 mod holes;
+mod identity;
 mod image;
 mod logs;
 mod memory;
@@ -25,6 +28,8 @@ mod stats;
 mod status;
 mod storage;
 mod tree;
+mod volumes;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -49,6 +54,7 @@ fn tests() -> Vec<Test> {
     [
         pod::TESTS,
         container::TESTS,
+        destinations::TESTS,
         status::TESTS,
         resources::TESTS,
         stats::TESTS,
@@ -56,6 +62,7 @@ fn tests() -> Vec<Test> {
         foreign::TESTS,
         storage::TESTS,
         registry::TESTS,
+        certificates::TESTS,
         resume::TESTS,
         network::TESTS,
         restart::TESTS,
@@ -64,8 +71,11 @@ fn tests() -> Vec<Test> {
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,
+        identity::TESTS,
         memory::TESTS,
         tree::TESTS,
+        waiting::TESTS,
+        volumes::TESTS,
     ]
     .concat()
 }

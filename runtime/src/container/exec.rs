@@ -11,7 +11,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::{Container, Error, Inner};
 use crate::host::CgroupFacts;
-use crate::model::{ContainerState, ExecOutput, ExecRequest, Kind, Kinded, chain};
+use crate::model::{ContainerState, ExecOutput, ExecRequest, Kind, chain};
 use crate::shim::ExecStdio;
 use crate::spec;
 
@@ -36,10 +36,11 @@ pub(super) async fn exec_sync(
         stdout: Some(out),
         stderr: Some(err),
     };
-    let handle = monitor
-        .exec(exec, stdio, seccomp)
-        .await
-        .map_err(|e| failed(e.kind(), chain(&e)))?;
+    let what = "run a command";
+    let handle = match monitor.exec(exec, stdio, seccomp).await {
+        Ok(handle) => handle,
+        Err(e) => return Err(super::exit::refused(container, what, e).await),
+    };
     let (ended, ending) = tokio::sync::watch::channel(false);
     let (exit, stdout, stderr) = tokio::join!(
         async {
@@ -50,7 +51,10 @@ pub(super) async fn exec_sync(
         collect(stdout, ending.clone()),
         collect(stderr, ending.clone()),
     );
-    let exit = exit.map_err(|e| failed(e.kind(), chain(&e)))?;
+    let exit = match exit {
+        Ok(exit) => exit,
+        Err(e) => return Err(super::exit::refused(container, what, e).await),
+    };
     if exit.timed_out {
         let seconds = request.timeout.map_or(0, |t| t.as_secs());
         return Err(Error::TimedOut {

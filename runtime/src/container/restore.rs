@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::exit::{lost, outcome, over, unknown};
 use super::record::ContainerRecord;
-use super::{Container, ContainerManager, Inner, create, remove};
+use super::{Container, ContainerManager, Inner, create, remove, start};
 use crate::id::ContainerId;
 use crate::model::{ContainerState, chain};
 use crate::shim::ConnectError;
@@ -134,6 +134,9 @@ async fn reach(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Con
         }
         record.state
     };
+    if now == ContainerState::Created && state.starting {
+        start::resume(inner, container);
+    }
     container.state.send_if_modified(|state| {
         let changes = *state != ContainerState::Exited && *state != now;
         if changes {

@@ -11,6 +11,10 @@ use crate::sys;
 /// How long a killed container may take to be reported dead: the log must still be drained.
 const DEATH: Duration = Duration::from_secs(20);
 
+/// How long a start that is under way may take until a stop ends it. It takes a millisecond, and what runs is
+/// stopped by its signal; one that hangs is not waited for.
+const START_FIRST: Duration = Duration::from_millis(250);
+
 /// Stops by signal. Calls may overlap: the signal is sent once, each waits its own time.
 pub(super) async fn stop(
     inner: &Arc<Inner>,
@@ -18,8 +22,14 @@ pub(super) async fn stop(
     grace: Duration,
 ) -> Result<(), Error> {
     if container.now().state == ContainerState::Created {
-        // A start that is under way comes first.
-        drop(container.turn.lock().await);
+        while tokio::time::timeout(START_FIRST, container.turn.lock())
+            .await
+            .is_err()
+        {
+            if container.starting.load(Ordering::SeqCst) {
+                return kill(inner, container).await;
+            }
+        }
     }
     if matches!(
         container.now().state,
@@ -81,7 +91,21 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
     Err(container.step("end the processes", Kind::Unknown, problem))
 }
 
+/// Ends a start that is under way, for whoever would wait behind it.
+pub(super) async fn end_start(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
+    if container.starting.load(Ordering::SeqCst) {
+        kill(inner, container).await
+    } else {
+        Ok(())
+    }
+}
+
 async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
+    let message = if container.starting.load(Ordering::SeqCst) {
+        "stopped while it was being started"
+    } else {
+        "stopped before it was started"
+    };
     if let Some(monitor) = container.monitor() {
         // When the monitor hangs, the kill by cgroup that follows ends it all the same.
         let _ = monitor.destroy().await;
@@ -90,7 +114,7 @@ async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
         code: 128 + rustix::process::Signal::KILL.as_raw(),
         finished_at: crate::model::now_nanos(),
         reason: crate::model::ExitReason::Error,
-        message: "stopped before it was started".to_owned(),
+        message: message.to_owned(),
     };
     super::exit::over(inner, container, killed, 0).await;
 }

@@ -16,6 +16,8 @@ use crate::storage::MAX_LAYERS;
 
 /// Bytes of all text that is kept: it stays in memory as long as the image is there, and goes through the index.
 const MAX_TEXT: usize = 2 << 20;
+/// Characters of a user's name that CRI is told; Linux knows none longer than 32 (useradd(8)).
+const MAX_USER: usize = 256;
 
 /// What the store and a container need of a configuration.
 #[derive(Clone, Debug)]
@@ -130,13 +132,14 @@ pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<ChainId> {
     chain
 }
 
-/// What CRI is told about `USER` (row F097).
+/// What CRI is told about `USER` (row F097). It is in the list of all images, which is one message: of a name
+/// that no account has, the beginning is enough.
 pub(crate) fn user(text: &str) -> ImageUser {
     match text.split(':').next().unwrap_or_default() {
         "" => ImageUser::Unset,
         name => match name.parse() {
             Ok(uid) => ImageUser::Uid(uid),
-            Err(_) => ImageUser::Name(name.to_owned()),
+            Err(_) => ImageUser::Name(name.chars().take(MAX_USER).collect()),
         },
     }
 }
@@ -158,11 +161,15 @@ mod tests {
             ("www-data", name("www-data")),
             ("www-data:1004", name("www-data")),
             ("0", ImageUser::Uid(0)),
+            ("0010", ImageUser::Uid(10)),
+            ("+7:x", ImageUser::Uid(7)),
             ("-1", name("-1")),
             ("4294967296", name("4294967296")),
         ] {
             assert_eq!(user(text), want, "{text}");
         }
+        let long = "x".repeat(MAX_TEXT);
+        assert_eq!(user(&long), name(&long[..MAX_USER]));
     }
 
     #[test]
@@ -189,7 +196,14 @@ mod tests {
         assert_eq!(got.config.volumes, ["/a", "/b"]);
         assert_eq!((got.config.user.as_str(), got.config.cmd.len()), ("u:g", 1));
         let said = parse(text.replace("ARCH", "s390x").as_bytes()).unwrap_err();
-        assert!(said.contains("linux/s390x"), "{said}");
+        assert!(said.contains("\"linux/s390x\""), "{said}");
+        let said = parse(text.replace("ARCH", "x\\n\\u001b[2J").as_bytes()).unwrap_err();
+        assert!(said.contains(r#""linux/x\n\u{1b}[2J""#), "{said}");
+        let os = text
+            .replace("ARCH", arch)
+            .replace("\"linux\"", "\"l\\r\\nx\"");
+        let said = parse(os.as_bytes()).unwrap_err();
+        assert!(said.contains(r#""l\r\nx/"#), "{said}");
         let evil = text
             .replace("ARCH", arch)
             .replace("[]}", "[\"sha256:../x\"]}");

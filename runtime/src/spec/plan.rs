@@ -33,8 +33,8 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         ));
     }
     let host = input.facts.capabilities;
-    let capabilities = capabilities::sets(&input.spec.capabilities, input.spec.privileged, host)?;
-    let (process, oom_score_clamped) = process::first(input, capabilities)?;
+    let found = capabilities::sets(&input.spec.capabilities, input.spec.privileged, host)?;
+    let (process, oom_score_clamped) = process::first(input, found.sets)?;
     let mounts = mounts::build(input)?;
     let nodes = devices::nodes(input.devices, &mounts.requested)?;
     let oci = oci::config(input, &process, &mounts, nodes)?;
@@ -51,9 +51,7 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         },
         leaves,
         cgroup,
-        all_private: mounts.propagation.is_empty(),
-        propagation: mounts.propagation,
-        // libcontainer makes mount points itself, each resolved below the root.
+        // The worker makes mount points itself, each resolved below the root.
         make_dirs: Vec::new(),
         seccomp: if input.spec.privileged {
             SeccompProfile::Unconfined
@@ -61,6 +59,7 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
             input.spec.seccomp.clone()
         },
         oom_score_clamped,
+        unknown_capabilities: found.unknown,
     })
 }
 

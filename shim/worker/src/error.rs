@@ -31,12 +31,25 @@ impl Error {
         }
     }
 
+    /// The kernel killed what was to be made.
+    pub(crate) fn memory(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Memory,
+            message: message.into(),
+        }
+    }
+
     /// Anything else.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::Internal,
             message: message.into(),
         }
+    }
+
+    /// Whether the request is to blame.
+    pub(crate) fn is_invalid(&self) -> bool {
+        self.kind == FailureKind::Invalid
     }
 
     /// The same with something put before or behind the text.

@@ -11,7 +11,9 @@ use std::process::ExitCode;
 use shim_protocol::worker::{Call, Namespaces, Outcome};
 
 mod cgroup;
+mod cover;
 mod create;
+mod credentials;
 mod devices;
 mod engine;
 mod error;
@@ -19,15 +21,19 @@ mod exec;
 mod init;
 mod inside;
 mod lsm;
+mod memory;
 mod message;
 mod mounts;
+mod options;
 mod path;
 mod pause;
+mod place;
 mod pod;
 mod process;
 mod report;
 mod sys;
 mod terminal;
+mod tree;
 
 use error::{Context, Error, Result};
 
@@ -45,7 +51,7 @@ fn main() -> ExitCode {
 
 fn serve() -> Result<()> {
     sys::clear_environment();
-    process::not_dumpable()?;
+    credentials::not_dumpable()?;
     rustix::thread::set_name(c"berth-worker").context(|| "set the name".to_owned())?;
     let socket = take_socket()?;
     let socket = socket.as_fd();

@@ -23,7 +23,7 @@ async fn a_container_runs_from_create_to_exit() {
     let record = read_exit(fixture.dir.path()).unwrap().unwrap();
     assert_eq!((record.boot_id.as_str(), record.exit), ("this boot", exit));
     // All calls say that it is over; destroying it is fine.
-    assert!(monitor.start().await.is_err() && monitor.reopen_log().await.is_err());
+    assert!(monitor.start().await.is_err() && monitor.reopen_log(None).await.is_err());
     assert!(!monitor.signal(libc::SIGKILL).unwrap());
     monitor.destroy().await.unwrap();
 }
@@ -200,7 +200,7 @@ async fn a_monitor_is_found_again() {
         fixture.dir.path().join("log/1.log"),
     )
     .unwrap();
-    second.reopen_log().await.unwrap();
+    second.reopen_log(None).await.unwrap();
     assert!(fixture.lines().is_empty());
     // One that is stopped is there but does not answer.
     let pid = rustix::process::Pid::from_raw(state.monitor_pid).unwrap();

@@ -10,9 +10,11 @@
 )]
 
 mod create;
+mod destinations;
 mod driver;
 mod exec;
 mod holes;
 mod pod;
 mod propagation;
 mod speed;
+mod waiting;
