@@ -11,6 +11,7 @@ mod container;
 mod daemon;
 mod destinations;
 mod exec;
+mod foreign;
 mod holes;
 mod identity;
 mod image;
@@ -27,8 +28,8 @@ mod stats;
 mod status;
 mod storage;
 mod tree;
-mod waiting;
 mod volumes;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,7 @@ fn tests() -> Vec<Test> {
         resources::TESTS,
         stats::TESTS,
         image::TESTS,
+        foreign::TESTS,
         storage::TESTS,
         registry::TESTS,
         certificates::TESTS,

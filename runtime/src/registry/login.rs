@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::auth::{Secret, canonical, fingerprint, secret};
 use super::hosts::{Endpoint, read};
 use super::{Error, Reference};
+use crate::json;
 use crate::model::RegistryAuth;
 use crate::program::{self, Failure, Program};
 
@@ -117,7 +118,7 @@ impl Helper {
             }
             Err(other) => return Err(failed(other.to_string())),
         };
-        let answer: Answer = serde_json::from_slice(&output)
+        let answer: Answer = json::from_slice(&output)
             .map_err(|_| failed("its answer is not the JSON of a credential helper".to_owned()))?;
         Ok(match (answer.username.as_str(), answer.secret) {
             ("", secret) if secret.is_empty() => self.beside.clone(),
@@ -131,48 +132,29 @@ fn says_not_found(text: &[u8]) -> bool {
     String::from_utf8_lossy(text).contains(NOT_FOUND)
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
 struct Answer {
-    #[serde(default, deserialize_with = "or_nothing")]
     username: String,
-    #[serde(default, deserialize_with = "or_nothing")]
     secret: String,
-}
-
-/// Others write `null` where nothing is, as Go's programs read it.
-fn or_nothing<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// The parts of docker's `config.json` that say who one is. Docker keeps more in it.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct File {
-    #[serde(deserialize_with = "or_nothing")]
-    auths: BTreeMap<String, Option<Entry>>,
-    #[serde(deserialize_with = "or_nothing")]
+    auths: BTreeMap<String, Entry>,
     cred_helpers: BTreeMap<String, String>,
-    #[serde(deserialize_with = "or_nothing")]
     creds_store: String,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Entry {
-    #[serde(deserialize_with = "or_nothing")]
     username: String,
-    #[serde(deserialize_with = "or_nothing")]
     password: String,
-    #[serde(deserialize_with = "or_nothing")]
     auth: String,
-    #[serde(deserialize_with = "or_nothing")]
     identitytoken: String,
-    #[serde(deserialize_with = "or_nothing")]
     registrytoken: String,
 }
 
@@ -199,7 +181,7 @@ impl Node {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(failed(error.to_string())),
         };
-        let file = serde_json::from_str(&text).map_err(|error| {
+        let file = json::from_slice(text.as_bytes()).map_err(|error| {
             // Its own words may repeat a password.
             let (line, column) = (error.line(), error.column());
             failed(format!(
@@ -274,7 +256,6 @@ impl Node {
     fn stored(&self, names: &[String], repository: &str) -> Result<Option<Secret>, Error> {
         for name in names {
             let fits = self.file.auths.iter().filter_map(|(key, entry)| {
-                let entry = entry.as_ref()?;
                 let path = scope_of(key);
                 let within = path.is_empty()
                     || repository == path
