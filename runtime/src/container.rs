@@ -10,6 +10,7 @@ mod exec;
 mod exit;
 mod measure;
 mod mounts;
+mod output;
 mod record;
 mod remove;
 mod restore;
@@ -32,7 +33,7 @@ use crate::host::HostFacts;
 use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
-    ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
+    ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus,
     ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
@@ -40,6 +41,7 @@ use crate::spec::seccomp::Compiler;
 use crate::storage::Storage;
 use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
+pub use output::{Captured, ExecOutput, Held};
 pub use record::ContainerRecord;
 
 /// Why a container operation failed.
@@ -164,6 +166,8 @@ struct Inner {
     names: Names<Name, ContainerId, create::Request, Error>,
     containers: Table<ContainerId, Container>,
     exec_ids: AtomicU64,
+    /// What the output of all commands may take together.
+    output: Arc<output::Budget>,
 }
 
 /// One container in memory.
@@ -185,6 +189,8 @@ struct Container {
     state: watch::Sender<ContainerState>,
     /// The stop signal was sent: it is sent once.
     stop_sent: AtomicBool,
+    /// Those that end a container past a silent monitor take turns.
+    silence: tokio::sync::Mutex<()>,
 }
 
 impl Container {
@@ -199,6 +205,7 @@ impl Container {
             saving: Arc::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
+            silence: tokio::sync::Mutex::default(),
         })
     }
 
@@ -212,6 +219,14 @@ impl Container {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Takes a monitor up, and notes where it is found if it ever does not answer.
+    fn attach(&self, monitor: Monitor) {
+        if let Some((pid, start_time)) = monitor.process() {
+            self.now().monitor = Some(record::Process { pid, start_time });
+        }
+        *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = Some(monitor);
     }
 
     fn drop_monitor(&self) {
@@ -271,6 +286,7 @@ impl ContainerManager {
             names: Names::default(),
             containers: Table::default(),
             exec_ids: AtomicU64::new(0),
+            output: Arc::default(),
         });
         tokio::spawn(exit::follow(Arc::downgrade(&inner), events));
         Ok(Self(inner))
@@ -405,7 +421,7 @@ impl ContainerManager {
             .map_err(|e| container.step("reopen the log", e.kind(), chain(&e)))
     }
 
-    /// Runs a command and collects its output.
+    /// Runs a command and collects its output. Dropping the future kills the command with all that it started.
     ///
     /// # Errors
     /// Not found, not running, could not be executed, or [`Kind::DeadlineExceeded`].

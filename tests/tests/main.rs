@@ -23,6 +23,7 @@ mod security;
 mod stats;
 mod status;
 mod storage;
+mod stress;
 mod tree;
 
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ fn tests() -> Vec<Test> {
         restart::TESTS,
         logs::TESTS,
         exec::TESTS,
+        stress::TESTS,
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,

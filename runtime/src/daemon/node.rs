@@ -13,6 +13,7 @@ use crate::network::Network;
 pub(super) fn describe(config: &Arc<Config>, parts: &Parts, disks: Disks) -> Node {
     let facts = &parts.facts;
     let (notices, apparmor) = (notices(facts), parts.apparmor.clone());
+    let left_behind = parts.metrics.monitors_left_behind.clone();
     let (reported, told) = (parts.network.clone(), parts.network.clone());
     Node {
         config: config.clone(),
@@ -25,7 +26,10 @@ pub(super) fn describe(config: &Arc<Config>, parts: &Parts, disks: Disks) -> Nod
         handlers: Vec::new(),
         runtime: Box::new(move || disks.condition()),
         network: Box::new(move || report(&reported)),
-        notices: Box::new(move || [notices.clone(), apparmor.notices()].concat()),
+        notices: Box::new(move || {
+            let hung = hung_monitors(left_behind.get());
+            [notices.clone(), apparmor.notices(), hung].concat()
+        }),
         pod_cidr: Box::new(move |cidr| {
             let (network, cidr) = (told.clone(), cidr.to_owned());
             tokio::spawn(async move {
@@ -52,6 +56,15 @@ fn notices(facts: &HostFacts) -> Vec<String> {
         );
     }
     notices
+}
+
+fn hung_monitors(count: i64) -> Vec<String> {
+    let text = |count| {
+        format!(
+            "{count} monitors of containers were killed and do not end: they wait in the kernel, look for a disk of logs that hangs"
+        )
+    };
+    (count > 0).then(|| text(count)).into_iter().collect()
 }
 
 fn report(network: &Network) -> NetworkReport {

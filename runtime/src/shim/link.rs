@@ -17,12 +17,16 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::hung;
 use super::monitor::{MonitorEvent, MonitorEventKind, Shared};
 use super::record::read_exit;
 use crate::blocking;
 use crate::sys::process;
 
-/// How long a monitor may take to end after its last word, and between attempts to reach it again.
+/// How long a monitor may take to end after its last word.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// How long a handshake may take, and between attempts to reach a monitor again.
 const END: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -88,6 +92,8 @@ impl Link {
                         self.on_frame(frame)?;
                     }
                 }
+                // It has said its last word, and ends or hangs.
+                () = tokio::time::sleep(FAREWELL), if self.over => return Ok(()),
                 Some(ask) = self.asks.recv() => {
                     // A monitor that has hung up may have said why: that is read before it counts.
                     if self.send(*ask).await.is_err() {
@@ -117,6 +123,7 @@ impl Link {
     }
 
     fn on_frame(&mut self, frame: Frame) -> io::Result<()> {
+        self.shared.heard();
         let message = FromMonitor::decode(&*frame.message).map_err(io::Error::other)?;
         let roles = message
             .fds
@@ -193,6 +200,7 @@ impl Link {
                 // Ends of execs meanwhile were missed; whoever waits for one is told that it is gone.
                 self.execs.clear();
                 self.stream = stream;
+                self.shared.heard();
                 return true;
             }
         }
@@ -208,13 +216,19 @@ impl Link {
         }
     }
 
-    /// Reaps the monitor, if it is our child.
+    /// Reaps the monitor, if it is our child. One that hangs after its last word has nothing more to do.
     async fn bury(self) {
         drop(self.stream);
-        if let Some(Ok(pidfd)) = self.shared.pidfd.as_ref().map(OwnedFd::try_clone)
-            && let Ok(pidfd) = process::ended(pidfd).await
-        {
-            process::reap(pidfd.as_fd());
+        let pidfd = || self.shared.pidfd.as_ref()?.try_clone().ok();
+        let Some(watched) = pidfd() else { return };
+        match tokio::time::timeout(FAREWELL, process::ended(watched)).await {
+            Ok(Ok(pidfd)) => drop(process::reap(pidfd.as_fd())),
+            Ok(Err(_)) => {}
+            Err(_) => {
+                if let Some(pidfd) = pidfd() {
+                    hung::kill(pidfd, &self.shared.id, &self.shared.left_behind).await;
+                }
+            }
         }
     }
 }
