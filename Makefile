@@ -11,7 +11,7 @@ NAME ?= vm
 MUSL := $(shell uname -m)-unknown-linux-musl
 SHIMS := -p berth-shim -p berth-worker
 
-.PHONY: help deps build check fmt clippy deny doc test unit fuzz integration critest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
+.PHONY: help deps build check fmt clippy deny doc test unit fuzz integration critest difftest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
 
 help: ## lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,7 +56,7 @@ vagrant:
 	vagrant validate --ignore-provider
 	BERTH_NODES=3 KUBEADM=1 vagrant validate --ignore-provider
 
-test: build tools $(if $(BERTH_TEST_VM),vm-tests) ## everything: unit, integration, critest (as root)
+test: build tools $(if $(BERTH_TEST_VM),vm-tests) ## everything: unit, integration, critest, difftest (as root)
 	hack/test.sh
 
 unit: ## unit, snapshot and property tests
@@ -73,6 +73,10 @@ integration: build tools ## real daemon, registry, networks and containers (as r
 critest: build tools ## the CRI conformance suite (as root)
 	cargo build --locked -q --workspace --bin critest-run
 	target/debug/critest-run $(ARGS)
+
+difftest: build tools ## generated pods on Berth and containerd, compared from inside (as root)
+	cargo build --locked -q --workspace --bin difftest
+	target/debug/difftest $(ARGS)
 
 tools:
 	hack/tools.sh busybox nginx cni crictl critest containerd runc

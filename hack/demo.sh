@@ -65,7 +65,22 @@ make_image() {
 make_image
 tell "$(du -k "$work/demo.tar" | cut -f1) KiB: $work/demo.tar"
 
-say "Starting Berth with the throw-away root $work/root and the built-in network 10.88.0.0/16"
+# A range that nobody on this machine has a route into, and at first one that no wider route, as a VPN's, has in it.
+free_subnet() {
+	for wider in "" wider; do
+		for candidate in 10.88 10.85 10.89 10.90 10.101 10.111 10.121 10.131 10.141 10.151 172.20 172.25 172.29; do
+			candidate=$candidate.0.0/16
+			[ -z "$(ip -4 route show table all root "$candidate")" ] || continue
+			[ -n "$wider" ] || ! ip -4 route show table all match "$candidate" | grep -qv default || continue
+			echo "$candidate"
+			return
+		done
+	done
+	fail "no range of addresses is free for pods: see ip -4 route show table all"
+}
+subnet=$(free_subnet)
+
+say "Starting Berth with the throw-away root $work/root and the built-in network $subnet"
 cat >"$work/config.toml" <<-CONFIG
 	root = "$work/root"
 	state = "$work/state"
@@ -73,7 +88,7 @@ cat >"$work/config.toml" <<-CONFIG
 	instance = "$instance"
 
 	[network]
-	builtin = "10.88.0.0/16"
+	builtin = "$subnet"
 	netns_dir = "$work/netns"
 
 	[cgroup]

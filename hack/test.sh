@@ -36,13 +36,17 @@ critest() {
 	return $both
 }
 run critest critest
+difftest() {
+	cargo build --locked -q --workspace --bin difftest && target/debug/difftest
+}
+run difftest difftest
 # In continuous integration, the machine of production too; `make test-vm` is the whole of it.
 [ -z "${BERTH_TEST_VM:-}" ] || run vm hack/vm/test.sh "$BERTH_TEST_VM"
 
 # cargo's "test result: ok. 12 passed; 0 failed; 1 ignored; ..." and our own "integration: 80 passed, 0 failed, 2 skipped"
 awk '
 	/^test result:/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^ignored/) s += $i } }
-	/^(integration|critest): [0-9]+ passed/ { p += $2; f += $4; s += $6 }
+	/^(integration|critest|difftest): [0-9]+ passed/ { p += $2; f += $4; s += $6 }
 	/^vm: [0-9]+ passed.* in total$/ { p += $2; f += $4; s += $6 }
 	END { print p + 0, f + 0, s + 0 }
 ' "$out"/log/* >"$out/sum"

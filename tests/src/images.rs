@@ -3,6 +3,7 @@
 
 pub mod files;
 pub mod large;
+pub mod odd;
 pub mod trees;
 
 use anyhow::{Context as _, Result};
@@ -226,6 +227,16 @@ impl Kit {
         .build(flavor)?;
         Image::index(flavor, &[(other, &wrong), (go_arch(), &right)])
     }
+}
+
+/// Builds what `make difftest` runs and pushes it.
+///
+/// # Errors
+/// When a tool is missing or the registry refuses something.
+pub async fn push_odd(client: Client) -> Result<()> {
+    odd::push(client, Kit::new()?.busybox).await?;
+    // The sandbox of containerd.
+    client.push("pause", &["3.10"], &Kit::pause("3.10")?).await
 }
 
 /// Builds everything but the large image and pushes it.

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod cri;
 pub mod critest;
+pub mod difftest;
 pub mod images;
 pub mod leak;
 pub mod machine;
@@ -17,5 +18,6 @@ pub mod process;
 pub mod registry;
 pub mod runner;
 pub mod runtime;
+pub mod subnet;
 pub mod terminal;
 pub mod tree;

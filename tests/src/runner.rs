@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -113,7 +113,6 @@ pub struct Shared {
     /// the folder with its hosts.toml files
     pub hosts: PathBuf,
     kind: Kind,
-    slots: AtomicU8,
     over: AtomicBool,
     _work: tempfile::TempDir,
 }
@@ -133,7 +132,6 @@ impl Shared {
             registry,
             hosts,
             kind,
-            slots: AtomicU8::new(0),
             over: AtomicBool::new(false),
             _work: work,
         })
@@ -154,7 +152,6 @@ impl Case {
         Options {
             kind: self.shared.kind,
             net: Net::Builtin,
-            slot: self.shared.slots.fetch_add(1, Ordering::Relaxed) % 190,
             hosts: self.shared.hosts.clone(),
             extra: String::new(),
         }

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::cri::Cri;
 use crate::leak::{Scope, Snapshot};
+use crate::subnet::Subnet;
 use crate::{machine, paths, process};
 
 /// Which program is started.
@@ -57,8 +58,6 @@ pub struct Options {
     pub kind: Kind,
     /// which network
     pub net: Net,
-    /// 0..=199; tells the instances of one machine apart: subnet 10.(50+slot).0.0/16
-    pub slot: u8,
     /// folder with a hosts.toml for each registry
     pub hosts: PathBuf,
     /// more lines for the configuration file (TOML), for Berth only; they begin in the table `[images]`
@@ -73,6 +72,7 @@ pub struct Instance {
     /// its name: bridge, nftables table, cgroups
     pub name: String,
     folder: tempfile::TempDir,
+    subnet: Subnet,
     child: Option<Child>,
     cri: Option<Cri>,
 }
@@ -108,11 +108,12 @@ impl Instance {
                     .to_lowercase()
             })
             .unwrap_or_default();
-        let name = format!("bt{}{random}", options.slot);
+        let name = format!("bt{random}");
         let instance = Self {
             options,
             name,
             folder,
+            subnet: Subnet::claim()?,
             child: None,
             cri: None,
         };
@@ -177,6 +178,12 @@ impl Instance {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(Child::id)
+    }
+
+    /// The addresses that its pods have, as a subnet.
+    #[must_use]
+    pub fn subnet(&self) -> String {
+        self.subnet.to_string()
     }
 
     /// The command that runs the daemon, with its output going to the log.

@@ -22,7 +22,7 @@ mod writeback;
 
 pub use remove::remove_tree;
 pub use visit::{Next, TreeUsage, Visit, tree_usage, visit_tree};
-pub use walk::{Place, make_dirs};
+pub use walk::{Place, make_dirs, resolve_in_root};
 pub use writeback::start_writeback;
 
 /// `openat2` answers `EAGAIN` when a rename elsewhere made it unsure about `..`; this often is enough.

@@ -136,7 +136,6 @@ impl Rig {
     }
 
     async fn start(&mut self, subject: Subject) -> Result<&mut Instance> {
-        let slot = u8::try_from(self.started.len())?;
         let options = Options {
             kind: if subject == Subject::Containerd {
                 Kind::Containerd
@@ -148,7 +147,6 @@ impl Rig {
             } else {
                 Net::CniIptables
             },
-            slot: 198 - slot,
             hosts: self.hosts.clone(),
             extra: String::new(),
         };

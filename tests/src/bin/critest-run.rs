@@ -55,15 +55,13 @@ async fn main() -> Result<ExitCode> {
     let registry = Registry::start(&work.path().join("registry")).await?;
     let hosts = registry.write_hosts(&work.path().join("hosts"))?;
     images::push_all(registry.client()).await?;
-    // `make test` runs both at once, so each has a subnet of its own.
-    let (net, slot) = match args.net {
-        Network::Builtin => (Net::Builtin, 196),
-        Network::Cni => (Net::Cni, 197),
+    let net = match args.net {
+        Network::Builtin => Net::Builtin,
+        Network::Cni => Net::Cni,
     };
     let options = Options {
         kind: Kind::from_env()?,
         net,
-        slot,
         hosts,
         extra: String::new(),
     };

@@ -51,7 +51,7 @@ impl Instance {
             name = self.name,
         );
         if self.options.net == Net::Builtin {
-            let _ = writeln!(text, "builtin = \"10.{}.0.0/16\"", 50 + self.options.slot);
+            let _ = writeln!(text, "builtin = \"{}\"", self.subnet);
         } else {
             let _ = writeln!(
                 text,
@@ -108,7 +108,6 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.de
         } else {
             "nftables"
         };
-        let subnet = format!("10.{}.0.0/16", 50 + self.options.slot);
         let list = json!({
             "cniVersion": "1.0.0",
             "name": self.name,
@@ -123,7 +122,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.de
                     "ipam": {
                         "type": "host-local",
                         "dataDir": self.folder().join("cni-leases"),
-                        "ranges": [[{ "subnet": subnet }]],
+                        "ranges": [[{ "subnet": self.subnet.to_string() }]],
                         "routes": [{ "dst": "0.0.0.0/0" }],
                     },
                 },

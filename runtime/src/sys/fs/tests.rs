@@ -30,6 +30,36 @@ fn links_are_resolved_inside_the_root() {
 }
 
 #[test]
+fn a_way_is_told_without_being_made() {
+    let (dir, root) = temp();
+    std::fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    symlink("/dev", dir.path().join("data")).unwrap();
+    symlink("../../../run/now", dir.path().join("usr/dangling")).unwrap();
+    symlink("usr/./lib/..", dir.path().join("usual")).unwrap();
+    symlink("gone/../usr", dir.path().join("back")).unwrap();
+    symlink("loop", dir.path().join("loop")).unwrap();
+    let at = |path: &str| resolve_in_root(root.as_fd(), Path::new(path));
+    for (path, real) in [
+        ("", "/"),
+        ("data", "/dev"),
+        ("/data/x/../y", "/dev/y"),
+        ("/usr/dangling/a", "/run/now/a"),
+        ("/usual/lib", "/usr/lib"),
+        ("/back/lib", "/usr/lib"),
+        ("/../../file", "/file"),
+        ("/no/such/../place", "/no/place"),
+    ] {
+        assert_eq!(at(path).unwrap(), Path::new(real), "{path}");
+    }
+    let errno = |path: &str| Errno::from_io_error(&at(path).unwrap_err());
+    assert_eq!(errno("/loop/x"), Some(Errno::LOOP));
+    assert_eq!(errno("/file/x"), Some(Errno::NOTDIR));
+    assert_eq!(errno(&"x".repeat(300)), Some(Errno::NAMETOOLONG));
+    assert!(!dir.path().join("run").exists() && !dir.path().join("no").exists());
+}
+
+#[test]
 fn magic_links_are_refused() {
     let proc = open_dir_path(Path::new("/proc/self")).unwrap();
     let error = open_in_root(

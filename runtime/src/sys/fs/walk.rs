@@ -1,4 +1,4 @@
-//! Making directories inside a root when links lead to places that do not exist yet.
+//! Going a way inside a root when links lead to places that do not exist yet: to make them, or only to know them.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::open_dir;
@@ -74,6 +74,68 @@ pub fn make_dirs(
     }
     let dir = way.pop().ok_or(Errno::NOENT)?;
     Ok(Place { dir, path: real })
+}
+
+/// Where `path` leads inside `root`: an absolute path free of links and dots. What does not exist is taken as it
+/// is written, also behind a link that dangles. Nothing is made, no magic link is followed, and the answer is
+/// only as lasting as the tree: what is acted on must be opened without links once more.
+///
+/// # Errors
+/// `ENOTDIR` when something on the way is no directory, `ELOOP` after 40 links, else what the kernel says.
+pub fn resolve_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<PathBuf> {
+    let mut todo: Vec<OsString> = components(path.as_os_str());
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut way: Vec<OwnedFd> = vec![open_dir(root, OsStr::new("."))?];
+    let mut real = PathBuf::from("/");
+    // Names below the end of `way` that do not exist.
+    let mut missing = 0_usize;
+    let mut links = 0;
+    while let Some(name) = todo.pop() {
+        if name == ".." {
+            if missing > 0 {
+                missing -= 1;
+            } else if way.len() > 1 {
+                way.pop();
+            }
+            real.pop();
+            continue;
+        }
+        let here = way.last().map_or(root, AsFd::as_fd);
+        let next = if missing > 0 {
+            Err(Errno::NOENT)
+        } else {
+            rustix::fs::openat(here, &name, flags, Mode::empty())
+        };
+        let next = match next {
+            Ok(next) => next,
+            Err(Errno::NOENT) => {
+                missing += 1;
+                real.push(&name);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // An empty name reads the link that is open; what is none answers ENOENT.
+        match rustix::fs::readlinkat(&next, "", Vec::new()) {
+            Ok(target) => {
+                links += 1;
+                if links > LINKS {
+                    return Err(Errno::LOOP.into());
+                }
+                let target = OsStr::from_bytes(target.as_bytes());
+                if target.as_bytes().starts_with(b"/") {
+                    way.truncate(1);
+                    real = PathBuf::from("/");
+                }
+                todo.extend(components(target));
+            }
+            Err(_) => {
+                way.push(next);
+                real.push(&name);
+            }
+        }
+    }
+    Ok(real)
 }
 
 enum Step {
