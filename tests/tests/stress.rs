@@ -33,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
         .alone()
         .berth_only("the budget is Berth's"),
     test!(stop_and_remove_pass_a_hung_monitor).berth_only("containerd's shims are not these"),
+    test!(an_end_is_seen_past_a_hung_monitor).berth_only("containerd's shims are not these"),
     test!(pods_pass_a_hung_monitor).berth_only("containerd's shims are not these"),
     test!(calls_to_a_hung_monitor_are_bounded).berth_only("containerd's shims are not these"),
     test!(a_restart_passes_a_hung_monitor).berth_only("containerd's shims are not these"),
@@ -158,13 +159,11 @@ async fn the_death_of_a_client_ends_its_command(case: &mut Case) -> Result<()> {
     let (_, running) = sleeper(case).await?;
     let socket = case.instance()?.socket();
     // A connection of its own, which is closed without a word.
-    let client = Cri::connect(&socket).await?;
     let request = exec_request(&running.id, TREE, 0);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    drop(client);
     runtime.spawn(async move {
         let client = Cri::connect(&socket).await?;
         client.runtime.clone().exec_sync(request).await?;
@@ -354,7 +353,7 @@ async fn noisy_commands_share_a_budget(case: &mut Case) -> Result<()> {
 }
 
 async fn both_streams_of_noisy_commands_share_it(case: &mut Case) -> Result<()> {
-    let text = "dd if=/dev/zero bs=1M count=32 2>/dev/null >&2 & dd if=/dev/zero bs=1M count=32 2>/dev/null; wait";
+    let text = "dd if=/dev/zero bs=1M count=32 >&2 2>/dev/null & dd if=/dev/zero bs=1M count=32 2>/dev/null; wait";
     flood(case, text, 2).await
 }
 
@@ -427,6 +426,18 @@ async fn stop_and_remove_pass_a_hung_monitor(case: &mut Case) -> Result<()> {
     }
     ensure_eq!(pod.cri.list_containers(None).await?.len(), 0);
     Ok(())
+}
+
+/// Nobody stops it: it ends by itself.
+async fn an_end_is_seen_past_a_hung_monitor(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod.start(&script("exec sleep 4321")).await?;
+    let (pid, monitor) = (running.pid().await?, monitor_of(&running).await?);
+    signal(monitor, Signal::STOP)?;
+    signal(pid, Signal::KILL)?;
+    let status = running.wait().await?;
+    ensure_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
+    gone(monitor).await
 }
 
 async fn pods_pass_a_hung_monitor(case: &mut Case) -> Result<()> {

@@ -39,6 +39,11 @@ async fn heed(inner: &Arc<Inner>, container: &Arc<Container>, event: MonitorEven
             over(inner, container, outcome(&exit), exit.started_at).await;
         }
         MonitorEventKind::Lost => lost(inner, container, DIED).await,
+        MonitorEventKind::Silent => {
+            if let Err(error) = super::stop::past_monitor(inner, container).await {
+                tracing::error!(container.id = %container.id, error = %chain(&error), "the container is dead but not over: its monitor hangs");
+            }
+        }
         MonitorEventKind::Oom(kills) => {
             tracing::info!(container.id = %container.id, kills, "the kernel killed a process of the container: out of memory");
         }

@@ -72,6 +72,20 @@ impl fmt::Debug for Share {
 #[derive(Clone, Debug)]
 pub struct Held(#[expect(dead_code, reason = "what matters is when it goes")] Arc<[Share; 2]>);
 
+#[cfg(test)]
+impl Held {
+    /// Something that is counted, and how much is.
+    pub(crate) fn of(bytes: usize) -> (Self, impl Fn() -> usize) {
+        let budget: Arc<Budget> = Arc::default();
+        let share = || Share {
+            budget: budget.clone(),
+            bytes: budget.take(bytes, bytes),
+        };
+        let held = Self(Arc::new([share(), share()]));
+        (held, move || budget.used.load(Ordering::Relaxed))
+    }
+}
+
 /// The beginning of what a stream said.
 #[derive(Debug)]
 pub struct Captured {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::exit::{monitor_is_gone, outcome, over, unknown};
 use super::record::ContainerRecord;
-use super::{Container, ContainerManager, Inner, create, remove};
+use super::{Container, ContainerManager, Inner, create, remove, stop};
 use crate::id::ContainerId;
 use crate::model::{ContainerState, chain};
 use crate::shim::ConnectError;
@@ -151,13 +151,18 @@ pub(super) async fn reach(
 
 /// Asks a monitor that did not answer until it does, or is gone, or the container is.
 async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut dead) = (FIRST_PAUSE, false);
     while container.now().exit.is_none() && inner.containers.get(&container.id).is_some() {
         tokio::time::sleep(pause).await;
         if reach(inner, container).await.is_ok() {
             tracing::info!(container.id = %container.id, "the container's monitor answered");
             return;
         }
+        // It had time to tell since it was seen dead first.
+        if dead && let Err(error) = stop::past_monitor(inner, container).await {
+            tracing::error!(container.id = %container.id, error = %chain(&error), "the container is dead but not over: its monitor hangs");
+        }
+        dead = stop::is_dead(container);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

@@ -111,7 +111,10 @@ async fn end_of(
 
 /// Ends a container whose monitor has not reported its end: everything in its cgroup dies, and then the monitor, which
 /// may be waiting for a dead disk.
-async fn past_monitor(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
+pub(super) async fn past_monitor(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+) -> Result<(), Error> {
     let _turn = container.silence.lock().await;
     if container.now().state == ContainerState::Exited {
         return Ok(());
@@ -142,9 +145,16 @@ async fn past_monitor(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<
 }
 
 async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
-    if let Some(monitor) = container.monitor() {
-        // When the monitor hangs, the kill by cgroup that follows ends it all the same.
-        let _ = monitor.destroy().await;
+    if let Some(monitor) = container.monitor()
+        && let Err(error) = monitor.destroy().await
+    {
+        tracing::warn!(container.id = %container.id, error = %chain(&error), "the container is ended past its monitor");
+        let leaves = container.now().leaves.clone();
+        // What is left then keeps the container from being removed, and is named there.
+        let _ = crate::blocking::run("kill a container's cgroup", move || {
+            crate::cgroup::kill(&leaves)
+        })
+        .await;
     }
     let killed = crate::model::ContainerExit {
         code: 128 + rustix::process::Signal::KILL.as_raw(),
@@ -167,6 +177,15 @@ fn signal_init(container: &Container, signal: i32) -> Result<Option<OwnedFd>, Er
             Err(container.step("signal the process", Kind::Unknown, problem))
         }
     }
+}
+
+/// The first process has ended.
+pub(super) fn is_dead(container: &Container) -> bool {
+    find_init(container).is_ok_and(|init| {
+        init.is_none_or(|init| {
+            sys::process::has_ended(init.as_fd(), Duration::ZERO).unwrap_or(false)
+        })
+    })
 }
 
 /// The first process; `None` when it has ended and been reaped.

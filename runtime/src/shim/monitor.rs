@@ -53,6 +53,8 @@ pub enum MonitorEventKind {
     Oom(u64),
     /// The monitor died without a word, and the container with it; its control group may need a kill.
     Lost,
+    /// The container's first process has been dead for a while, and its monitor does not say so: it hangs.
+    Silent,
 }
 
 /// Descriptors for an exec'd process; an absent one is `/dev/null`.
@@ -141,18 +143,22 @@ impl Monitor {
             voice: Mutex::default(),
             left_behind: opening.left_behind,
         });
-        let link = Link {
+        let mut link = Link {
             shared: shared.clone(),
             asks: queue,
             events: opening.events,
             stream: opening.stream,
             dir: opening.dir,
             armed: opening.armed,
+            silence: None,
             pending: HashMap::new(),
             execs: HashMap::new(),
             next: 0,
             over: false,
         };
+        if let Some(Ok(init)) = shared.init.get().map(OwnedFd::try_clone) {
+            link.watch(init);
+        }
         tokio::spawn(link.run());
         Self { shared, asks }
     }
