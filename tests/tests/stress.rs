@@ -331,10 +331,12 @@ async fn flood(case: &mut Case, text: &'static str, streams: usize) -> Result<()
         );
         ensure!(growth < 64 << 10, "the daemon grew by {growth} KiB");
     }
+    let base = watch.base;
     drop(watch);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let rest = Watch::new(daemon).base;
-    println!("{rest} KiB afterwards");
+    let rest = process::pss_kib(daemon);
+    println!("{rest} KiB afterwards, {base} before");
+    ensure!(rest < base + (8 << 10), "{rest} KiB stay, of {base} before");
     // What one command may have is there again.
     let answer = pod
         .cri

@@ -35,8 +35,9 @@ pub(super) async fn stop(
         return Ok(());
     }
     if !grace.is_zero() {
+        let signal = container.now().stop_signal.number;
         let init = match container.stop_sent.swap(true, Ordering::SeqCst) {
-            false => signal_init(container, container.now().stop_signal.number)?,
+            false => signal_init(container, signal)?,
             true => find_init(container)?,
         };
         match end_of(container, init, grace, REPORT).await {
