@@ -24,6 +24,7 @@ needs() {
 		test libseccomp-dev /usr/include/seccomp.h
 		test libc6-dev /usr/include/stdio.h
 		test docker-registry docker-registry
+		test openssl openssl
 		test iptables iptables
 		test kmod modprobe
 		test util-linux ipcmk

@@ -88,6 +88,10 @@ impl Kinded for Error {
             Self::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
                 Kind::InvalidArgument
             }
+            // v1: more is in use than a memory limit allows, and nothing of it can be reclaimed.
+            Self::Write { source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
+                Kind::FailedPrecondition
+            }
             _ => Kind::Unknown,
         }
     }

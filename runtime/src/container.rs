@@ -8,6 +8,7 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+mod log;
 mod measure;
 mod mounts;
 mod output;
@@ -18,6 +19,7 @@ mod start;
 mod stop;
 mod update;
 mod users;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -34,7 +36,7 @@ use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus,
-    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, chain, has_labels,
+    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
 use crate::spec::seccomp::Compiler;
@@ -153,6 +155,12 @@ pub struct Deps {
     pub metrics: Arc<Metrics>,
 }
 
+/// How long the directory of a log may take to be opened anew.
+const LOG_DISK: Duration = Duration::from_secs(10);
+
+/// Threads that may wait for the disks of logs at once: one that hangs must not take them all.
+const LOG_THREADS: usize = 8;
+
 /// All containers of this daemon.
 #[derive(Debug, Clone)]
 pub struct ContainerManager(Arc<Inner>);
@@ -168,6 +176,8 @@ struct Inner {
     exec_ids: AtomicU64,
     /// What the output of all commands may take together.
     output: Arc<output::Budget>,
+    /// Turns of those who open logs anew.
+    log_disk: Arc<tokio::sync::Semaphore>,
 }
 
 /// One container in memory.
@@ -191,6 +201,8 @@ struct Container {
     stop_sent: AtomicBool,
     /// Those that end a container past a silent monitor take turns.
     silence: tokio::sync::Mutex<()>,
+    /// A start is under way.
+    starting: AtomicBool,
 }
 
 impl Container {
@@ -206,6 +218,7 @@ impl Container {
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
             silence: tokio::sync::Mutex::default(),
+            starting: AtomicBool::new(false),
         })
     }
 
@@ -287,6 +300,7 @@ impl ContainerManager {
             containers: Table::default(),
             exec_ids: AtomicU64::new(0),
             output: Arc::default(),
+            log_disk: Arc::new(tokio::sync::Semaphore::new(LOG_THREADS)),
         });
         tokio::spawn(exit::follow(Arc::downgrade(&inner), events));
         Ok(Self(inner))
@@ -408,17 +422,41 @@ impl ContainerManager {
         update::update(&self.0, &self.0.find(id)?, resources).await
     }
 
-    /// Opens the log anew after its file was renamed.
+    /// Opens the log anew after its file was renamed, or its directory made again.
     ///
     /// # Errors
-    /// Not found, not running, or what the file system said.
+    /// Not found, not running, or what the file system said; the old file stays in use then.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        const STEP: &str = "reopen the log";
         let container = self.0.find(id)?;
         let monitor = container.live(ContainerState::Running)?;
-        monitor
-            .reopen_log()
+        let (path, below) = (
+            container.now().log_path.clone(),
+            container.spec.log_path.clone(),
+        );
+        let late = || {
+            let problem = "its directory is not opened in time: is the disk of its log hanging?";
+            container.step(STEP, Kind::Unavailable, problem)
+        };
+        let limit = tokio::time::Instant::now() + LOG_DISK;
+        let turn = self.0.log_disk.clone().acquire_owned();
+        let turn = match tokio::time::timeout_at(limit, turn).await {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(_)) | Err(_) => return Err(late()),
+        };
+        let opened = crate::blocking::run("open the directory of a log", move || {
+            // Kept until the disk has answered, however long nobody waits for it any more.
+            let _turn = turn;
+            log::open(log::directory_of(&path, &below), &below)
+        });
+        let log = tokio::time::timeout_at(limit, opened)
             .await
-            .map_err(|e| container.step("reopen the log", e.kind(), chain(&e)))
+            .map_err(|_| late())?
+            .map_err(|e| container.step(STEP, Kind::Unknown, e))?;
+        match monitor.reopen_log(log.map(|log| log.dir)).await {
+            Ok(()) => Ok(()),
+            Err(e) => Err(exit::refused(&container, STEP, e).await),
+        }
     }
 
     /// Runs a command and collects its output. Dropping the future kills the command with all that it started.

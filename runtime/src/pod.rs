@@ -18,6 +18,7 @@ mod sysctl;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -162,6 +163,8 @@ struct Pod {
     over: watch::Sender<bool>,
     /// Held for reading while a container is put into the pod.
     entrance: Arc<tokio::sync::RwLock<()>>,
+    /// Tells those who are being put into it that it closes.
+    closing: Arc<AtomicBool>,
 }
 
 /// Keeps a pod from being stopped while a container is put into it.
@@ -181,6 +184,7 @@ impl Pod {
             saving: Arc::default(),
             over,
             entrance: Arc::default(),
+            closing: Arc::default(),
         })
     }
 
@@ -223,6 +227,7 @@ impl PodManager {
         };
         let was = std::mem::replace(&mut pod.now().state, PodState::NotReady);
         pod.over.send_replace(true);
+        pod.closing.store(true, Ordering::Relaxed);
         if was == PodState::Ready {
             let event = crate::events::Event::PodNotReady(pod.id.clone());
             self.0.deps.events.send(event);
@@ -306,12 +311,13 @@ impl PodManager {
             pidns: own(modes.pid).then(|| pin("pid")),
             hostname: record.hostname.clone(),
             shm: if own(modes.ipc) {
-                dir.join("shm")
+                files::shm(&dir)
             } else {
                 PathBuf::from("/dev/shm")
             },
-            files: dir,
+            files: files::place(&dir),
             cgroup_parent: record.cgroup_parent.clone(),
+            closing: pod.closing.clone(),
         };
         Ok((ready, Entry(entry)))
     }

@@ -7,6 +7,8 @@
 
 mod auth;
 mod blob;
+mod certificate;
+mod challenge;
 mod client;
 mod exchange;
 mod explain;
@@ -17,6 +19,7 @@ mod login;
 mod manifest;
 mod pace;
 mod proxy;
+mod redirect;
 mod reference;
 mod resolve;
 mod rounds;
@@ -24,6 +27,7 @@ mod session;
 mod tls;
 mod token;
 mod trace;
+mod words;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -193,13 +197,13 @@ pub enum Error {
         /// Cause.
         reason: String,
     },
-    /// None of several hosts did it: what the one that counts said, and the others before.
-    #[error("{error} (asked as well: {others})")]
+    /// None of several hosts did it.
+    #[error("{}", everywhere(*counts, errors))]
     Everywhere {
-        /// Of the host that counts.
-        error: Box<Error>,
-        /// What the others said.
-        others: String,
+        /// Which of them decides what kind of error it is.
+        counts: usize,
+        /// What each of them said, in the order in which they are configured.
+        errors: Vec<Error>,
     },
     /// No host of the registry may be used for it.
     #[error("{0}: no host in hosts.toml has the capability \"{1}\"")]
@@ -212,10 +216,24 @@ impl Kinded for Error {
             Self::Reference { .. } | Self::Credentials(_) => Kind::InvalidArgument,
             Self::Hosts { .. } | Self::NoHost(..) | Self::Login { .. } => Kind::FailedPrecondition,
             Self::NotFound { .. } => Kind::NotFound,
-            Self::Everywhere { error, .. } => error.kind(),
+            Self::Everywhere { counts, errors } => {
+                errors.get(*counts).map_or(Kind::Unknown, Kinded::kind)
+            }
             _ => Kind::Unknown,
         }
     }
+}
+
+/// One sentence for each host. The kubelet's word stands at the beginning, if the one that counts has it.
+fn everywhere(counts: usize, errors: &[Error]) -> String {
+    let sentences = errors.iter().map(|error| match error {
+        Error::Unavailable { host, reason, .. } => format!("{host}: {reason}"),
+        other => other.to_string(),
+    });
+    let sentences: Vec<_> = sentences.collect();
+    let silent = matches!(errors.get(counts), Some(Error::Unavailable { .. }));
+    let begin = if silent { "RegistryUnavailable: " } else { "" };
+    format!("{begin}{}", sentences.join("; "))
 }
 
 /// Whether a status tells of a state and not of the request. Proxies have many of their own above 511.

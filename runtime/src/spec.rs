@@ -171,6 +171,8 @@ pub struct ContainerPlan {
     pub seccomp: SeccompProfile,
     /// The `oom_score_adj` asked for could not be given: the runtime may not go that low.
     pub oom_score_clamped: bool,
+    /// Names of capabilities in the request that are none: somebody else's text.
+    pub unknown_capabilities: Vec<String>,
 }
 
 /// Everything that decides what a pause process will be.

@@ -7,7 +7,8 @@
 //!   blobs/sha256/<digest>  manifests, indexes, configurations
 //!   images/<id>.json       a copy of each record of the index, from which a lost one is made again
 //!   partial/<digest>       downloads that were interrupted
-//!   snapshots/<container>/ fs/ is the writable layer, work/ is overlayfs's, chain lists the layers below
+//!   snapshots/<container>/ fs/ is the writable layer, work/ is overlayfs's, chain lists the layers below; volumes/ has
+//!                          those that the image declares
 //!   staging/               what is not finished; swept at start
 //!   init/                  the layer above all images, see below
 //!   index.redb             which images there are
@@ -54,6 +55,7 @@ mod recipe;
 mod records;
 mod snapshots;
 mod verify;
+mod volumes;
 
 pub use blobs::Partial;
 pub use collect::{Collected, Lease};

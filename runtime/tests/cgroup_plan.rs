@@ -36,6 +36,7 @@ fn pod(parent: &str) -> ReadyPod {
         files: "/nowhere".into(),
         shm: "/dev/shm".into(),
         cgroup_parent: parent.into(),
+        closing: Default::default(),
     }
 }
 

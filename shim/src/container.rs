@@ -14,8 +14,9 @@ use shim_protocol::monitor::{
 
 use crate::exec::Exec;
 use crate::log::{Log, Progress, Stream};
-use crate::oom::Oom;
+use crate::oom::{Oom, too_low};
 use crate::pipes::{ErrorPipe, Verdict};
+use crate::proc::has_executed;
 use crate::server::{Caller, Letter, Outbox};
 use crate::worker::{Job, Made, failure, peek, reap};
 pub(crate) use create::create;
@@ -23,6 +24,11 @@ use end::Ending;
 
 /// A process that could not be executed has this long to end by itself.
 const START_FAILURE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long it may take from the byte to execve(2). That takes a millisecond, or the seconds of a disk that hangs
+/// or of a cgroup without CPU time. What takes longer never comes: the init was stopped by a neighbour, or may not
+/// execute, tell or end. The kubelet gives a start two minutes (`runtimeRequestTimeout`), the daemon one.
+const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Most execs at once; a probe storm meets an error before the monitor meets its descriptor limit.
 const MAX_EXECS: usize = 128;
@@ -33,8 +39,8 @@ enum Phase {
     Creating(Job, Caller),
     /// Its init waits for the byte.
     Created,
-    /// The byte is sent; execve(2) has not been seen to succeed.
-    Starting(Option<Caller>),
+    /// The byte is sent; execve(2) has not been seen to succeed. Who waits for that, and until when.
+    Starting(Vec<Caller>, Option<Instant>),
     /// It runs.
     Running,
     /// Its init is dead; what is left of it is being cleared away.
@@ -91,7 +97,7 @@ impl Container {
                     add(Ready::Worker, fd, PollFlags::IN);
                 }
             }
-            Phase::Starting(_) => {
+            Phase::Starting(..) => {
                 if let Some(errors) = &self.errors {
                     add(Ready::Errors, errors.fd(), PollFlags::IN);
                 }
@@ -117,6 +123,7 @@ impl Container {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let phase = match &self.phase {
             Phase::Creating(job, _) => Some(job.deadline),
+            Phase::Starting(_, limit) => *limit,
             Phase::Ending(ending) => Some(ending.deadline()),
             _ => None,
         };
@@ -200,6 +207,9 @@ impl Container {
             job.kill();
             job.deadline = now + Duration::from_secs(1);
         }
+        if matches!(&self.phase, Phase::Starting(_, Some(limit)) if now >= *limit) {
+            self.on_start_limit(out);
+        }
         if self.kill_at.is_some_and(|at| now >= at) {
             self.kill_at = None;
             self.kill_init();
@@ -266,8 +276,13 @@ impl Container {
     fn reap_known(&mut self, out: &mut Outbox) {
         for exec in &mut self.execs {
             exec.reap_maker();
+            if !exec.look() {
+                continue;
+            }
             if let Some(code) = exec.awaits().and_then(reap) {
-                exec.on_end(code, out);
+                let starved = exec.is_starved(code, &self.oom);
+                let starved = starved.then(|| too_low(&self.plan.oom, "the command"));
+                exec.on_end(code, starved, out);
             }
         }
         if let Phase::Creating(job, _) = &mut self.phase
@@ -301,32 +316,66 @@ impl Container {
 
     /// Lets the init go on to execve(2).
     pub(crate) fn start(&mut self, caller: Caller, out: &mut Outbox) {
-        if !matches!(self.phase, Phase::Created) || !self.destroyers.is_empty() {
-            return out.push(refusal(
-                caller,
-                "the container is not waiting to be started",
-            ));
+        match &mut self.phase {
+            Phase::Created if self.destroyers.is_empty() => {}
+            // A daemon that has come back asks again.
+            Phase::Starting(callers, _) if self.destroyers.is_empty() => {
+                return callers.push(caller);
+            }
+            _ => {
+                return out.push(refusal(
+                    caller,
+                    "the container is not waiting to be started",
+                ));
+            }
         }
         if let Some(pipe) = &self.start_pipe {
             // A dead init does not take it; its end is told by its pidfd.
             let _ = rustix::io::write(pipe, b"s");
         }
-        self.phase = Phase::Starting(Some(caller));
+        self.phase = Phase::Starting(vec![caller], Some(Instant::now() + START_LIMIT));
+    }
+
+    /// Nothing has come of the start.
+    fn on_start_limit(&mut self, out: &mut Outbox) {
+        if let Phase::Starting(_, limit) = &mut self.phase {
+            *limit = None;
+        }
+        if self
+            .init
+            .as_ref()
+            .is_some_and(|init| has_executed(init.pid))
+        {
+            // Somebody holds the error pipe who should not.
+            return self.on_verdict(Verdict::Executed, out);
+        }
+        let seconds = START_LIMIT.as_secs();
+        let text = format!(
+            "the command was not executed within {seconds} s of the start: was the process stopped by another (SIGSTOP), \
+             does its seccomp profile refuse what a start needs, or does the disk of the image hang?"
+        );
+        self.on_verdict(Verdict::Failed(text), out);
+        self.kill_at = Some(Instant::now());
     }
 
     /// execve(2) has succeeded or failed.
     fn on_verdict(&mut self, verdict: Verdict, out: &mut Outbox) {
         self.errors = None;
         self.start_pipe = None;
+        let executed = |init: &Made| has_executed(init.pid);
         match verdict {
+            // Silence may be a process that ends without having been able to tell why.
+            Verdict::Executed if !self.init.as_ref().is_some_and(executed) => {
+                self.kill_at = Some(Instant::now() + START_FAILURE_LIMIT);
+            }
             Verdict::Executed => {
                 self.started_at = crate::time::now();
-                if let Phase::Starting(caller) = &mut self.phase {
+                if let Phase::Starting(callers, _) = &mut self.phase {
                     let running = Running {
                         started_at: self.started_at,
                     };
                     let reply = |c| Letter::Reply(c, Outcome::Running(running), Vec::new());
-                    out.extend(caller.take().map(reply));
+                    out.extend(callers.drain(..).map(reply));
                     self.phase = Phase::Running;
                 }
             }
@@ -361,8 +410,9 @@ impl Container {
             return out.push(refusal(caller, "the exec id is in use"));
         }
         self.next_exec += 1;
+        let kills = self.oom.kills_now();
         match Exec::start(self.next_exec, caller, request, init, roles, fds) {
-            Ok(exec) => self.execs.push(exec),
+            Ok(exec) => self.execs.push(exec.after(kills)),
             Err(failure) => {
                 out.push(Letter::Reply(caller, Outcome::Failure(failure), Vec::new()));
             }
@@ -383,12 +433,12 @@ impl Container {
         self.execs.iter_mut().for_each(|exec| exec.hung_up(conn));
     }
 
-    /// Opens the log anew.
-    pub(crate) fn reopen_log(&mut self, caller: Caller, out: &mut Outbox) {
+    /// Opens the log anew, in the directory that came along.
+    pub(crate) fn reopen_log(&mut self, caller: Caller, dir: Option<OwnedFd>, out: &mut Outbox) {
         if self.exit.is_some() {
             return out.push(refusal(caller, "the container is over"));
         }
-        let outcome = match self.log.reopen() {
+        let outcome = match self.log.reopen(dir) {
             Ok(()) => Outcome::Done(Empty {}),
             Err(e) => Outcome::Failure(failure(
                 FailureKind::Internal,
@@ -409,6 +459,7 @@ impl Container {
             exit: self.exit.clone(),
             oom_kills: self.oom.kills(),
             log_dropped: self.log.dropped(),
+            starting: matches!(self.phase, Phase::Starting(..)),
             ..State::default()
         }
     }

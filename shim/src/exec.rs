@@ -10,9 +10,11 @@ use shim_protocol::monitor::{self, Event, ExecExit, ExecStarted, Failure, Failur
 use shim_protocol::worker;
 
 use crate::cgroup;
+use crate::oom::Oom;
 use crate::pipes::{self, ErrorPipe, Verdict};
+use crate::proc::has_executed;
 use crate::server::{Caller, Letter, Outbox};
-use crate::worker::{Job, Made, failure, reap};
+use crate::worker::{Job, Made, failure, peek, reap};
 
 /// How long a worker may take where the exec has no time limit of its own.
 const WORKER_LIMIT: Duration = Duration::from_secs(60);
@@ -34,6 +36,8 @@ enum Step {
     Making(Job),
     /// It exists; execve(2) has not been seen to succeed.
     Starting(Made),
+    /// It ends without having executed or told why.
+    Lost(Pid),
     /// It runs.
     Running(Pid),
     /// It has ended with this code.
@@ -54,6 +58,7 @@ pub(crate) struct Exec {
     maker: Option<Pid>,
     errors: ErrorPipe,
     own_cgroup: Vec<String>,
+    kills: u64,
     /// When its time is up.
     time_up: Option<Instant>,
     timed_out: bool,
@@ -115,6 +120,7 @@ impl Exec {
             maker: None,
             errors,
             own_cgroup,
+            kills: 0,
             // A limit beyond the clock's range is none.
             time_up: limit.and_then(|l| Instant::now().checked_add(l)),
             timed_out: false,
@@ -142,7 +148,7 @@ impl Exec {
         match &self.step {
             Step::Making(job) => job.fd(),
             Step::Starting(_) => Some(self.errors.fd()),
-            Step::Running(_) | Step::Ended(_) => None,
+            Step::Lost(_) | Step::Running(_) | Step::Ended(_) => None,
         }
     }
 
@@ -168,7 +174,7 @@ impl Exec {
         match &self.step {
             Step::Making(job) => Some(job.pid()),
             Step::Starting(made) => Some(made.pid),
-            Step::Running(pid) => Some(*pid),
+            Step::Lost(pid) | Step::Running(pid) => Some(*pid),
             Step::Ended(_) => None,
         }
     }
@@ -182,7 +188,7 @@ impl Exec {
             Step::Making(job) => Some(job.deadline),
             // It was in time, even if what is left of it takes longer.
             Step::Ended(_) => return None,
-            Step::Starting(_) | Step::Running(_) => None,
+            Step::Starting(_) | Step::Lost(_) | Step::Running(_) => None,
         };
         [job, self.time_up].into_iter().flatten().min()
     }
@@ -200,7 +206,7 @@ impl Exec {
                     self.judge(verdict, out);
                 }
             }
-            Step::Running(_) | Step::Ended(_) => {}
+            Step::Lost(_) | Step::Running(_) | Step::Ended(_) => {}
         }
     }
 
@@ -224,15 +230,20 @@ impl Exec {
         let Step::Starting(made) = &self.step else {
             return;
         };
-        let running = Step::Running(made.pid);
-        let Step::Starting(made) = std::mem::replace(&mut self.step, running) else {
+        let pid = made.pid;
+        let Step::Starting(made) = std::mem::replace(&mut self.step, Step::Running(pid)) else {
             return;
         };
         match verdict {
+            Verdict::Executed if !has_executed(pid) => {
+                // Silence may be a process that ends without having been able to tell why.
+                self.step = Step::Lost(pid);
+                return self.kill();
+            }
             Verdict::Executed => {
                 if let Some(caller) = self.caller.take() {
                     let started = ExecStarted {
-                        pid: made.pid.as_raw_nonzero().get(),
+                        pid: pid.as_raw_nonzero().get(),
                     };
                     let console = made.console.map(|fd| (Fd::Console, fd));
                     let fds = console.into_iter().chain([(Fd::Pidfd, made.pidfd)]);
@@ -255,24 +266,51 @@ impl Exec {
         self.silent = true;
     }
 
-    /// The awaited child has ended.
-    pub(crate) fn on_end(&mut self, code: i32, out: &mut Outbox) {
+    /// The container's out-of-memory kills before it began.
+    pub(crate) fn after(mut self, kills: u64) -> Self {
+        self.kills = kills;
+        self
+    }
+
+    /// Whether the end with this code means that there was no memory for it to begin.
+    pub(crate) fn is_starved(&self, code: i32, oom: &Oom) -> bool {
+        let beginning = !matches!(self.step, Step::Running(_) | Step::Ended(_));
+        beginning && code == KILLED && oom.kills_now() > self.kills
+    }
+
+    /// Looks whether a process that begins was executed, while it can still be looked at: before it is reaped.
+    /// False when it has not ended.
+    pub(crate) fn look(&mut self) -> bool {
+        let Step::Starting(made) = &self.step else {
+            return true;
+        };
+        let pid = made.pid;
+        if peek(pid) != Ok(true) {
+            return false;
+        }
+        if self.errors.read_last() == Verdict::Executed && !has_executed(pid) {
+            self.step = Step::Lost(pid);
+        }
+        true
+    }
+
+    /// The awaited child has ended. `starved` says that there was no memory for it.
+    pub(crate) fn on_end(&mut self, code: i32, starved: Option<Failure>, out: &mut Outbox) {
         match &mut self.step {
             Step::Making(job) => {
                 let answer = job.on_end(code);
-                self.made(answer, out);
+                self.made(answer.map_err(|told| starved.unwrap_or(told)), out);
                 self.maker = None;
             }
             Step::Starting(_) => {
                 let verdict = self.errors.read_last();
-                if self.killing.is_some() && verdict == Verdict::Executed {
-                    self.refuse(
-                        failure(FailureKind::Internal, "it was killed before it ran"),
-                        out,
-                    );
-                } else {
-                    self.judge(verdict, out);
-                }
+                self.judge(verdict, out);
+                self.step = Step::Ended(code);
+            }
+            Step::Lost(_) => {
+                let text = format!("it ended before it was executed (status {code})");
+                let told = starved.unwrap_or_else(|| failure(FailureKind::State, text));
+                self.refuse(told, out);
                 self.step = Step::Ended(code);
             }
             Step::Running(_) => self.step = Step::Ended(code),
@@ -284,7 +322,7 @@ impl Exec {
     pub(crate) fn kill(&mut self) {
         match &self.step {
             Step::Making(job) => job.kill(),
-            Step::Starting(Made { pid, .. }) | Step::Running(pid) => {
+            Step::Starting(Made { pid, .. }) | Step::Lost(pid) | Step::Running(pid) => {
                 let _ = kill_process(*pid, Signal::KILL);
             }
             Step::Ended(_) => {}

@@ -166,9 +166,9 @@ impl Log {
         Progress::End
     }
 
-    /// Opens the log file anew; nothing goes to the old one afterwards.
-    pub(crate) fn reopen(&mut self) -> io::Result<()> {
-        self.output.reopen()
+    /// Opens the log file anew, in another directory if one is given; nothing goes to the old one afterwards.
+    pub(crate) fn reopen(&mut self, dir: Option<OwnedFd>) -> io::Result<()> {
+        self.output.reopen(dir)
     }
 
     /// When [`Log::tell`] has something to do.

@@ -13,6 +13,7 @@ mod exit;
 mod log;
 mod oom;
 mod pipes;
+mod proc;
 mod server;
 mod sys;
 mod time;

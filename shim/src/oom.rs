@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
-use shim_protocol::monitor::OomSource;
+use shim_protocol::memory;
+use shim_protocol::monitor::{Failure, FailureKind, OomSource};
+
+use crate::worker::failure;
 
 /// v1 tells of the trouble before it kills, so the counter is read again for a while. v2 tells of every
 /// reclaim at a limit too, up to a hundred times a second: after an event without a kill it is not listened to
@@ -122,19 +125,43 @@ impl Oom {
     pub(crate) fn kills(&self) -> u64 {
         self.kills
     }
+
+    /// Kills so far, read anew.
+    pub(crate) fn kills_now(&self) -> u64 {
+        let now = self.counter.as_ref().and_then(read).unwrap_or(0);
+        now.max(self.kills)
+    }
+}
+
+/// Whether the kernel has killed in a cgroup that is not watched yet.
+pub(crate) fn has_killed(source: &OomSource) -> bool {
+    let counter = File::open(file(source, "memory.events", "memory.oom_control"));
+    counter
+        .ok()
+        .as_ref()
+        .and_then(read)
+        .is_some_and(|kills| kills > 0)
+}
+
+/// That `what` could not start for want of memory.
+pub(crate) fn too_low(source: &OomSource, what: &str) -> Failure {
+    let limit = std::fs::read_to_string(file(source, "memory.max", "memory.limit_in_bytes"));
+    let limit = limit.ok().and_then(|text| memory::limit(&text));
+    failure(FailureKind::Memory, memory::too_low(limit, what))
+}
+
+fn file(source: &OomSource, v2: &str, v1: &str) -> PathBuf {
+    match source.v2_dir.as_str() {
+        "" => Path::new(&source.v1_dir).join(v1),
+        dir => Path::new(dir).join(v2),
+    }
 }
 
 /// The `oom_kill` line of `memory.events` (v2) or `memory.oom_control` (v1).
 fn read(file: &File) -> Option<u64> {
     let mut text = [0; 512];
     let got = file.read_at(&mut text, 0).ok()?;
-    count(&text[..got])
-}
-
-fn count(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    memory::kills(std::str::from_utf8(&text[..got]).ok()?)
 }
 
 /// Asks for an event on out-of-memory (Documentation/admin-guide/cgroup-v1/memory.rst, section 10).
@@ -152,17 +179,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_counter_is_found_in_both_formats() {
-        assert_eq!(
-            count(b"oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
-            Some(3)
-        );
-        assert_eq!(
-            count(b"low 0\noom 9\noom_kill 2\noom_group_kill 7\n"),
-            Some(2)
-        );
-        assert_eq!(count(b"low 0\n"), None);
-        assert_eq!(count(b"oom_kill x\n"), None);
+    fn a_limit_that_is_too_low_is_told_with_its_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_string_lossy().into_owned();
+        let v1 = OomSource {
+            v1_dir: path.clone(),
+            ..OomSource::default()
+        };
+        assert!(!has_killed(&v1));
+        std::fs::write(dir.path().join("memory.oom_control"), "oom_kill 1\n").unwrap();
+        std::fs::write(dir.path().join("memory.limit_in_bytes"), "65536\n").unwrap();
+        assert!(has_killed(&v1));
+        let told = too_low(&v1, "the container");
+        assert_eq!(told.kind(), FailureKind::Memory);
+        assert!(told.message.contains("65536 bytes"), "{told:?}");
+        let v2 = OomSource {
+            v2_dir: path,
+            ..OomSource::default()
+        };
+        assert!(!has_killed(&v2));
+        std::fs::write(dir.path().join("memory.events"), "oom_kill 2\n").unwrap();
+        assert!(has_killed(&v2) && too_low(&v2, "it").message.contains("of the pod"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 use rustix::process::{PidfdFlags, geteuid, getpid, pidfd_open};
-use shim_protocol::frame::Frame;
+use shim_protocol::frame::{Frame, take_fd};
 use shim_protocol::monitor::{
     Call, Event, EventMessage, FailureKind, Hello, Message, Outcome, Reply, Request, State,
 };
@@ -245,7 +245,11 @@ impl Server {
         match container {
             (Call::Start(_), container) => container.start(caller, out),
             (Call::Exec(exec), container) => container.exec(caller, exec, request.fds, fds, out),
-            (Call::ReopenLog(_), container) => container.reopen_log(caller, out),
+            (Call::ReopenLog(_), container) => {
+                let (mut roles, mut fds) = (request.fds, fds);
+                let dir = take_fd(&mut roles, &mut fds, Fd::LogDir);
+                container.reopen_log(caller, dir, out);
+            }
             (Call::Destroy(_), container) => container.destroy(caller, out),
             (Call::KillExec(kill), container) => container.kill_exec(caller, &kill.exec_id, out),
             (Call::Hello(_) | Call::Create(_), _) => {}

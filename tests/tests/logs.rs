@@ -1,12 +1,14 @@
 //! Container logs: format, long lines, rotation.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use berth_tests::cri::image_spec;
-use berth_tests::pods::{container, script};
+use berth_tests::pods::{Ctr, Pod, container, pod_config, script};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, images, test};
+use rustix::fs::{FileType, Mode};
 
 pub(crate) const TESTS: &[Test] = &[
     test!(both_streams_in_order),
@@ -17,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
     test!(rotation_loses_nothing),
     test!(no_log_path_is_no_log),
     test!(reopen_of_a_stopped_container_is_refused),
+    test!(no_link_leads_a_log_elsewhere).berth_only("containerd follows links"),
+    test!(a_link_put_in_the_way_is_refused_at_reopen).berth_only("containerd follows links"),
+    test!(a_log_directory_made_again_is_opened_again),
+    test!(links_on_the_way_to_the_log_directory_are_followed),
 ];
 
 async fn both_streams_in_order(case: &mut Case) -> Result<()> {
@@ -176,5 +182,139 @@ async fn reopen_of_a_stopped_container_is_refused(case: &mut Case) -> Result<()>
         pod.cri.reopen_log(&running.id).await.is_err(),
         "it was taken"
     );
+    Ok(())
+}
+
+/// Whoever has the log directory mounted may put links and more into it.
+async fn no_link_leads_a_log_elsewhere(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let outside = case.instance()?.folder().join("outside");
+    std::fs::create_dir_all(outside.join("dir"))?;
+    let logs = PathBuf::from(&pod.config.log_directory);
+    for (name, target) in [
+        ("absolute", outside.display().to_string()),
+        ("relative", "../../outside".to_owned()),
+        ("dangling", outside.join("missing").display().to_string()),
+        ("file.log", outside.join("file").display().to_string()),
+    ] {
+        std::os::unix::fs::symlink(target, logs.join(name))?;
+    }
+    for (name, kind, device) in [
+        ("fifo.log", FileType::Fifo, 0),
+        (
+            "null.log",
+            FileType::CharacterDevice,
+            rustix::fs::makedev(1, 3),
+        ),
+    ] {
+        rustix::fs::mknodat(rustix::fs::CWD, logs.join(name), kind, Mode::RWXU, device)?;
+    }
+    for path in [
+        "absolute/0.log",
+        "absolute/dir/0.log",
+        "relative/0.log",
+        "dangling/0.log",
+        "file.log",
+        "fifo.log",
+        "null.log",
+        "a/../0.log",
+        ".",
+    ] {
+        let mut config = script("echo out");
+        config.log_path = path.to_owned();
+        let answer = pod.cri.create(&pod.id, &config, &pod.config).await;
+        ensure!(answer.is_err(), "a log at {path} was opened");
+    }
+    ensure_eq!(std::fs::read_dir(&outside)?.count(), 1);
+    ensure_eq!(std::fs::read_dir(outside.join("dir"))?.count(), 0);
+    // What is missing is made, as before.
+    let mut config = script("echo in");
+    config.log_path = "new/./deep//0.log".to_owned();
+    let text = pod.output_of(&config).await?;
+    ensure_eq!(text, "in\n");
+    Ok(())
+}
+
+const COUNTER: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done";
+
+async fn grows(running: &Ctr) -> Result<()> {
+    let start = std::time::Instant::now();
+    while std::fs::metadata(&running.log).map_or(0, |log| log.len()) == 0 {
+        ensure!(
+            start.elapsed() < Duration::from_secs(20),
+            "nothing in the log"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+async fn a_link_put_in_the_way_is_refused_at_reopen(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let outside = case.instance()?.folder().join("outside");
+    std::fs::create_dir(&outside)?;
+    let mut config = script(COUNTER);
+    config.log_path = "c/0.log".to_owned();
+    let running = pod.start(&config).await?;
+    grows(&running).await?;
+    let dir = running.log.parent().context("no directory")?;
+    let aside = dir.with_extension("aside");
+    std::fs::rename(dir, &aside)?;
+    std::os::unix::fs::symlink(&outside, dir)?;
+    let error = pod.cri.reopen_log(&running.id).await.err();
+    let error = error.context("a link was followed")?;
+    ensure!(error.message().contains("not followed"), "{error}");
+    ensure_eq!(std::fs::read_dir(&outside)?.count(), 0);
+    // The old file was in use all the time.
+    let old = aside.join("0.log");
+    let length = std::fs::metadata(&old)?.len();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ensure!(std::fs::metadata(&old)?.len() > length, "output was lost");
+    std::fs::remove_file(dir)?;
+    pod.cri.reopen_log(&running.id).await?;
+    grows(&running).await
+}
+
+async fn a_log_directory_made_again_is_opened_again(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut config = script(COUNTER);
+    config.log_path = "c/0.log".to_owned();
+    let mut running = pod.start(&config).await?;
+    let logs = PathBuf::from(&pod.config.log_directory);
+    for round in 0..4 {
+        grows(&running).await?;
+        std::fs::remove_dir_all(&logs)?;
+        // Whether the whole of it, a part of it, or nothing was made again.
+        match round {
+            0 => std::fs::create_dir_all(logs.join("c"))?,
+            1 => std::fs::create_dir_all(&logs)?,
+            2 => {
+                case.instance()?.kill().await?;
+                case.instance()?.launch().await?;
+                running.cri = case.cri()?.clone();
+            }
+            _ => {}
+        }
+        running.cri.reopen_log(&running.id).await?;
+    }
+    grows(&running).await
+}
+
+/// `/var/log` may be a link to another disk.
+async fn links_on_the_way_to_the_log_directory_are_followed(case: &mut Case) -> Result<()> {
+    let instance = case.start().await?;
+    let disk = instance.folder().join("disk");
+    let link = instance.folder().join("link");
+    std::fs::create_dir(&disk)?;
+    std::os::unix::fs::symlink("disk", &link)?;
+    let mut config = pod_config(instance, "pod");
+    config.log_directory = link.join("pods/one").display().to_string();
+    let pod = Pod::run(instance.cri()?, config).await?;
+    let running = pod.start(&script(COUNTER)).await?;
+    grows(&running).await?;
+    std::fs::remove_file(&running.log)?;
+    pod.cri.reopen_log(&running.id).await?;
+    grows(&running).await?;
+    ensure!(disk.join("pods/one").is_dir(), "it is elsewhere");
     Ok(())
 }

@@ -6,6 +6,7 @@
 // A future of a test may be as large as it likes: there are three of them.
 #![allow(clippy::large_futures)]
 
+mod certificates;
 mod container;
 mod daemon;
 mod exec;
@@ -25,6 +26,8 @@ mod status;
 mod storage;
 mod stress;
 mod tree;
+mod volumes;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -55,6 +58,7 @@ fn tests() -> Vec<Test> {
         image::TESTS,
         storage::TESTS,
         registry::TESTS,
+        certificates::TESTS,
         resume::TESTS,
         network::TESTS,
         restart::TESTS,
@@ -66,6 +70,8 @@ fn tests() -> Vec<Test> {
         holes::TESTS,
         memory::TESTS,
         tree::TESTS,
+        waiting::TESTS,
+        volumes::TESTS,
     ]
     .concat()
 }

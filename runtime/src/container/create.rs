@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use shim_protocol::{monitor, worker};
 
+use super::log::{self, Fresh, Log};
 use super::record::{ContainerRecord, Process};
-use super::{Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users};
+use super::{
+    Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users, volumes,
+};
 use crate::blocking;
 use crate::events::Event;
 use crate::id::ContainerId;
@@ -109,16 +112,10 @@ struct Prepared {
     user: ContainerUser,
     plan: spec::ContainerPlan,
     log: Option<Log>,
+    /// The log, where a failed create has to remove it.
+    fresh: Option<Fresh>,
     /// The system call filter and its name.
     program: Option<(String, File)>,
-}
-
-struct Log {
-    dir: OwnedFd,
-    name: String,
-    path: PathBuf,
-    /// The file was not there before: a failed create removes it.
-    fresh: bool,
 }
 
 impl Making {
@@ -160,8 +157,8 @@ impl Making {
         let made = self.acquire(&container).await;
         match made {
             Ok(()) => Ok(container),
-            Err((error, fresh_log)) => {
-                remove::undo(&self.inner, &container, fresh_log).await;
+            Err((error, fresh)) => {
+                remove::undo(&self.inner, &container, fresh).await;
                 Err(error)
             }
         }
@@ -194,14 +191,7 @@ impl Making {
             .request_pod
             .as_ref()
             .map_or(&self.pod.spec.log_directory, |p| &p.log_directory);
-        let log_path = if log_directory.is_empty() || spec.log_path.is_empty() {
-            String::new()
-        } else {
-            Path::new(log_directory)
-                .join(&spec.log_path)
-                .display()
-                .to_string()
-        };
+        let log_path = log::path(log_directory, &spec.log_path);
         Ok(ContainerRecord {
             spec: spec.clone(),
             pod: self.pod.id.clone(),
@@ -238,16 +228,12 @@ impl Making {
         }
     }
 
-    async fn acquire(&self, container: &Arc<Container>) -> Result<(), (Error, Option<PathBuf>)> {
-        let prepared = self.prepare(container).await.map_err(|e| (e, None))?;
-        let fresh_log = prepared
-            .log
-            .as_ref()
-            .filter(|l| l.fresh)
-            .map(|l| l.path.clone());
+    async fn acquire(&self, container: &Arc<Container>) -> Result<(), (Error, Option<Fresh>)> {
+        let mut prepared = self.prepare(container).await.map_err(|e| (e, None))?;
+        let fresh = prepared.fresh.take();
         self.launch(container, prepared)
             .await
-            .map_err(|e| (e, fresh_log))
+            .map_err(|e| (e, fresh))
     }
 
     async fn prepare(&self, container: &Arc<Container>) -> Result<Prepared, Error> {
@@ -385,7 +371,40 @@ impl Inner {
     }
 }
 
+/// Foreign names for the log: quoted, and not more of them than can be read.
+fn shown(names: &[String]) -> String {
+    const NAMES: usize = 16;
+    const LETTERS: usize = 64;
+    let quoted = names.iter().take(NAMES).map(|name| {
+        let name: String = name.chars().take(LETTERS).collect();
+        format!("{name:?}")
+    });
+    let mut text = quoted.collect::<Vec<_>>().join(", ");
+    if names.len() > NAMES {
+        text.push_str(&format!(" and {} more", names.len() - NAMES));
+    }
+    text
+}
+
 type Failed = (&'static str, Kind, String);
+
+const OPEN_LOG: &str = "open the log";
+const VOLUMES: &str = "make the volumes";
+
+/// Without their mounts the places of the pod's files would be the node's own state, for the container to fill.
+fn in_place(pod: &ReadyPod) -> Result<(), Failed> {
+    let own = pod.ipcns.as_ref().map(|_| &pod.shm);
+    for place in own.into_iter().chain([&pod.files]) {
+        if !sys::mount::is_mount_point(place).unwrap_or(false) {
+            let problem = format!(
+                "{} is not mounted any more: restart Berth, which mounts it again",
+                place.display()
+            );
+            return Err(("use the pod's files", Kind::FailedPrecondition, problem));
+        }
+    }
+    Ok(())
+}
 
 fn prepare_blocking(
     inner: &Inner,
@@ -405,7 +424,17 @@ fn prepare_blocking(
     deps.storage.prepare(id, &image.chain).map_err(storage)?;
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
     let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
-    let mounts = mounts::resolve(&spec.mounts).map_err(invalid)?;
+    in_place(pod)?;
+    let declared = volumes::Source {
+        storage: &deps.storage,
+        id,
+        root: rootfs.as_fd(),
+        declared: &image.config.volumes,
+        mounts: &spec.mounts,
+        closing: &pod.closing,
+    };
+    let mut mounts = volumes::make(&declared).map_err(|e| (VOLUMES, e.kind(), chain(&e)))?;
+    mounts.extend(mounts::resolve(&spec.mounts).map_err(invalid)?);
     let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
     let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
         .map_err(|e| ("read the pod's cpuset", Kind::Unknown, chain(&e)))?;
@@ -425,6 +454,13 @@ fn prepare_blocking(
         apparmor: &given.apparmor,
     })
     .map_err(|e| invalid(chain(&e)))?;
+    if !plan.unknown_capabilities.is_empty() {
+        tracing::warn!(
+            container.id = %id,
+            unknown = shown(&plan.unknown_capabilities),
+            "the container's request names capabilities that do not exist: they are passed over"
+        );
+    }
     if plan.oom_score_clamped {
         tracing::warn!(
             container.id = %id,
@@ -442,13 +478,10 @@ fn prepare_blocking(
     let config = serde_json::to_vec(&plan.oci)
         .map_err(|e| ("make the bundle", Kind::Unknown, e.to_string()))?;
     std::fs::write(dir.join("config.json"), config).map_err(disk("make the bundle"))?;
-    let log = open_log(log_path).map_err(|(path, e)| {
-        (
-            "open the log",
-            Kind::Unknown,
-            format!("{}: {e}", path.display()),
-        )
-    })?;
+    let directory = log::directory_of(log_path, &spec.log_path);
+    let log = log::open(directory, &spec.log_path).map_err(|e| (OPEN_LOG, Kind::Unknown, e))?;
+    let fresh = log.as_ref().map(Log::fresh).transpose();
+    let fresh = fresh.map_err(disk(OPEN_LOG))?.flatten();
     // Last: from here on somebody has to let go of it.
     let program = program(deps, &plan)?;
     Ok(Prepared {
@@ -456,6 +489,7 @@ fn prepare_blocking(
         user,
         plan,
         log,
+        fresh,
         program,
     })
 }
@@ -475,38 +509,6 @@ fn program(
     let kept = deps.programs.hold(&program);
     kept.map(Some)
         .map_err(|e| ("keep the system call filter", Kind::Unknown, chain(&e)))
-}
-
-fn open_log(path: &str) -> Result<Option<Log>, (PathBuf, std::io::Error)> {
-    if path.is_empty() {
-        return Ok(None);
-    }
-    let path = PathBuf::from(path);
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-        return Err((path, std::io::ErrorKind::InvalidInput.into()));
-    };
-    let opened = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(dir)
-        .and_then(|()| {
-            std::fs::OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_DIRECTORY)
-                .open(dir)
-        });
-    match opened {
-        Ok(opened) => {
-            let fresh = !path.exists();
-            Ok(Some(Log {
-                dir: opened.into(),
-                name: name.to_owned(),
-                fresh,
-                path,
-            }))
-        }
-        Err(error) => Err((path.clone(), error)),
-    }
 }
 
 /// The request that an existing container was made by.

@@ -14,7 +14,7 @@ use super::output::{Captured, ExecOutput, collect};
 use super::{Container, Error, Inner};
 use crate::host::CgroupFacts;
 use crate::id::ContainerId;
-use crate::model::{ContainerState, ExecRequest, Kind, Kinded, chain};
+use crate::model::{ContainerState, ExecRequest, Kind, chain};
 use crate::shim::{ExecStdio, Monitor};
 use crate::spec;
 
@@ -39,6 +39,7 @@ pub(super) async fn exec_sync(
         stdout: Some(out),
         stderr: Some(err),
     };
+    let what = "run a command";
     // From here on whoever drops this, an error below or a caller that leaves, ends the command.
     let mut tie = Tie::new(container, &monitor, &exec);
     let handle = match monitor.exec(exec, stdio, seccomp).await {
@@ -48,7 +49,7 @@ pub(super) async fn exec_sync(
             if let crate::shim::Error::Refused { .. } = error {
                 tie.cut();
             }
-            return Err(failed(error.kind(), chain(&error)));
+            return Err(super::exit::refused(container, what, error).await);
         }
     };
     let (ended, ending) = watch::channel(false);
@@ -72,7 +73,7 @@ pub(super) async fn exec_sync(
             timed_out: true,
             ..Default::default()
         },
-        (Err(error), None) => return Err(failed(error.kind(), chain(&error))),
+        (Err(error), None) => return Err(super::exit::refused(container, what, error).await),
     };
     if exit.timed_out {
         let seconds = request.timeout.map_or(0, |t| t.as_secs());

@@ -6,10 +6,11 @@ use std::time::Duration;
 use shim_protocol::monitor::Exit;
 use tokio::sync::mpsc;
 
-use super::{Container, Inner};
+use super::{Container, Error, Inner};
 use crate::events::Event;
-use crate::model::{ContainerExit, ContainerState, ExitReason, chain, now_nanos};
-use crate::shim::{MonitorEvent, MonitorEventKind};
+use crate::model::{ContainerExit, ContainerState, ExitReason, Kind, Kinded, chain, now_nanos};
+use crate::shim::{self, MonitorEvent, MonitorEventKind};
+use crate::sys;
 
 /// Exit code of a container that was lost (as containerd reports it).
 const LOST: i32 = 255;
@@ -172,6 +173,44 @@ async fn told(container: &Container) -> bool {
     let mut state = container.state.subscribe();
     let exited = state.wait_for(|s| *s == ContainerState::Exited);
     tokio::time::timeout(TELLING, exited).await.is_ok()
+}
+
+/// What a monitor's failure means for a call about a running container: that this has ended meanwhile, if it has.
+pub(super) async fn refused(
+    container: &Container,
+    step: &'static str,
+    error: shim::Error,
+) -> Error {
+    if matches!(error, shim::Error::Gone { .. }) {
+        // It ends with its container, or the container with it: that is known in a moment.
+        told(container).await;
+    }
+    ended_or(container, container.step(step, error.kind(), chain(&error)))
+}
+
+/// A failure as it is to be answered: where the container has ended that is what is the matter.
+pub(super) fn ended_or(container: &Container, error: Error) -> Error {
+    match error.kind() {
+        Kind::Unknown | Kind::Unavailable | Kind::ResourceExhausted if has_ended(container) => {
+            Error::State {
+                id: container.id.clone(),
+                state: super::state_name(ContainerState::Exited),
+                wanted: super::state_name(ContainerState::Running),
+            }
+        }
+        _ => error,
+    }
+}
+
+/// Whether it is over, or about to be reported so.
+fn has_ended(container: &Container) -> bool {
+    let (over, init) = {
+        let record = container.now();
+        (record.exit.is_some(), record.init.clone())
+    };
+    over || init.is_some_and(|init| {
+        sys::process::is_alive(init.pid, init.start_time).is_ok_and(|alive| !alive)
+    })
 }
 
 /// Init is dead; its monitor says so once the log is written. If it does not, it is dead too, or hangs.

@@ -1,14 +1,15 @@
 //! RemoveContainer, and the undoing of a create that failed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::log::Fresh;
 use super::{Container, Error, Inner, stop};
 use crate::events::Event;
 use crate::model::{ContainerState, chain};
 use crate::undo::{Failures, Steps};
 
 pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
+    stop::end_start(inner, container).await?;
     let _turn = container.turn.lock().await;
     if inner.containers.get(&container.id).is_none() {
         return Ok(());
@@ -32,21 +33,15 @@ pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Re
 }
 
 /// Undoes a create. What cannot be undone is named in the log; the record stays for the next start.
-pub(super) async fn undo(
-    inner: &Arc<Inner>,
-    container: &Arc<Container>,
-    fresh_log: Option<PathBuf>,
-) {
+pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh: Option<Fresh>) {
     inner.containers.remove(&container.id);
     if let Some(monitor) = container.monitor() {
         // Gone already when the create failed in it; what it leaves is killed by cgroup below.
         let _ = monitor.destroy().await;
     }
     container.drop_monitor();
-    if let Some(log) = fresh_log {
-        // Only the empty file that the monitor may have made.
-        let _ = std::fs::metadata(&log).is_ok_and(|m| m.len() == 0)
-            && std::fs::remove_file(&log).is_ok();
+    if let Some(fresh) = fresh {
+        crate::blocking::run("remove the log of a failed container", || fresh.remove()).await;
     }
     if let Err(failures) = release(inner, container).await {
         tracing::error!(container.id = %container.id, %failures, "a failed container could not be undone: its record stays");

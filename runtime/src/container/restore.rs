@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::exit::{monitor_is_gone, outcome, over, unknown};
 use super::record::ContainerRecord;
-use super::{Container, ContainerManager, Inner, create, remove, stop};
+use super::{Container, ContainerManager, Inner, create, remove, start, stop};
 use crate::id::ContainerId;
 use crate::model::{ContainerState, chain};
 use crate::shim::ConnectError;
@@ -138,6 +138,9 @@ pub(super) async fn reach(
     };
     if now == ContainerState::Exited {
         container.drop_monitor();
+    }
+    if now == ContainerState::Created && state.starting {
+        start::resume(inner, container);
     }
     container.state.send_if_modified(|state| {
         let changes = *state != ContainerState::Exited && *state != now;

@@ -18,6 +18,10 @@ const TREE_DEATH: Duration = Duration::from_secs(20);
 const REPORT: Duration = Duration::from_secs(3);
 const LAST_REPORT: Duration = Duration::from_secs(7);
 
+/// How long a start that is under way may take until a stop ends it. It takes a millisecond, and what runs is
+/// stopped by its signal; one that hangs is not waited for.
+const START_FIRST: Duration = Duration::from_millis(250);
+
 /// Stops by signal. Calls may overlap: the signal is sent once, each waits its own time.
 pub(super) async fn stop(
     inner: &Arc<Inner>,
@@ -25,8 +29,14 @@ pub(super) async fn stop(
     grace: Duration,
 ) -> Result<(), Error> {
     if container.now().state == ContainerState::Created {
-        // A start that is under way comes first.
-        drop(container.turn.lock().await);
+        while tokio::time::timeout(START_FIRST, container.turn.lock())
+            .await
+            .is_err()
+        {
+            if container.starting.load(Ordering::SeqCst) {
+                return kill(inner, container).await;
+            }
+        }
     }
     if matches!(
         container.now().state,
@@ -145,7 +155,21 @@ pub(super) async fn past_monitor(
     }
 }
 
+/// Ends a start that is under way, for whoever would wait behind it.
+pub(super) async fn end_start(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
+    if container.starting.load(Ordering::SeqCst) {
+        kill(inner, container).await
+    } else {
+        Ok(())
+    }
+}
+
 async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
+    let message = if container.starting.load(Ordering::SeqCst) {
+        "stopped while it was being started"
+    } else {
+        "stopped before it was started"
+    };
     if let Some(monitor) = container.monitor()
         && let Err(error) = monitor.destroy().await
     {
@@ -161,7 +185,7 @@ async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
         code: 128 + rustix::process::Signal::KILL.as_raw(),
         finished_at: crate::model::now_nanos(),
         reason: crate::model::ExitReason::Error,
-        message: "stopped before it was started".to_owned(),
+        message: message.to_owned(),
     };
     super::exit::over(inner, container, killed, 0).await;
 }

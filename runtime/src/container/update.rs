@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Container, Error, Inner};
-use crate::model::{ContainerState, Kind, Resources, chain};
+use crate::model::{ContainerState, Kind, Kinded as _, Resources, chain};
 use crate::spec;
 
 pub(super) async fn update(
@@ -28,7 +28,7 @@ pub(super) async fn update(
     let facts = inner.deps.facts.clone();
     let applied = crate::blocking::run("update a container's limits", move || {
         let usage = crate::cgroup::memory_in_use(&facts.cgroup, &path)
-            .map_err(|e| (Kind::Unknown, chain(&e)))?;
+            .map_err(|e| (e.kind(), chain(&e)))?;
         let update = spec::update(
             spec::Place {
                 facts: &facts.cgroup,
@@ -38,13 +38,16 @@ pub(super) async fn update(
             &wanted,
             usage,
         )
-        .map_err(|e| (Kind::InvalidArgument, chain(&e)))?;
-        crate::cgroup::apply_writes(&update.writes).map_err(|e| (Kind::Unknown, chain(&e)))?;
+        .map_err(|e| (e.kind(), chain(&e)))?;
+        crate::cgroup::apply_writes(&update.writes).map_err(|e| (e.kind(), chain(&e)))?;
         Ok(update.resources)
     })
     .await;
     let resources = applied.map_err(|(kind, problem): (Kind, String)| {
-        container.step("update the limits", kind, problem)
+        super::exit::ended_or(
+            container,
+            container.step("update the limits", kind, problem),
+        )
     })?;
     container.now().resources = resources;
     inner

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
@@ -204,11 +205,12 @@ pub struct ReadyPod {
     pub pidns: Option<PathBuf>,
     /// Effective host name.
     pub hostname: String,
-    /// Directory with the pod's `hosts`, `hostname` and `resolv.conf`, and the mount point `shm`
-    /// (`/dev/shm` of the host when IPC is the node's).
+    /// Mount point of the pod's own bounded place for `hosts`, `hostname` and `resolv.conf`.
     pub files: PathBuf,
-    /// Where `/dev/shm` comes from.
+    /// Where `/dev/shm` comes from: a mount point of the pod's, or the host's when IPC is the node's.
     pub shm: PathBuf,
     /// The pod's cgroup parent in canonical form (cgroupfs: "/kubepods/…").
     pub cgroup_parent: String,
+    /// Set when the pod is stopped: long work for a container of it is given up then.
+    pub closing: Arc<AtomicBool>,
 }

@@ -17,14 +17,10 @@ use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, SeccompProfil
 use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::{PauseHandle, PodWorker};
 use crate::spec;
-use crate::sys::mount::{TmpfsOptions, mount_tmpfs};
 use crate::systemd;
 
 /// The operation whose steps are measured.
 const OPERATION: &str = "run_pod";
-
-/// Size of a pod's `/dev/shm` in bytes (row X033).
-const SHM_SIZE: u64 = 64 << 20;
 
 /// One pod being made.
 pub(super) struct Acquiring<'a> {
@@ -276,13 +272,7 @@ fn seccomp_program(inner: &Inner, profile: &SeccompProfile) -> Result<Option<Own
 }
 
 fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {
-    files::write(dir, hostname, spec.dns.as_ref()).map_err(|e| e.to_string())?;
-    if spec.namespaces.ipc != NamespaceMode::Node {
-        let shm = dir.join("shm");
-        std::fs::create_dir_all(&shm)
-            .and_then(|()| mount_tmpfs(&shm, TmpfsOptions::shm(SHM_SIZE)))
-            .map_err(|e| format!("cannot mount {}: {e}", shm.display()))?;
-    }
+    files::make(dir, hostname, spec)?;
     if !spec.log_directory.is_empty() {
         std::fs::create_dir_all(&spec.log_directory)
             .map_err(|e| format!("log directory {}: {e}", spec.log_directory))?;

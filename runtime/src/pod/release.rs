@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::record::{Phase, Process};
-use super::{Error, Inner, Pod};
+use super::{Error, Inner, Pod, files};
 use crate::events::Event;
 use crate::model::{PodState, chain};
 use crate::sys;
@@ -119,8 +119,7 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         let path = dir.join(name);
         steps.push_blocking("namespace", move || sys::netns::unpin(&path));
     }
-    let shm = dir.join("shm");
-    steps.push_blocking("shared memory", move || sys::mount::detach_unmount(&shm));
+    steps.push_blocking("files and shared memory", move || files::unmount(&dir));
     steps
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::record::{Phase, PodRecord};
 use super::run::watch;
-use super::{Inner, Pod, PodManager, release};
+use super::{Inner, Pod, PodManager, files, release};
 use crate::id::PodId;
 use crate::model::{PodState, chain};
 use crate::shim::PauseHandle;
@@ -105,7 +105,7 @@ impl PodManager {
                     report(&id, sys::netns::unpin(&dir.join(mount)));
                 }
                 report(&id, sys::netns::unpin(&super::run::netns_path(&inner, &id)));
-                report(&id, sys::mount::detach_unmount(&dir.join("shm")));
+                report(&id, files::unmount(&dir));
                 report(&id, std::fs::remove_dir_all(&dir));
             }
         })
@@ -133,7 +133,10 @@ fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
     let pause = alive(&pod.now(), &inner.deps.facts.boot_id);
     if pod.now().state == PodState::Ready {
         match pause {
-            Some(pause) => watch(inner, pod, pause),
+            Some(pause) => {
+                watch(inner, pod, pause);
+                keep_files(inner, pod);
+            }
             None => {
                 pod.now().state = PodState::NotReady;
                 pod.over.send_replace(true);
@@ -144,6 +147,14 @@ fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
         .names
         .restore(pod.spec.metadata.clone(), pod.spec.clone(), pod.id.clone());
     inner.pods.insert(&pod.id, pod);
+}
+
+/// A pod that an earlier version made has its files elsewhere, and somebody may have unmounted them.
+fn keep_files(inner: &Inner, pod: &Pod) {
+    let hostname = pod.now().hostname.clone();
+    if let Err(problem) = files::make(&inner.state_dir(&pod.id), &hostname, &pod.spec) {
+        tracing::error!(pod.id = %pod.id, problem, "the pod's files are not there: no container can be put into it");
+    }
 }
 
 fn alive(record: &PodRecord, boot_id: &str) -> Option<PauseHandle> {

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
-use super::client::Clients;
+use super::challenge::{Challenge, challenge};
+use super::client::{Clients, host_port};
 use super::hosts::Endpoint;
 use super::login::{Login, Node};
 use super::trace::Trace;
@@ -150,11 +152,58 @@ pub(crate) struct TokenKey {
 #[derive(Clone, Copy)]
 pub(crate) struct Asker<'a> {
     pub(crate) endpoint: &'a Endpoint,
+    /// The URL that wants a token: the endpoint's own, or where a redirect led.
+    pub(crate) at: &'a Url,
     pub(crate) login: &'a Login,
     /// For messages.
     pub(crate) what: &'a str,
     /// For explanations.
     pub(crate) trace: &'a Trace,
+}
+
+/// Tokens that hosts give to anybody who asks, where a registry's redirects lead. They are of that host, for nobody in
+/// particular, and tell nothing of what the registry itself was shown.
+#[derive(Clone, Copy)]
+pub(crate) struct Elsewhere<'a> {
+    pub(crate) tokens: &'a Tokens,
+    /// What the registry was asked for.
+    pub(crate) scope: &'a str,
+}
+
+impl Elsewhere<'_> {
+    fn key(&self, url: &Url) -> TokenKey {
+        TokenKey {
+            origin: url.origin().ascii_serialization(),
+            scope: self.scope.to_owned(),
+            owner: fingerprint(&["elsewhere"]),
+        }
+    }
+
+    /// One that is still good.
+    pub(crate) fn get(&self, url: &Url) -> Option<HeaderValue> {
+        self.tokens.get(&self.key(url))
+    }
+
+    /// Answers a 401 of such a host. Without a token to be had there is nothing to show it.
+    ///
+    /// # Errors
+    /// Of its token service.
+    pub(crate) async fn answer(
+        &self,
+        clients: &Clients,
+        asker: &Asker<'_>,
+        headers: &HeaderMap,
+    ) -> Result<bool, Error> {
+        let key = self.key(asker.at);
+        self.tokens.forget(&key);
+        let Some(Challenge::Bearer(bearer)) = challenge(headers) else {
+            return Ok(false);
+        };
+        let fetched = token::fetch(clients, asker, &bearer, None, "").await?;
+        self.tokens
+            .keep(key, fetched, &host_port(asker.at), asker)?;
+        Ok(true)
+    }
 }
 
 struct Token {
@@ -232,8 +281,21 @@ impl Tokens {
                 token::fetch(clients, asker, &bearer, secret, &key.scope).await?
             }
         };
-        let mut value =
-            HeaderValue::from_str(&value).map_err(|_| denied("the token is not a header value"))?;
+        self.keep(key, (value, life), &endpoint.host, asker)
+    }
+
+    fn keep(
+        &self,
+        key: TokenKey,
+        (value, life): (String, Duration),
+        host: &str,
+        asker: &Asker<'_>,
+    ) -> Result<HeaderValue, Error> {
+        let mut value = HeaderValue::from_str(&value).map_err(|_| Error::Denied {
+            host: host.to_owned(),
+            what: asker.what.to_owned(),
+            reason: "the token is not a header value".to_owned(),
+        })?;
         value.set_sensitive(true);
         let life = life.min(Duration::from_secs(24 * 3600));
         self.put(key, value.clone(), life);
@@ -243,53 +305,6 @@ impl Tokens {
 
 fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
-}
-
-/// What a Bearer challenge says.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Bearer {
-    pub(crate) realm: String,
-    pub(crate) service: String,
-    pub(crate) scope: String,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Challenge {
-    Basic,
-    Bearer(Bearer),
-}
-
-/// The first challenge that we can answer; Bearer before Basic.
-fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    let mut basic = None;
-    for value in headers.get_all(WWW_AUTHENTICATE).iter().take(8) {
-        let Ok(text) = value.to_str() else { continue };
-        let Ok(list) = http_auth::parse_challenges(text) else {
-            continue;
-        };
-        for one in list {
-            let param = |name: &str| {
-                let found = one
-                    .params
-                    .iter()
-                    .find(|(key, _)| key.eq_ignore_ascii_case(name));
-                found
-                    .map(|(_, value)| value.to_unescaped())
-                    .unwrap_or_default()
-            };
-            if one.scheme.eq_ignore_ascii_case("bearer") {
-                return Some(Challenge::Bearer(Bearer {
-                    realm: param("realm"),
-                    service: param("service"),
-                    scope: param("scope"),
-                }));
-            }
-            if one.scheme.eq_ignore_ascii_case("basic") {
-                basic = Some(Challenge::Basic);
-            }
-        }
-    }
-    basic
 }
 
 #[cfg(test)]

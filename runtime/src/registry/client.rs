@@ -5,33 +5,38 @@
 //! (CVE-2023-45289, CVE-2024-45336). Client certificates are shown to the registry's host alone.
 
 use std::collections::HashMap;
-use std::error::Error as _;
-use std::fmt::Write as _;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 
+use super::auth::Elsewhere;
 use super::hosts::Endpoint;
 use super::pace::Pace;
 use super::proxy::Proxies;
-use super::trace::Trace;
+use super::redirect::{self, MAX_HOPS};
+use super::tls::Authorities;
+use super::trace::{Trace, shown};
+use super::words::{is_lasting, is_of_proxy, words};
 use super::{DEFAULT_SILENCE, Error};
 
-/// Redirects that are followed.
-const MAX_HOPS: usize = 5;
 /// Distinct ways to connect that are kept; more than any sane machine has.
 const MAX_CLIENTS: usize = 64;
 /// Receive window of an HTTP/2 stream, bytes: bounds what waits in memory for a slow disk.
 const WINDOW: u32 = 1 << 20;
+/// Header lines of an answer; a proxy or two on the way may add some dozens.
+pub(crate) const MAX_HEADERS: usize = 2048;
+/// Bytes of an answer's head, which is what the HTTP/1 library reads.
+pub(crate) const PERMITTED_HEADERS: u32 = 400 << 10;
 
 /// How to connect to a host. Its `Debug` shows nothing: keys and proxies' passwords are in it.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {
-    /// Authorities beside the system's, PEM.
-    pub(crate) ca: Vec<Vec<u8>>,
+    /// Authorities beside the system's.
+    pub(crate) ca: Vec<Authorities>,
     /// Client certificates with their keys, PEM.
     pub(crate) identities: Vec<Vec<u8>>,
     /// Accept any certificate.
@@ -85,6 +90,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) headers: HeaderMap,
     /// Bound to the origin of `url`.
     pub(crate) authorization: Option<HeaderValue>,
+    /// What the hosts gave to anybody that redirects led to before.
+    pub(crate) elsewhere: Elsewhere<'a>,
     /// For messages.
     pub(crate) what: &'a str,
     /// For explanations.
@@ -97,6 +104,8 @@ pub(crate) struct Answer {
     pub(crate) response: Response,
     /// Host that gave it.
     pub(crate) host: String,
+    /// Where it was asked.
+    pub(crate) url: Url,
     /// A redirect led to another origin.
     pub(crate) away: bool,
 }
@@ -159,32 +168,22 @@ impl Clients {
         let mut away = false;
         for _ in 0..=MAX_HOPS {
             let response = self.hop(endpoint, &ask, &url, &method, away).await?;
-            let host = host_port(&url);
-            let Some(next) = redirect(&url, &response, ask.what)? else {
+            let next = redirect::next(&first, &url, &response);
+            let Some(next) = next.map_err(|refused| refused.error(&url, ask.what))? else {
                 return Ok(Answer {
                     response,
-                    host,
+                    host: host_port(&url),
+                    url,
                     away,
                 });
             };
             if response.status() == StatusCode::SEE_OTHER && method != Method::HEAD {
                 method = Method::GET;
             }
-            check_target(&first, &url, &next).map_err(|reason| Error::Redirect {
-                host,
-                what: ask.what.to_owned(),
-                to: host_port(&next),
-                reason,
-            })?;
             away |= next.origin() != first.origin();
             url = next;
         }
-        Err(Error::Redirect {
-            host: host_port(&first),
-            what: ask.what.to_owned(),
-            to: host_port(&url),
-            reason: "too many redirects",
-        })
+        Err(redirect::endless(&url).error(&first, ask.what))
     }
 
     /// One request. `away`: another origin was asked before, so nothing that is bound to the first may go along.
@@ -196,77 +195,65 @@ impl Clients {
         method: &Method,
         away: bool,
     ) -> Result<Response, Error> {
-        let host = host_port(url);
         let mut tls = endpoint.tls.clone();
+        let mut authorization = ask.authorization.clone();
         if away {
             tls.identities.clear();
+            authorization = ask.elsewhere.get(url);
         }
-        let client = self.get(&tls, url).map_err(|reason| Error::Unavailable {
-            host: host.clone(),
-            reason,
-            lasting: true,
-        })?;
-        let mut request = client
-            .request(method.clone(), url.clone())
-            .headers(ask.headers.clone());
-        if !away {
-            request = request.headers(endpoint.headers.clone());
-            if let Some(value) = &ask.authorization {
-                request = request.header(AUTHORIZATION, value.clone());
+        let dress = |request: RequestBuilder| {
+            let mut request = request.headers(ask.headers.clone());
+            if !away {
+                request = request.headers(endpoint.headers.clone());
             }
-        }
-        let since = Instant::now();
-        let outcome = request.send().await;
-        let outcome = outcome.map_err(|error| (is_lasting(&error), words(error)));
-        let answer = outcome.as_ref().map(|response| response.status().as_u16());
-        let answer = answer.map_err(|(_, reason)| reason.as_str());
-        ask.trace.exchange(method.as_str(), url, since, answer);
-        outcome.map_err(|(lasting, reason)| Error::Unavailable {
-            host,
+            match &authorization {
+                Some(value) => request.header(AUTHORIZATION, value.clone()),
+                None => request,
+            }
+        };
+        self.once(&tls, method, url, ask.trace, dress).await
+    }
+
+    /// One request and its answer, or why there is none.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]
+    pub(crate) async fn once(
+        &self,
+        tls: &Tls,
+        method: &Method,
+        url: &Url,
+        trace: &Trace,
+        dress: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, Error> {
+        let unavailable = |reason, lasting| Error::Unavailable {
+            host: host_port(url),
             reason,
             lasting,
-        })
+        };
+        let client = self.get(tls, url);
+        let client = client.map_err(|reason| unavailable(reason, true))?;
+        let since = Instant::now();
+        let sent = dress(client.request(method.clone(), url.clone()))
+            .send()
+            .await;
+        let outcome = sent.map_err(|error| {
+            let mut reason = words(&error);
+            // Whoever reads it looks for the fault at the registry.
+            if is_of_proxy(&error)
+                && let Ok(Some(proxy)) = self.proxy(tls, url)
+            {
+                let proxy = Url::parse(&proxy).map(|proxy| shown(&proxy));
+                let proxy = proxy.unwrap_or_default();
+                reason = format!("at the proxy {}: {reason}", proxy.trim_end_matches('/'));
+            }
+            (is_lasting(&error), reason)
+        });
+        let answer = outcome.as_ref().map(|response| response.status().as_u16());
+        let answer = answer.map_err(|(_, reason)| reason.as_str());
+        trace.exchange(method.as_str(), url, since, answer);
+        outcome.map_err(|(lasting, reason)| unavailable(reason, lasting))
     }
-}
-
-fn redirect(url: &Url, response: &Response, what: &str) -> Result<Option<Url>, Error> {
-    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return Ok(None);
-    }
-    let location = response.headers().get(LOCATION);
-    let next = location.and_then(|value| url.join(value.to_str().ok()?).ok());
-    match next {
-        Some(mut next) => {
-            // User information in a redirect would become credentials that nobody gave us.
-            let _ = next.set_username("");
-            let _ = next.set_password(None);
-            Ok(Some(next))
-        }
-        None => Err(Error::Redirect {
-            host: host_port(url),
-            what: what.to_owned(),
-            to: "nowhere".to_owned(),
-            reason: "the Location header is missing or not a URL",
-        }),
-    }
-}
-
-/// Whether bytes may come from `next` when `from` points there.
-pub(crate) fn check_target(first: &Url, from: &Url, next: &Url) -> Result<(), &'static str> {
-    if !matches!(next.scheme(), "http" | "https") {
-        return Err("only http and https are spoken");
-    }
-    if from.scheme() == "https" && next.scheme() == "http" {
-        return Err("it would leave TLS");
-    }
-    let host = |url: &Url| url.host_str().unwrap_or_default().to_owned();
-    if is_link_local(&host(next)) {
-        return Err("link-local addresses serve no images");
-    }
-    if is_loopback(&host(next)) && !is_loopback(&host(first)) {
-        return Err("it points into this machine");
-    }
-    Ok(())
 }
 
 fn build(key: &Key, silence: Option<Duration>) -> Result<Client, String> {
@@ -276,6 +263,9 @@ fn build(key: &Key, silence: Option<Duration>) -> Result<Client, String> {
         .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
+        .http1_max_headers(MAX_HEADERS)
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http2_max_header_list_size(PERMITTED_HEADERS)
         .http2_initial_stream_window_size(WINDOW)
         .tcp_keepalive(Duration::from_secs(30))
         .pool_idle_timeout(Duration::from_secs(30))
@@ -295,36 +285,12 @@ fn build(key: &Key, silence: Option<Duration>) -> Result<Client, String> {
         .proxy
         .as_deref()
         .is_some_and(|p| p.starts_with("https:"));
-    if !key.https && !secret_proxy {
+    builder = match key.https || secret_proxy {
+        true => builder.tls_backend_preconfigured(super::tls::configuration(tls)?),
         // A plain connection needs no roots, and a machine without CA certificates has none to load.
-        builder = builder.tls_certs_only(Vec::new());
-        return builder.build().map_err(words);
-    }
-    if tls.identities.len() > 1 {
-        builder = builder.tls_backend_preconfigured(super::tls::configuration(tls)?);
-        return builder.build().map_err(words);
-    }
-    let mut roots = Vec::new();
-    for pem in &tls.ca {
-        let certs = reqwest::Certificate::from_pem_bundle(pem)
-            .map_err(|error| format!("ca: {}", words(error)))?;
-        if certs.is_empty() {
-            return Err("ca: a file holds no PEM certificate".to_owned());
-        }
-        roots.extend(certs);
-    }
-    if !roots.is_empty() {
-        builder = builder.tls_certs_merge(roots);
-    }
-    if let Some(pem) = tls.identities.first() {
-        let identity = reqwest::Identity::from_pem(pem)
-            .map_err(|error| format!("client certificate: {}", words(error)))?;
-        builder = builder.identity(identity);
-    }
-    if tls.skip_verify {
-        builder = builder.tls_danger_accept_invalid_certs(true);
-    }
-    builder.build().map_err(words)
+        false => builder.tls_certs_only(Vec::new()),
+    };
+    builder.build().map_err(|error| words(&error))
 }
 
 /// rustls wants one provider for the process; a second installation is refused and harmless.
@@ -333,36 +299,6 @@ fn install_provider() {
     ONCE.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-}
-
-/// Whether the same request would fail in the same way: what TLS refused stays refused.
-pub(crate) fn is_lasting(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if inner.is::<rustls::Error>() {
-            return true;
-        }
-        cause = match inner.downcast_ref::<std::io::Error>() {
-            // An I/O error leaves what it was made of out of the chain.
-            Some(io) => io
-                .get_ref()
-                .map(|made_of| -> &dyn std::error::Error { made_of }),
-            None => inner.source(),
-        };
-    }
-    error.is_builder()
-}
-
-/// An error with its causes and without its URL, which may hold a signature.
-pub(crate) fn words(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let _ = write!(text, ": {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// Why a body is not there.
@@ -389,6 +325,11 @@ pub(crate) async fn body(
     mut pace: Pace,
     limit: usize,
 ) -> Result<Vec<u8>, BadBody> {
+    let coding = response.headers().get(CONTENT_ENCODING);
+    let packed = coding.is_some_and(|value| {
+        let value = value.as_bytes().trim_ascii();
+        value.eq_ignore_ascii_case(b"gzip") || value.eq_ignore_ascii_case(b"x-gzip")
+    });
     let mut bytes = Vec::new();
     while let Some(chunk) = pace.chunk(&mut response).await.map_err(BadBody::Cut)? {
         if bytes.len() + chunk.len() > limit {
@@ -399,7 +340,24 @@ pub(crate) async fn body(
             return Err(BadBody::Cut(reason));
         }
     }
-    Ok(bytes)
+    // Nobody has asked for it, but some send it all the same.
+    match packed && bytes.starts_with(&[0x1f, 0x8b]) {
+        true => unpacked(&bytes, limit),
+        false => Ok(bytes),
+    }
+}
+
+fn unpacked(bytes: &[u8], limit: usize) -> Result<Vec<u8>, BadBody> {
+    let mut whole = Vec::new();
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    let mut decoder = flate2::read::MultiGzDecoder::new(bytes).take(most);
+    decoder
+        .read_to_end(&mut whole)
+        .map_err(|error| BadBody::Cut(format!("its compression is broken: {error}")))?;
+    match whole.len() > limit {
+        true => Err(BadBody::TooLong(limit)),
+        false => Ok(whole),
+    }
 }
 
 /// `host[:port]` of a URL, without anything secret.
@@ -430,7 +388,7 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     bare == "localhost" || address(host).is_some_and(plain)
 }
 
-fn is_link_local(host: &str) -> bool {
+pub(crate) fn is_link_local(host: &str) -> bool {
     match address(host).map(|ip| ip.to_canonical()) {
         Some(IpAddr::V4(v4)) => v4.is_link_local() || v4.is_unspecified(),
         Some(IpAddr::V6(v6)) => v6.is_unicast_link_local() || v6.is_unspecified(),
@@ -444,27 +402,6 @@ mod tests {
 
     fn url(text: &str) -> Url {
         Url::parse(text).unwrap()
-    }
-
-    #[test]
-    fn redirects_go_where_images_can_be() {
-        let check = |a: &str, b: &str| check_target(&url(a), &url(a), &url(b));
-        check("https://r.io/v2", "https://cdn.net/x").unwrap();
-        check("http://r.io/v2", "http://cdn.net/x").unwrap();
-        check("http://127.0.0.1:1/v2", "http://127.0.0.1:2/x").unwrap();
-        for bad in [
-            "http://r.io/x",
-            "https://169.254.169.254/x",
-            "https://[fe80::1]/x",
-            "https://[::ffff:169.254.1.1]/",
-            "https://localhost/x",
-            "https://127.0.0.1/",
-            "https://[::1]/",
-            "https://0.0.0.0/",
-            "ftp://r.io/",
-        ] {
-            assert!(check("https://r.io/v2", bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

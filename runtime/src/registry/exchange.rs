@@ -7,15 +7,19 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
 use super::Error;
-use super::auth::{Asker, TokenKey};
+use super::auth::{Asker, Elsewhere, TokenKey};
 use super::client::{Answer, Ask, body};
 use super::hosts::Endpoint;
+use super::login::Login;
 use super::manifest;
 use super::pace::Pace;
 use super::session::{Host, Session};
 
 /// Most of an error body that is read, bytes.
 const MAX_ERROR: usize = 64 << 10;
+
+/// Hosts behind redirects that are answered when they want a token of their own.
+const MAX_ELSEWHERE: usize = 3;
 
 /// What is asked for.
 pub(crate) struct Wanted<'a> {
@@ -56,7 +60,7 @@ impl Session {
         Err(refusal(answer, self.registry.clients.pace(), wanted.what).await)
     }
 
-    /// One answer that is not the registry's own 401.
+    /// One answer that is not a 401 to which there is more to say.
     async fn authorized(&self, index: usize, wanted: &Wanted<'_>) -> Result<Answer, Error> {
         let (clients, tokens) = (&self.registry.clients, &self.registry.tokens);
         let host = &self.repository.hosts[index];
@@ -66,30 +70,53 @@ impl Session {
             scope: format!("repository:{repository}:pull"),
             owner: host.login.owner(),
         };
+        let scope = key.scope.clone();
+        let elsewhere = Elsewhere {
+            tokens,
+            scope: &scope,
+        };
+        let own = Asker {
+            endpoint: &host.endpoint,
+            at: &host.endpoint.base,
+            login: &host.login,
+            what: wanted.what,
+            trace: &self.trace,
+        };
         let mut authorization = tokens.get(&key);
-        let had = authorization.is_some();
-        for last in [false, true] {
-            let ask = self.request(host, wanted, authorization.clone());
+        let mut stale = authorization.is_some();
+        let (mut answered, mut others) = (false, Vec::new());
+        loop {
+            let ask = self.request(host, wanted, authorization.clone(), elsewhere);
             let answer = clients.send(&host.endpoint, ask).await?;
-            if answer.response.status() != StatusCode::UNAUTHORIZED || answer.away {
+            if answer.response.status() != StatusCode::UNAUTHORIZED {
                 return Ok(answer);
             }
+            let headers = answer.response.headers();
+            if answer.away {
+                let origin = answer.url.origin();
+                if others.len() >= MAX_ELSEWHERE || others.contains(&origin) {
+                    return Ok(answer);
+                }
+                others.push(origin);
+                let asker = Asker {
+                    at: &answer.url,
+                    login: &Login::None,
+                    ..own
+                };
+                if !elsewhere.answer(clients, &asker, headers).await? {
+                    return Ok(answer);
+                }
+                continue;
+            }
             tokens.forget(&key);
-            if last {
+            if std::mem::replace(&mut answered, true) {
                 return Err(denied(answer, host, wanted.what));
             }
-            tracing::debug!(registry.host = %answer.host, stale = had, "registry asks for authentication");
-            let asker = Asker {
-                endpoint: &host.endpoint,
-                login: &host.login,
-                what: wanted.what,
-                trace: &self.trace,
-            };
-            let headers = answer.response.headers();
-            let value = tokens.answer(clients, &asker, key.clone(), headers).await?;
+            tracing::debug!(registry.host = %answer.host, stale, "registry asks for authentication");
+            stale = false;
+            let value = tokens.answer(clients, &own, key.clone(), headers).await?;
             authorization = Some(value);
         }
-        unreachable!("the second turn of the loop returns")
     }
 
     fn request<'a>(
@@ -97,6 +124,7 @@ impl Session {
         host: &Host,
         wanted: &Wanted<'a>,
         authorization: Option<HeaderValue>,
+        elsewhere: Elsewhere<'a>,
     ) -> Ask<'a> {
         let mut headers = HeaderMap::new();
         if wanted.manifest {
@@ -115,6 +143,7 @@ impl Session {
             url: self.url(&host.endpoint, &wanted.path),
             headers,
             authorization,
+            elsewhere,
             what: wanted.what,
             trace: &self.trace,
         }
@@ -166,9 +195,9 @@ struct ErrorBody {
 #[derive(Deserialize)]
 struct ErrorDetail {
     #[serde(default)]
-    code: String,
+    code: Option<String>,
     #[serde(default)]
-    message: String,
+    message: Option<String>,
 }
 
 /// The error that an answer without success is.
@@ -177,6 +206,7 @@ async fn refusal(answer: Answer, pace: Pace, what: &str) -> Error {
         response,
         host,
         away,
+        ..
     } = answer;
     let status = response.status();
     let what = what.to_owned();
@@ -190,7 +220,11 @@ async fn refusal(answer: Answer, pace: Pace, what: &str) -> Error {
         false => detail(&body(response, pace, MAX_ERROR).await.unwrap_or_default()),
     };
     if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
-        let reason = detail.unwrap_or_else(|| format!("it answered {}", status.as_u16()));
+        let own = match away {
+            true => ", and what is for the registry is not shown to where it redirects",
+            false => "",
+        };
+        let reason = detail.unwrap_or_else(|| format!("it answered {}{own}", status.as_u16()));
         return Error::Denied { host, what, reason };
     }
     Error::Status {
@@ -209,7 +243,11 @@ fn detail(bytes: &[u8]) -> Option<String> {
         .errors
         .into_iter()
         .next()?;
-    let text = format!("{} {}", first.code, first.message);
+    let (code, message) = (
+        first.code.unwrap_or_default(),
+        first.message.unwrap_or_default(),
+    );
+    let text = format!("{code} {message}");
     // Anything that looks like a URL with a query is cut off there.
     let text = text.split('?').next().unwrap_or_default().trim().to_owned();
     let clean: String = text.chars().filter(|c| !c.is_control()).take(200).collect();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use oci_spec::image::Descriptor;
 
+use super::certificate::bundle;
 use super::session::{Host, Session};
 use super::trace::{Trace, shown};
 use super::{Error, MAX_CONFIG, Reference, Registry, Resolved};
@@ -79,6 +80,15 @@ fn trust(host: &Host) -> String {
     };
     if !tls.identities.is_empty() {
         text.push_str(", with a client certificate");
+    }
+    for file in &tls.ca {
+        let others = bundle(&file.pem).map(|(_, others)| others);
+        for why in others.unwrap_or_default() {
+            text.push_str(&format!(
+                "; {}: {why}, and is passed over",
+                file.path.display()
+            ));
+        }
     }
     text
 }

@@ -64,6 +64,12 @@ pub(crate) struct Plan {
     pub(crate) refuse_ranges: bool,
     /// The token that is given and taken now; none: the first.
     pub(crate) token: Option<String>,
+    /// What the token service answers instead.
+    pub(crate) token_answer: Option<Vec<u8>>,
+    /// The challenge of a registry with tokens; `{realm}` is its token service.
+    pub(crate) challenge: Option<Vec<u8>>,
+    /// Requests whose path holds the text are redirected; `{}` is the path.
+    pub(crate) moved: Option<(String, u16, String)>,
 }
 
 /// One request as it came.
@@ -120,7 +126,19 @@ impl Fake {
         let names = ["localhost", "127.0.0.1", "registry.test"].map(str::to_owned);
         let names = names.to_vec();
         let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+        let key = made.signing_key.serialize_der();
+        let chain = vec![made.cert.der().clone()];
+        Self::showing(chain, key, made.cert.pem(), client).await
+    }
+
+    /// Shows this chain; `ca` is what its users are to trust.
+    pub(crate) async fn showing(
+        chain: Vec<rustls::pki_types::CertificateDer<'static>>,
+        key: Vec<u8>,
+        ca: String,
+        client: Option<rustls::pki_types::CertificateDer<'static>>,
+    ) -> Self {
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -137,11 +155,14 @@ impl Fake {
                 config.with_client_cert_verifier(verifier.build().unwrap())
             }
         };
-        let config = config
-            .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
-            .unwrap();
+        // Whether they belong together is the client's question.
+        let loader = rustls::crypto::ring::default_provider().key_provider;
+        let key = loader.load_private_key(key.unwrap()).unwrap();
+        let shown = rustls::sign::CertifiedKey::new(chain, key);
+        let config =
+            config.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)));
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        Self::start(Some((acceptor, made.cert.pem()))).await
+        Self::start(Some((acceptor, ca))).await
     }
 
     async fn start(tls: Option<(tokio_rustls::TlsAcceptor, String)>) -> Self {
@@ -395,6 +416,14 @@ async fn answer(
         headers.insert("retry-after", after.parse().unwrap());
         return response;
     }
+    if let Some((part, status, to)) = &state.plan.moved
+        && whole.contains(part.as_str())
+    {
+        let mut response = full(*status, "");
+        let to = to.replace("{}", &whole).parse().unwrap();
+        response.headers_mut().insert("location", to);
+        return response;
+    }
     if path == "/token" {
         return token(&state.plan, &parts.headers, &body);
     }
@@ -430,6 +459,9 @@ async fn answer(
 }
 
 fn token(plan: &Plan, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
+    if let Some(answer) = &plan.token_answer {
+        return full(200, answer.clone());
+    }
     let given = headers.get("authorization").and_then(|v| v.to_str().ok());
     let body = String::from_utf8_lossy(body);
     let allowed = match (&plan.refresh, &plan.bearer) {
@@ -467,7 +499,16 @@ fn refused(plan: &Plan, headers: &HeaderMap, addr: SocketAddr) -> Option<Respons
         return None;
     }
     let mut response = full(401, "");
-    let value = challenge.parse().unwrap();
+    let own = format!("http://{addr}/token");
+    let realm = plan.realm.as_ref().unwrap_or(&own).as_bytes();
+    let value = match &plan.challenge {
+        None => challenge.into_bytes(),
+        Some(said) => match said.windows(7).position(|part| part == b"{realm}") {
+            Some(at) => [&said[..at], realm, &said[at + 7..]].concat(),
+            None => said.clone(),
+        },
+    };
+    let value = hyper::header::HeaderValue::from_bytes(&value).unwrap();
     response.headers_mut().insert("www-authenticate", value);
     Some(response)
 }

@@ -14,15 +14,20 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
+use serde::de::Error as _;
 use toml::Spanned;
 
 use super::Error;
-use super::client::{Tls, host_port, is_loopback, words};
+use super::certificate::bundle;
+use super::client::{Tls, host_port, is_loopback};
+use super::tls::{Authorities, check_identity};
 
 /// Connection attempts end after this, where the file names no other limit (containerd's default).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest file that is read, bytes.
 const MAX_FILE: u64 = 1 << 20;
+/// Longest file of certificates, bytes: all of the public ones with a description of each are half of it.
+const MAX_BUNDLE: u64 = 4 << 20;
 
 /// One place to ask, in the order of the file; the registry's own server is the last.
 #[derive(Debug)]
@@ -80,14 +85,29 @@ struct HostTable {
     proxy: Option<String>,
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Capability {
     Pull,
     Resolve,
     Push,
     /// Referrers API; nothing of a pull needs it.
     Referrers,
+}
+
+impl<'de> Deserialize<'de> for Capability {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        match name.to_lowercase().as_str() {
+            "pull" => Ok(Self::Pull),
+            "resolve" => Ok(Self::Resolve),
+            "push" => Ok(Self::Push),
+            "referrers" => Ok(Self::Referrers),
+            _ => Err(D::Error::unknown_variant(
+                &name,
+                &["pull", "resolve", "push", "referrers"],
+            )),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -104,8 +124,17 @@ enum OneOrMany {
 )]
 enum Client {
     One(String),
-    Many(Vec<String>),
-    Pairs(Vec<(String, String)>),
+    Many(Vec<ClientFiles>),
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a path, a list of paths or a list of [certificate, key] pairs is wanted"
+)]
+enum ClientFiles {
+    Both(String),
+    Pair(String, String),
 }
 
 /// What is wrong, and with which file when it is not the `hosts.toml` itself.
@@ -120,6 +149,11 @@ pub(crate) fn load(dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Error> {
         let dir = dir.join(name);
         let file = dir.join("hosts.toml");
         match read(&file) {
+            // As if it were not there.
+            Ok(text) if text.is_empty() => {
+                let own = upstream(registry, docker_certs(&dir)?);
+                return Ok(named_by(vec![own], &dir));
+            }
             Ok(text) => {
                 let parsed = parse(&text, &dir, registry);
                 let parsed = parsed.map_err(|(path, reason)| Error::Hosts {
@@ -171,14 +205,25 @@ fn hosts_error(path: &Path, error: &io::Error) -> Error {
 }
 
 pub(crate) fn read(path: &Path) -> io::Result<String> {
+    let bytes = read_bytes(path, MAX_FILE)?;
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))?;
+    // Editors of other systems leave it.
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
+}
+
+/// A file of certificates may have comments in any encoding.
+fn read_bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     use io::Read as _;
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let file = std::fs::File::open(path)?;
-    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(io::Error::other("longer than 1 MiB"));
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other(format!("longer than {} MiB", limit >> 20)));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// The registry itself, as its name says.
@@ -257,7 +302,8 @@ fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Reason
         dial_timeout: file.dial_timeout,
         proxy: file.proxy,
     };
-    let server = file.server.unwrap_or_else(|| {
+    let server = file.server.filter(|server| !server.is_empty());
+    let server = server.unwrap_or_else(|| {
         let plain = is_loopback(registry) && root.ca.is_none() && root.client.is_none();
         let scheme = if plain { "http" } else { "https" };
         format!("{scheme}://{registry}")
@@ -292,7 +338,7 @@ fn endpoint(
         identities: identities(table.client, dir)?,
         skip_verify: table.skip_verify.unwrap_or(false),
         dial_timeout: match table.dial_timeout.as_deref() {
-            None => None,
+            None | Some("") => None,
             Some(text) => Some(duration(text).ok_or_else(|| {
                 let why = format!("dial_timeout {text:?} is not a duration such as \"5s\"");
                 (None, why)
@@ -385,88 +431,81 @@ impl OneOrMany {
     }
 }
 
-fn named_file(dir: &Path, name: &str) -> Result<Vec<u8>, Reason> {
-    let path = dir.join(name);
-    match read(&path) {
-        Ok(text) => Ok(text.into_bytes()),
-        Err(error) => Err((Some(path), error.to_string())),
-    }
+fn named_file(path: &Path) -> Result<Vec<u8>, Reason> {
+    let bytes = read_bytes(path, MAX_BUNDLE);
+    bytes.map_err(|error| (Some(path.to_owned()), error.to_string()))
 }
 
-fn authorities(ca: Option<OneOrMany>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason> {
+fn authorities(ca: Option<OneOrMany>, dir: &Path) -> Result<Vec<Authorities>, Reason> {
     let names = ca.map(OneOrMany::into_vec).unwrap_or_default();
-    let authority = |name: &String| checked_authority(&dir.join(name), named_file(dir, name)?);
-    names.iter().map(authority).collect()
+    let paths = names.iter().map(|name| dir.join(name));
+    paths.map(checked_authorities).collect()
 }
 
 /// A file that could not be used is told with its name, and before anybody is asked.
-fn checked_authority(path: &Path, pem: Vec<u8>) -> Result<Vec<u8>, Reason> {
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(words);
-    let why = match certificates {
-        Ok(list) if !list.is_empty() => return Ok(pem),
-        Ok(_) => "it holds no PEM certificate".to_owned(),
-        Err(why) => format!("it is not a PEM certificate: {why}"),
-    };
-    Err((Some(path.to_owned()), why))
-}
-
-fn checked_identity(path: &Path, pem: Vec<u8>) -> Result<Vec<u8>, Reason> {
-    match reqwest::Identity::from_pem(&pem) {
-        Ok(_) => Ok(pem),
-        Err(error) => Err((
-            Some(path.to_owned()),
-            format!(
-                "it is not a client certificate with its key in PEM: {}",
-                words(error)
-            ),
-        )),
+fn checked_authorities(path: PathBuf) -> Result<Authorities, Reason> {
+    let pem = named_file(&path)?;
+    match bundle(&pem) {
+        Ok(_) => Ok(Authorities { path, pem }),
+        Err(why) => Err((Some(path), why)),
     }
 }
 
-/// Certificate and key in one PEM text each.
+/// Client certificates with their keys, which stand in the same file or in one of their own.
 fn identities(client: Option<Client>, dir: &Path) -> Result<Vec<Vec<u8>>, Reason> {
-    let pairs = match client {
+    let files = match client {
         None => Vec::new(),
-        Some(Client::One(path)) => vec![(path, String::new())],
-        Some(Client::Many(paths)) => paths.into_iter().map(|p| (p, String::new())).collect(),
-        Some(Client::Pairs(pairs)) => pairs,
+        Some(Client::One(path)) => vec![ClientFiles::Both(path)],
+        Some(Client::Many(files)) => files,
     };
-    let mut identities = Vec::with_capacity(pairs.len());
-    for (certificate, key) in pairs {
-        let mut pem = named_file(dir, &certificate)?;
-        if !key.is_empty() {
-            pem.push(b'\n');
-            pem.extend(named_file(dir, &key)?);
+    let pairs = files.into_iter().map(|files| match files {
+        ClientFiles::Both(path) => (dir.join(path), None),
+        ClientFiles::Pair(path, key) => {
+            let key = (!key.is_empty()).then(|| dir.join(key));
+            (dir.join(path), key)
         }
-        identities.push(checked_identity(&dir.join(&certificate), pem)?);
-    }
-    Ok(identities)
+    });
+    pairs.map(|(path, key)| identity(&path, key)).collect()
 }
 
-/// `*.crt` are authorities, `x.cert` with `x.key` is a client certificate.
-fn docker_certs(dir: &Path) -> Result<Tls, Error> {
-    let mut names: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(|error| hosts_error(dir, &error))? {
-        names.push(entry.map_err(|error| hosts_error(dir, &error))?.path());
+/// Certificate and key in one PEM text.
+fn identity(path: &Path, key: Option<PathBuf>) -> Result<Vec<u8>, Reason> {
+    let mut pem = named_file(path)?;
+    if let Some(key) = key {
+        pem.push(b'\n');
+        pem.extend(named_file(&key)?);
     }
-    names.sort();
-    let bytes = |path: &Path| read(path).map_err(|error| hosts_error(path, &error));
+    match check_identity(&pem) {
+        Ok(()) => Ok(pem),
+        Err(why) => {
+            let why = format!("it is not a client certificate with its key in PEM: {why}");
+            Err((Some(path.to_owned()), why))
+        }
+    }
+}
+
+/// `*.crt` are authorities, `x.cert` with `x.key` is a client certificate, as is one with its key inside.
+fn docker_certs(dir: &Path) -> Result<Tls, Error> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|error| hosts_error(dir, &error))? {
+        let path = entry.map_err(|error| hosts_error(dir, &error))?.path();
+        if !path.is_dir() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
     let named = |(path, reason): Reason| Error::Hosts {
         path: path.unwrap_or_else(|| dir.to_owned()),
         reason,
     };
     let mut tls = Tls::default();
-    for path in &names {
+    for path in paths {
         match path.extension().and_then(|e| e.to_str()) {
-            Some("crt") => {
-                let pem = checked_authority(path, bytes(path)?.into_bytes());
-                tls.ca.push(pem.map_err(named)?);
-            }
+            Some("crt") => tls.ca.push(checked_authorities(path).map_err(named)?),
             Some("cert") => {
-                let key = bytes(&path.with_extension("key"))?;
-                let pem = format!("{}\n{key}", bytes(path)?);
-                let pem = checked_identity(path, pem.into_bytes());
-                tls.identities.push(pem.map_err(named)?);
+                let key = path.with_extension("key");
+                let key = key.exists().then_some(key);
+                tls.identities.push(identity(&path, key).map_err(named)?);
             }
             _ => {}
         }

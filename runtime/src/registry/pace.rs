@@ -9,7 +9,7 @@ use bytes::Bytes;
 use reqwest::Response;
 use tokio::time::Instant;
 
-use super::client::words;
+use super::words::words;
 
 /// A host that sends fewer bytes a second is given up.
 const LEAST_RATE: u64 = 1024;
@@ -38,7 +38,7 @@ impl Pace {
     /// The next bytes of a body; an error in words.
     pub(crate) async fn chunk(&mut self, response: &mut Response) -> Result<Option<Bytes>, String> {
         let begun = Instant::now();
-        let chunk = response.chunk().await.map_err(words);
+        let chunk = response.chunk().await.map_err(|error| words(&error));
         self.waited(begun.elapsed());
         if let Ok(Some(bytes)) = &chunk {
             self.came += bytes.len() as u64;

@@ -124,8 +124,9 @@ impl Rounds {
         }
     }
 
-    /// The one error that tells most: the last host's, which is the registry's own server, unless that one gave
-    /// no answer and another one said more than that it has no such thing.
+    /// What every host said, in the order in which they are configured. The kind is that of the one that tells most: the
+    /// last host's, which is the registry's own server, unless that one gave no answer and another one said more than
+    /// that it has no such thing.
     pub(crate) fn verdict(self, nobody: impl FnOnce() -> Error) -> Error {
         let mut failures = self.failures;
         failures.sort_by_key(|(index, _)| *index);
@@ -138,17 +139,10 @@ impl Rounds {
             true => errors.iter().rposition(said).unwrap_or(last),
             false => last,
         };
-        if errors.is_empty() {
-            return nobody();
-        }
-        let error = errors.remove(counts);
-        if errors.is_empty() {
-            return error;
-        }
-        let others: Vec<String> = errors.iter().map(Error::to_string).collect();
-        Error::Everywhere {
-            error: Box::new(error),
-            others: others.join("; "),
+        match errors.len() {
+            0 => nobody(),
+            1 => errors.remove(0),
+            _ => Error::Everywhere { counts, errors },
         }
     }
 }
@@ -205,7 +199,7 @@ mod tests {
         let text = rounds.verdict(nobody).to_string();
         assert_eq!(
             text,
-            "RegistryUnavailable: u: refused (asked as well: RegistryUnavailable: u: refused; m has no x)"
+            "RegistryUnavailable: u: refused; m has no x; u: refused"
         );
     }
 
@@ -272,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_that_tells_most_comes_first() {
+    fn every_host_is_told_in_order_and_the_one_that_tells_most_decides() {
         let verdict = |errors: Vec<Error>| {
             let mut rounds = Rounds::new([]);
             for (index, error) in errors.into_iter().enumerate() {
@@ -280,12 +274,13 @@ mod tests {
             }
             rounds.verdict(nobody).to_string()
         };
-        assert!(verdict(vec![unavailable("m"), missing("r")]).starts_with("r has no x"));
+        let first = verdict(vec![unavailable("m"), missing("r")]);
+        assert_eq!(first, "m: refused; r has no x");
         // A mirror without it says nothing about the registry.
-        assert!(
-            verdict(vec![missing("m"), unavailable("r")]).starts_with("RegistryUnavailable: r")
-        );
-        assert!(verdict(vec![busy(None), unavailable("r")]).starts_with("h answered 429"));
+        let silent = verdict(vec![missing("m"), unavailable("r")]);
+        assert_eq!(silent, "RegistryUnavailable: m has no x; r: refused");
+        let busy = verdict(vec![busy(None), unavailable("r")]);
+        assert_eq!(busy, "h answered 429 for x; r: refused");
         assert!(verdict(Vec::new()).contains("nobody"));
     }
 

@@ -3,10 +3,14 @@
 mod hostile;
 mod mirrors;
 mod node;
+mod odd;
 mod patience;
 mod proxies;
+mod redirects;
 mod resume;
 mod secrets;
+mod told;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,16 +1,20 @@
 //! Token services: where a Bearer challenge sends its reader.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::header::CONTENT_TYPE;
-use reqwest::{Client, RequestBuilder, Url};
+use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::Error;
-use super::auth::{Asker, Bearer, Secret, canonical};
-use super::client::{Clients, body, check_target, host_port, is_lasting, words};
+use super::auth::{Asker, Secret, canonical};
+use super::challenge::Bearer;
+use super::client::{Clients, body, host_port};
 use super::exchange::retry_after;
 use super::hosts::Endpoint;
+use super::redirect::{self, MAX_HOPS, Refused, check_target};
 
 /// Longest answer of a token service, bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -20,16 +24,8 @@ const MAX_TOKEN: usize = 64 << 10;
 const DEFAULT_LIFE: u64 = 60;
 /// Longest life that is believed, seconds.
 const MAX_LIFE: u64 = 86_400;
-
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    token: Option<String>,
-    #[serde(default)]
-    access_token: Option<String>,
-    #[serde(default)]
-    expires_in: Option<u64>,
-}
+/// Scopes of a challenge that are asked for.
+const MAX_SCOPES: usize = 64;
 
 /// Fetches a token (distribution, token and OAuth2 specifications): the header's value, and how long it is good.
 ///
@@ -42,37 +38,20 @@ pub(crate) async fn fetch(
     secret: Option<&Secret>,
     scope: &str,
 ) -> Result<(String, Duration), Error> {
-    let endpoint = asker.endpoint;
     let denied = |reason: String| Error::Denied {
-        host: endpoint.host.clone(),
+        host: host_port(asker.at),
         what: asker.what.to_owned(),
         reason,
     };
-    let realm = realm(endpoint, &bearer.realm, secret.is_some()).map_err(&denied)?;
-    let host = host_port(&realm);
-    let unavailable = |reason, lasting| Error::Unavailable {
-        host: host.clone(),
-        reason,
-        lasting,
-    };
-    let mut tls = endpoint.tls.clone();
-    if realm.host_str() != endpoint.base.host_str() {
-        tls.identities.clear();
-    }
-    let client = clients
-        .get(&tls, &realm)
-        .map_err(|why| unavailable(why, true))?;
-    let (since, url) = (Instant::now(), realm.clone());
-    let outcome = request(&client, realm, bearer, secret, scope).send().await;
-    let outcome = outcome.map_err(|error| (is_lasting(&error), words(error)));
-    let method = match secret {
-        Some(Secret::Refresh(_)) => "POST",
-        _ => "GET",
-    };
-    let answer = outcome.as_ref().map(|response| response.status().as_u16());
-    let answer = answer.map_err(|(_, reason)| reason.as_str());
-    asker.trace.exchange(method, &url, since, answer);
-    let response = outcome.map_err(|(lasting, reason)| unavailable(reason, lasting))?;
+    let realm = realm(asker.endpoint, asker.at, &bearer.realm, secret.is_some());
+    let realm = realm.map_err(&denied)?;
+    let question = Question::new(&realm, bearer, secret, scope);
+    let Replied {
+        response,
+        url,
+        shown,
+    } = question.ask(clients, asker).await?;
+    let host = host_port(&url);
     let status = response.status().as_u16();
     if super::passes(status) {
         return Err(Error::Status {
@@ -84,16 +63,21 @@ pub(crate) async fn fetch(
         });
     }
     if !response.status().is_success() {
-        let who = match secret {
-            Some(_) => "the given credentials",
-            None => "no credentials",
+        let who = match (shown, secret) {
+            (true, _) => "the given credentials",
+            (false, None) => "no credentials",
+            (false, Some(_)) => "no credentials, which are not shown to where it redirects",
         };
         return Err(denied(format!(
             "the token service {host} answered {status} to {who}"
         )));
     }
     let bytes = body(response, clients.pace(), MAX_ANSWER).await;
-    let bytes = bytes.map_err(|why| unavailable(why.to_string(), false))?;
+    let bytes = bytes.map_err(|why| Error::Unavailable {
+        host: host.clone(),
+        reason: why.to_string(),
+        lasting: false,
+    })?;
     let (token, life) = parse(&bytes)
         .ok_or_else(|| denied(format!("the token service {host} answered no token")))?;
     if token.len() > MAX_TOKEN {
@@ -106,44 +90,179 @@ pub(crate) async fn fetch(
     Ok((format!("Bearer {token}"), Duration::from_secs(life / 5 * 4)))
 }
 
+/// What a token service answers, by names in any case, as most programs read it.
+#[derive(Default)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<Value>,
+}
+
+impl<'de> Deserialize<'de> for Answer {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Members)
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Answer;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the answer of a token service")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Answer, M::Error> {
+        let mut answer = Answer::default();
+        while let Some(name) = map.next_key::<String>()? {
+            let again = match name.to_ascii_lowercase().as_str() {
+                "token" => answer.token.replace(text(map.next_value()?)?).is_some(),
+                "access_token" => answer
+                    .access_token
+                    .replace(text(map.next_value()?)?)
+                    .is_some(),
+                "expires_in" => answer.expires_in.replace(map.next_value()?).is_some(),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    false
+                }
+            };
+            // Two readers could see two tokens.
+            if again {
+                return Err(M::Error::custom("a member is there twice"));
+            }
+        }
+        Ok(answer)
+    }
+}
+
+fn text<E: serde::de::Error>(value: Option<String>) -> Result<String, E> {
+    Ok(value.unwrap_or_default())
+}
+
 fn parse(bytes: &[u8]) -> Option<(String, u64)> {
-    let answer: Answer = serde_json::from_slice(bytes).ok()?;
+    // What stands behind the answer is nobody's.
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let answer = Answer::deserialize(&mut reader).ok()?;
     let tokens = [answer.token, answer.access_token];
     let token = tokens
         .into_iter()
         .flatten()
         .find(|token| !token.is_empty())?;
-    let life = answer.expires_in.unwrap_or(DEFAULT_LIFE);
-    Some((token, life.clamp(DEFAULT_LIFE, MAX_LIFE)))
+    Some((token, life(answer.expires_in.as_ref())))
 }
 
-/// A refresh token is spent by POST, everything else asks by GET, which all token services know.
-fn request(
-    client: &Client,
-    mut realm: Url,
-    bearer: &Bearer,
-    secret: Option<&Secret>,
-    scope: &str,
-) -> RequestBuilder {
-    let mut fields = vec![("service", bearer.service.as_str()), ("scope", scope)];
-    // A registry may want more than the repository (public.ecr.aws does).
-    if !bearer.scope.is_empty() && bearer.scope != scope {
-        fields.push(("scope", bearer.scope.as_str()));
+/// Seconds. What is no time, or less than any token is good for, is the shortest life that there is.
+fn life(said: Option<&Value>) -> u64 {
+    let seconds = match said {
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(text)) => text.trim().parse::<f64>().ok(),
+        _ => None,
+    };
+    let seconds = seconds.filter(|seconds| seconds.is_finite());
+    let whole = Duration::try_from_secs_f64(seconds.unwrap_or_default().clamp(0.0, 1e9));
+    let whole = whole.unwrap_or_default().as_secs();
+    whole.clamp(DEFAULT_LIFE, MAX_LIFE)
+}
+
+/// A request to a token service, which may lead to another one.
+struct Question<'a> {
+    realm: Url,
+    method: Method,
+    /// With the refresh token.
+    form: Option<String>,
+    basic: Option<(&'a str, &'a str)>,
+}
+
+struct Replied {
+    response: Response,
+    url: Url,
+    /// It saw the credentials.
+    shown: bool,
+}
+
+impl<'a> Question<'a> {
+    /// A refresh token is spent by POST, everything else asks by GET, which all token services know.
+    fn new(realm: &Url, bearer: &Bearer, secret: Option<&'a Secret>, scope: &str) -> Self {
+        let mut realm = realm.clone();
+        let mut fields = vec![("service", bearer.service.as_str())];
+        // A registry may want more than the repository (public.ecr.aws does).
+        let more = bearer.scope.split_ascii_whitespace();
+        let more = more.filter(|more| *more != scope).take(MAX_SCOPES);
+        let own = Some(scope).filter(|scope| !scope.is_empty());
+        fields.extend(own.into_iter().chain(more).map(|scope| ("scope", scope)));
+        if let Some(Secret::Refresh(token)) = secret {
+            fields.extend([
+                ("grant_type", "refresh_token"),
+                ("refresh_token", token.as_str()),
+                ("client_id", "berth"),
+            ]);
+            let form = Some(form(&realm, &fields));
+            return Self {
+                realm,
+                method: Method::POST,
+                form,
+                basic: None,
+            };
+        }
+        realm.query_pairs_mut().extend_pairs(fields);
+        let basic = match secret {
+            Some(Secret::Basic(user, password)) => Some((user.as_str(), password.as_str())),
+            _ => None,
+        };
+        Self {
+            realm,
+            method: Method::GET,
+            form: None,
+            basic,
+        }
     }
-    if let Some(Secret::Refresh(token)) = secret {
-        fields.extend([
-            ("grant_type", "refresh_token"),
-            ("refresh_token", token.as_str()),
-            ("client_id", "berth"),
-        ]);
-        let form = form(&realm, &fields);
-        let kind = "application/x-www-form-urlencoded";
-        return client.post(realm).header(CONTENT_TYPE, kind).body(form);
-    }
-    realm.query_pairs_mut().extend_pairs(fields);
-    match secret {
-        Some(Secret::Basic(user, password)) => client.get(realm).basic_auth(user, Some(password)),
-        _ => client.get(realm),
+
+    /// Follows redirects. The credentials stay with the origin that they were decided for.
+    async fn ask(mut self, clients: &Clients, asker: &Asker<'_>) -> Result<Replied, Error> {
+        let what = format!("a token for {}", asker.what);
+        let origin = self.realm.origin();
+        let (first, mut url) = (&asker.endpoint.base, self.realm.clone());
+        for _ in 0..=MAX_HOPS {
+            let mut tls = asker.endpoint.tls.clone();
+            if url.host_str() != first.host_str() || asker.at.origin() != first.origin() {
+                tls.identities.clear();
+            }
+            let dress = |request: RequestBuilder| match (&self.form, self.basic) {
+                (Some(form), _) => {
+                    let kind = "application/x-www-form-urlencoded";
+                    request.header(CONTENT_TYPE, kind).body(form.clone())
+                }
+                (None, Some((user, password))) => request.basic_auth(user, Some(password)),
+                (None, None) => request,
+            };
+            let sent = clients.once(&tls, &self.method, &url, asker.trace, dress);
+            let response = sent.await?;
+            let next = redirect::next(first, &url, &response);
+            let Some(next) = next.map_err(|refused| refused.error(&url, &what))? else {
+                let shown = self.form.is_some() || self.basic.is_some();
+                return Ok(Replied {
+                    response,
+                    url,
+                    shown,
+                });
+            };
+            // As browsers and Go do: these ask for what is there, without what was sent.
+            if matches!(response.status().as_u16(), 301..=303) {
+                self.method = Method::GET;
+                self.form = None;
+            }
+            if next.origin() != origin {
+                self.basic = None;
+                if self.form.is_some() {
+                    let reason = "it would show the credentials to another host";
+                    return Err(Refused::new(&next, reason).error(&url, &what));
+                }
+            }
+            url = next;
+        }
+        Err(redirect::endless(&url).error(&self.realm, &what))
     }
 }
 
@@ -156,15 +275,15 @@ fn form(base: &Url, fields: &[(&str, &str)]) -> String {
 }
 
 /// The token service, if it is one that a secret may be shown to (CVE-2026-48978 and its kind).
-fn realm(endpoint: &Endpoint, text: &str, with_secret: bool) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|_| "its token service has no usable URL".to_owned())?;
+fn realm(endpoint: &Endpoint, at: &Url, text: &str, with_secret: bool) -> Result<Url, String> {
+    let mut url = Url::parse(text).map_err(|_| "its token service has no usable URL".to_owned())?;
     let host = host_port(&url);
     if !url.username().is_empty() || url.password().is_some() {
         return Err(format!(
             "the URL of its token service {host} holds user information"
         ));
     }
-    check_target(&endpoint.base, &endpoint.base, &url)
+    check_target(&endpoint.base, at, &url)
         .map_err(|why| format!("its token service {host} is not asked: {why}"))?;
     let name = |url: &Url| url.host_str().unwrap_or_default().to_ascii_lowercase();
     let named = endpoint
@@ -178,6 +297,7 @@ fn realm(endpoint: &Endpoint, text: &str, with_secret: bool) -> Result<Url, Stri
             endpoint.registry
         ));
     }
+    url.set_fragment(None);
     Ok(url)
 }
 
@@ -239,6 +359,7 @@ mod tests {
         let r = crate::registry::hosts::load(nowhere, "r.io")
             .unwrap()
             .remove(0);
+        let realm = |r: &Endpoint, text: &str, secret| realm(r, &r.base, text, secret);
         assert!(realm(&r, "https://evil.com/token", false).is_ok());
         for bad in [
             "https://evil.com/token",

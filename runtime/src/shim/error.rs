@@ -111,6 +111,10 @@ impl Kinded for Error {
                 kind: FailureKind::Timeout,
                 ..
             } => Kind::DeadlineExceeded,
+            Self::Refused {
+                kind: FailureKind::Memory,
+                ..
+            } => Kind::ResourceExhausted,
             // Not DeadlineExceeded: that would count as a failed probe.
             Self::Silent { .. } | Self::Hung { .. } => Kind::Unavailable,
             _ => Kind::Unknown,

@@ -222,11 +222,16 @@ impl Monitor {
     }
 
     async fn ask_done(&self, call: Call, about: (&'static str, Duration)) -> Result<(), Error> {
-        match self.ask(call, Vec::new(), None, about).await? {
+        let answer = self.ask(call, Vec::new(), None, about).await?;
+        self.done(answer, about.0)
+    }
+
+    fn done(&self, answer: Answer, what: &'static str) -> Result<(), Error> {
+        match answer {
             (Outcome::Done(_), _) => Ok(()),
             _ => Err(Error::Nonsense {
                 name: self.name(),
-                what: about.0,
+                what,
             }),
         }
     }
@@ -358,13 +363,16 @@ impl Monitor {
         self.ask_done(call, ("kill an exec", KILL)).await
     }
 
-    /// Opens the log anew; when this returns the new file exists and takes all further output.
+    /// Opens the log anew, in the directory that is given, else in the one that it was in; when this returns the new
+    /// file exists and takes all further output.
     ///
     /// # Errors
     /// When the file cannot be opened; the old one stays in use.
-    pub async fn reopen_log(&self) -> Result<(), Error> {
-        self.ask_done(Call::ReopenLog(Empty {}), ("reopen the log", REOPEN))
-            .await
+    pub async fn reopen_log(&self, dir: Option<OwnedFd>) -> Result<(), Error> {
+        let what = "reopen the log";
+        let fds = dir.map(|dir| (Fd::LogDir, dir)).into_iter().collect();
+        let asked = self.ask(Call::ReopenLog(Empty {}), fds, None, (what, REOPEN));
+        self.done(asked.await?, what)
     }
 
     /// Ends the container, whatever it is doing, and then the monitor: one that does not answer is killed. One that

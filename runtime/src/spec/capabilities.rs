@@ -84,8 +84,13 @@ fn is_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
 }
 
-fn parse_or_error(name: &str) -> Result<u64, Error> {
-    parse(name).ok_or_else(|| Error::UnknownCapability(name.to_owned()))
+/// What a request comes to.
+#[derive(Debug)]
+pub(super) struct Sets {
+    pub(super) sets: Capabilities,
+    /// Names that are no capabilities, as they were given: the runtime specification passes over them
+    /// (config.md, "capabilities"), with a warning.
+    pub(super) unknown: Vec<String>,
 }
 
 /// The sets of a container's first process. `host` is what the runtime itself has.
@@ -96,12 +101,17 @@ fn parse_or_error(name: &str) -> Result<u64, Error> {
 /// (CVE-2022-24769).
 ///
 /// # Errors
-/// An unknown name, or one that the runtime cannot give.
+/// A capability that the runtime cannot give.
 pub(super) fn sets(
     request: &CapabilityRequest,
     privileged: bool,
     host: u64,
-) -> Result<Capabilities, Error> {
+) -> Result<Sets, Error> {
+    let named = request.add.iter().chain(&request.drop);
+    let unknown = named
+        .chain(&request.add_ambient)
+        .filter(|name| !is_all(name) && parse(name).is_none());
+    let unknown = unknown.cloned().collect();
     let bounding = if privileged {
         host
     } else {
@@ -112,20 +122,21 @@ pub(super) fn sets(
         let wanted = if is_all(name) {
             bounding
         } else {
-            parse_or_error(name)?
+            parse(name).unwrap_or(0)
         };
         if wanted & bounding != wanted {
             return Err(Error::AmbientCapability(name.clone()));
         }
         ambient |= wanted;
     }
-    Ok(Capabilities {
+    let sets = Capabilities {
         bounding,
         effective: bounding,
         permitted: bounding,
         inheritable: ambient,
         ambient,
-    })
+    };
+    Ok(Sets { sets, unknown })
 }
 
 /// Defaults, then ALL, then what is added by name, then what is dropped by name: a name survives the
@@ -138,15 +149,15 @@ fn requested(request: &CapabilityRequest, host: u64) -> Result<u64, Error> {
     if request.drop.iter().any(|name| is_all(name)) {
         mask = 0;
     }
-    for name in request.add.iter().filter(|name| !is_all(name)) {
-        let wanted = parse_or_error(name)?;
-        if wanted & host == 0 {
+    for name in &request.add {
+        let wanted = parse(name).unwrap_or(0);
+        if wanted & host != wanted {
             return Err(Error::MissingCapability(name.clone()));
         }
         mask |= wanted;
     }
-    for name in request.drop.iter().filter(|name| !is_all(name)) {
-        mask &= !parse_or_error(name)?;
+    for name in &request.drop {
+        mask &= !parse(name).unwrap_or(0);
     }
     Ok(mask)
 }
@@ -167,7 +178,11 @@ mod tests {
     }
 
     fn bounding(add: &[&str], drop: &[&str]) -> u64 {
-        sets(&request(add, drop), false, HOST).unwrap().bounding
+        given(&request(add, drop), false, HOST).bounding
+    }
+
+    fn given(request: &CapabilityRequest, privileged: bool, host: u64) -> Capabilities {
+        sets(request, privileged, host).unwrap().sets
     }
 
     #[test]
@@ -185,10 +200,36 @@ mod tests {
             assert_eq!(bounding(&[name], &[]), DEFAULT | sys_admin, "{name}");
         }
         assert_eq!(parse("CHECKPOINT_RESTORE"), Some(1 << 40));
-        for name in ["", "CAP_", "CAP_CAP_KILL", "KILLS"] {
-            assert!(sets(&request(&[name], &[]), false, HOST).is_err(), "{name}");
-            assert!(sets(&request(&[], &[name]), false, HOST).is_err(), "{name}");
+    }
+
+    #[test]
+    fn what_is_no_capability_is_passed_over_and_told() {
+        for name in ["", "CAP_", "CAP_CAP_KILL", "KILLS", "ALLE", "SYS_ADMIN\n"] {
+            let mut ambient = request(&[], &[]);
+            ambient.add_ambient = vec![name.to_owned()];
+            for request in [request(&[name], &[]), request(&[], &[name]), ambient] {
+                for privileged in [false, true] {
+                    let found = sets(&request, privileged, HOST).unwrap();
+                    assert_eq!(found.unknown, [name], "{name}");
+                    let plain = if privileged { HOST } else { DEFAULT };
+                    assert_eq!(
+                        (found.sets.bounding, found.sets.ambient),
+                        (plain, 0),
+                        "{name}"
+                    );
+                }
+            }
         }
+        // What is known beside it counts.
+        let mixed = request(&["NO_SUCH", "net_admin"], &["ALL", "NEITHER"]);
+        let found = sets(&mixed, false, HOST).unwrap();
+        assert_eq!((found.sets.bounding, found.unknown.len()), (1 << 12, 2));
+        assert!(
+            sets(&request(&["ALL"], &["all"]), false, HOST)
+                .unwrap()
+                .unknown
+                .is_empty()
+        );
     }
 
     #[test]
@@ -205,26 +246,20 @@ mod tests {
         let error = sets(&request(&["SYS_RESOURCE"], &[]), false, host).unwrap_err();
         assert!(matches!(error, Error::MissingCapability(_)), "{error}");
         assert_eq!(
-            sets(&request(&[], &[]), false, host).unwrap().bounding,
+            given(&request(&[], &[]), false, host).bounding,
             DEFAULT & !1
         );
-        assert_eq!(
-            sets(&request(&["ALL"], &[]), false, host).unwrap().bounding,
-            host
-        );
-        assert_eq!(
-            sets(&request(&[], &["ALL"]), true, host).unwrap().bounding,
-            host
-        );
+        assert_eq!(given(&request(&["ALL"], &[]), false, host).bounding, host);
+        assert_eq!(given(&request(&[], &["ALL"]), true, host).bounding, host);
     }
 
     #[test]
     fn inheritable_and_ambient_are_empty_unless_asked_for() {
-        let plain = sets(&request(&["ALL"], &[]), false, HOST).unwrap();
+        let plain = given(&request(&["ALL"], &[]), false, HOST);
         assert_eq!((plain.inheritable, plain.ambient), (0, 0));
         let mut asked = request(&[], &[]);
         asked.add_ambient = vec!["NET_BIND_SERVICE".into()];
-        assert_eq!(sets(&asked, false, HOST).unwrap().ambient, 1 << 10);
+        assert_eq!(given(&asked, false, HOST).ambient, 1 << 10);
         asked.add_ambient = vec!["NET_ADMIN".into()];
         assert!(matches!(
             sets(&asked, false, HOST),

@@ -5,9 +5,6 @@ use crate::model::{Kind, Kinded};
 /// Why a request cannot become a container.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A name that is no capability.
-    #[error("{0:?} is not a capability: names such as NET_ADMIN, CAP_NET_ADMIN or ALL are wanted")]
-    UnknownCapability(String),
     /// A capability that Berth itself does not have.
     #[error("capability {0} cannot be given: the runtime's own bounding set does not have it")]
     MissingCapability(String),

@@ -33,8 +33,8 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         ));
     }
     let host = input.facts.capabilities;
-    let capabilities = capabilities::sets(&input.spec.capabilities, input.spec.privileged, host)?;
-    let (process, oom_score_clamped) = process::first(input, capabilities)?;
+    let found = capabilities::sets(&input.spec.capabilities, input.spec.privileged, host)?;
+    let (process, oom_score_clamped) = process::first(input, found.sets)?;
     let mounts = mounts::build(input)?;
     let nodes = devices::nodes(input.devices, &mounts.requested)?;
     let oci = oci::config(input, &process, &mounts, nodes)?;
@@ -61,6 +61,7 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
             input.spec.seccomp.clone()
         },
         oom_score_clamped,
+        unknown_capabilities: found.unknown,
     })
 }
 

@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
+use super::volumes::VOLUMES;
 use super::{Collected, Error, Storage, Usage, failed, open};
 use crate::id::ContainerId;
 use crate::model::ChainId;
-use crate::sys::fs::{names, read_limited, remove_tree, tree_usage, write_atomic};
+use crate::sys::fs::{names, read_limited, remove_tree, tree_usage, unlock_tree, write_atomic};
 use crate::sys::mount::{OverlayLayers, detached_overlay};
 
 const CHAIN: &str = "chain";
@@ -104,7 +105,7 @@ impl Storage {
     /// # Errors
     /// What the file system says; what could not be removed is listed by [`Storage::snapshots`] still.
     pub fn remove_snapshot(&self, id: &ContainerId) -> Result<(), Error> {
-        remove_tree(self.shared.dirs.snapshots.as_fd(), id.as_str())
+        self.remove_files(id)
             .map_err(failed("remove", self.path("snapshots").join(id.as_str())))?;
         let chain = self.shared.state().snapshots.remove(id);
         for layer in chain.unwrap_or_default() {
@@ -115,17 +116,38 @@ impl Storage {
         Ok(())
     }
 
+    /// Also what a privileged container has made immutable.
+    fn remove_files(&self, id: &ContainerId) -> io::Result<()> {
+        let dir = self.shared.dirs.snapshots.as_fd();
+        match remove_tree(dir, id.as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                unlock_tree(dir, id.as_str())?;
+                remove_tree(dir, id.as_str())
+            }
+            removed => removed,
+        }
+    }
+
     /// The containers that have a writable layer, also those that nobody knows anymore.
     pub fn snapshots(&self) -> Vec<ContainerId> {
         self.shared.state().snapshots.keys().cloned().collect()
     }
 
-    /// What a container has written. This walks its writable layer: not for the way of a request, and no more often than needed.
+    /// What a container has written, and what its image's volumes hold. This walks all of it: not for the way of a
+    /// request, and no more often than needed.
     ///
     /// # Errors
     /// [`Error::NoSnapshot`], or what the file system says.
     pub fn snapshot_usage(&self, id: &ContainerId) -> Result<Usage, Error> {
-        self.usage_of(id, &format!("{}/fs", id.as_str()))
+        let layer = self.usage_of(id, &format!("{}/fs", id.as_str()))?;
+        match self.usage_of(id, &format!("{}/{VOLUMES}", id.as_str())) {
+            Ok(volumes) => Ok(Usage {
+                bytes: layer.bytes + volumes.bytes,
+                inodes: layer.inodes + volumes.inodes,
+            }),
+            Err(Error::NoSnapshot(_)) => Ok(layer),
+            Err(error) => Err(error),
+        }
     }
 
     /// All that a container's writable layer takes, with what overlayfs and Berth keep beside it. Walks it as well.

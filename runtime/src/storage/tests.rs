@@ -1,5 +1,6 @@
 mod index;
 mod partials;
+mod volumes;
 
 use std::ffi::OsStr;
 use std::fs;

@@ -15,12 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+mod copy;
 mod remove;
+mod unlock;
 mod visit;
 mod walk;
 mod writeback;
 
+pub use copy::copy_tree;
 pub use remove::remove_tree;
+pub use unlock::unlock_tree;
 pub use visit::{Next, TreeUsage, Visit, tree_usage, visit_tree};
 pub use walk::{Place, make_dirs, resolve_in_root};
 pub use writeback::start_writeback;

@@ -137,6 +137,8 @@ pub fn attach_at(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()
 pub struct TmpfsOptions {
     /// Most it may hold, bytes; none: the kernel's default, half of the memory.
     pub size: Option<u64>,
+    /// Most inodes; none: the kernel's default, one for two pages of memory.
+    pub inodes: Option<u64>,
     /// Mode of its root directory.
     pub mode: u32,
     /// Attributes of the mount.
@@ -148,11 +150,27 @@ impl TmpfsOptions {
     pub fn shm(size: u64) -> Self {
         Self {
             size: Some(size),
+            inodes: None,
             mode: 0o1777,
-            attributes: MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV
-                | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            attributes: Self::inert(),
         }
+    }
+
+    /// For files that containers may write to: 0700, nosuid, nodev, noexec, bounded in bytes and inodes.
+    pub fn files(size: u64, inodes: u64) -> Self {
+        Self {
+            size: Some(size),
+            inodes: Some(inodes),
+            mode: 0o700,
+            attributes: Self::inert(),
+        }
+    }
+
+    /// Nothing on it does anything: what a container leaves there can be reached from the host.
+    fn inert() -> MountAttrFlags {
+        MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC
     }
 }
 
@@ -167,6 +185,9 @@ pub fn detached_tmpfs(options: TmpfsOptions) -> io::Result<OwnedFd> {
     rustix::mount::fsconfig_set_string(&context, "mode", mode.as_str())?;
     if let Some(size) = options.size {
         rustix::mount::fsconfig_set_string(&context, "size", size.to_string().as_str())?;
+    }
+    if let Some(inodes) = options.inodes {
+        rustix::mount::fsconfig_set_string(&context, "nr_inodes", inodes.to_string().as_str())?;
     }
     rustix::mount::fsconfig_create(&context)?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;

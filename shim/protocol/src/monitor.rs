@@ -27,14 +27,15 @@ pub enum Call {
     /// Make the container; first connection only, once. Answered by [`Outcome::Created`].
     #[prost(message, tag = "3")]
     Create(Create),
-    /// Let the created init go on to `execve`. Answered by [`Outcome::Running`], or a failure of kind
+    /// Let the created init go on to `execve`; a second request joins one that is under way. Answered by [`Outcome::Running`], or a failure of kind
     /// [`FailureKind::Start`], after which the container is over with exit code 128.
     #[prost(message, tag = "4")]
     Start(Empty),
     /// Run a process in the container; answered by [`Outcome::ExecStarted`], later [`Event::ExecExited`].
     #[prost(message, tag = "5")]
     Exec(Exec),
-    /// Open the log file anew. Answered by [`Outcome::Done`] once the new file exists.
+    /// Open the log file anew, in the directory of the descriptor `LogDir`; without one, and by monitors that do not
+    /// know it, in the directory it was in. Answered by [`Outcome::Done`] once the new file exists.
     #[prost(message, tag = "6")]
     ReopenLog(Empty),
     /// End the monitor and with it the container, whatever state it is in (removal, undo).
@@ -166,6 +167,8 @@ pub enum FailureKind {
     Invalid = 4,
     /// Time was up before it was done; what had been begun was killed.
     Timeout = 5,
+    /// Memory ran out before it was done: the kernel killed what was to do it.
+    Memory = 6,
 }
 
 /// Make the container. Descriptors: `WorkerExe`, `Listener`, `StateDir`, `Rootfs`, `Seccomp` where a filter
@@ -328,4 +331,7 @@ pub struct State {
     /// Bytes of output dropped so far.
     #[prost(uint64, tag = "7")]
     pub log_dropped: u64,
+    /// It is being started: [`Call::Start`] waits for the outcome.
+    #[prost(bool, tag = "8")]
+    pub starting: bool,
 }

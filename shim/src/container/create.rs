@@ -13,7 +13,7 @@ use super::{Container, Phase, fail};
 use crate::cgroup;
 use crate::exit;
 use crate::log::{Log, Source, Stream, Target};
-use crate::oom::Oom;
+use crate::oom::{self, Oom};
 use crate::pipes::{self, ErrorPipe};
 use crate::server::{Caller, Letter, Outbox};
 use crate::sys;
@@ -32,7 +32,7 @@ pub(super) struct Plan {
     pub(super) kill_cgroup: Vec<String>,
     pub(super) leaves: Vec<String>,
     pub(super) state_dir: OwnedFd,
-    oom: OomSource,
+    pub(super) oom: OomSource,
 }
 
 impl Plan {
@@ -232,7 +232,7 @@ impl Container {
             }
             Err(failure) => return self.on_failed(caller, failure, out),
         };
-        self.oom = Oom::watch(&std::mem::take(&mut self.plan.oom));
+        self.oom = Oom::watch(&self.plan.oom);
         let started = made.started.clone();
         let init = self.init.insert(made);
         if let Some(console) = init.console.take() {
@@ -250,7 +250,11 @@ impl Container {
     }
 
     /// Nothing may be left of a container that could not be made.
-    fn on_failed(&mut self, caller: Caller, failure: Failure, out: &mut Outbox) {
+    fn on_failed(&mut self, caller: Caller, mut failure: Failure, out: &mut Outbox) {
+        // Whoever was killed, and however the worker has put it: in a new cgroup that is the reason.
+        if oom::has_killed(&self.plan.oom) {
+            failure = oom::too_low(&self.plan.oom, "the container");
+        }
         self.start_pipe = None;
         self.streams.clear();
         if let Phase::Creating(job, _) = &self.phase {

@@ -12,6 +12,7 @@ use crate::cgroup;
 use crate::exec::Exec;
 use crate::exit;
 use crate::log::{Progress, Stream};
+use crate::oom::too_low;
 use crate::pipes::{ErrorPipe, Verdict};
 use crate::server::{Caller, Letter, Outbox};
 use crate::worker::{failure, reap};
@@ -33,10 +34,17 @@ const LAST_READS: usize = 16;
 /// The exit code of a container whose command could not be executed.
 const START_ERROR: i32 = 128;
 
+/// Exit statuses of a process that the kernel has ended: SIGKILL, SIGSYS, SIGILL.
+const KILLED: i32 = 137;
+const BAD_CALL: i32 = 159;
+const TRAPPED: i32 = 132;
+
 /// A container whose init is dead.
 pub(super) struct Ending {
     exit: Exit,
-    caller: Option<Caller>,
+    /// Who waits for its start, and of which kind that failure is.
+    callers: Vec<Caller>,
+    kind: FailureKind,
     again: Instant,
     give_up: Instant,
     /// Everything is dead; only output is awaited.
@@ -60,7 +68,7 @@ impl Container {
     /// The init has ended but is not reaped yet.
     pub(super) fn on_init_end(&mut self, pid: Pid, out: &mut Outbox) {
         // A process that was executed and ended at once leaves both to be seen together.
-        if let (Phase::Starting(_), Some(errors)) = (&self.phase, &mut self.errors) {
+        if let (Phase::Starting(..), Some(errors)) = (&self.phase, &mut self.errors) {
             let verdict = errors.read_last();
             self.on_verdict(verdict, out);
         } else if let Some(Verdict::Failed(text)) = self.errors.as_mut().map(ErrorPipe::read_last) {
@@ -69,6 +77,7 @@ impl Container {
         self.oom.refresh();
         let code = reap(pid).unwrap_or(255);
         self.oom.latch(code == 137);
+        let kind = self.judge_start(code);
         let exit = Exit {
             code: if self.start_error.is_empty() {
                 code
@@ -81,9 +90,9 @@ impl Container {
             start_error: std::mem::take(&mut self.start_error),
             started_at: self.started_at,
         };
-        let caller = match &mut self.phase {
-            Phase::Starting(caller) => caller.take(),
-            _ => None,
+        let callers = match &mut self.phase {
+            Phase::Starting(callers, _) => std::mem::take(callers),
+            _ => Vec::new(),
         };
         let now = Instant::now();
         self.kill_at = None;
@@ -95,13 +104,45 @@ impl Container {
         }
         self.phase = Phase::Ending(Ending {
             exit,
-            caller,
+            callers,
+            kind,
             again: now,
             give_up: now + KILL_LIMIT,
             draining: false,
             finished: false,
         });
         self.end_step(now, out);
+    }
+
+    /// Of which kind the failure of a start is that ended with this code; says why, where that is known.
+    fn judge_start(&mut self, code: i32) -> FailureKind {
+        if !self.start_error.is_empty() {
+            return FailureKind::Start;
+        }
+        if !matches!(self.phase, Phase::Starting(..)) || !self.destroyers.is_empty() {
+            return FailureKind::State;
+        }
+        let (kind, text) = match code {
+            KILLED if self.oom.kills() > 0 => {
+                let failure = too_low(&self.plan.oom, "the container");
+                (failure.kind(), failure.message)
+            }
+            BAD_CALL => (
+                FailureKind::Start,
+                "its seccomp profile ended it before its command was executed (SIGSYS): \
+                 it refuses a system call that a start needs"
+                    .to_owned(),
+            ),
+            TRAPPED => (
+                FailureKind::Start,
+                "its command could not be executed, and its seccomp profile refuses that it tells why and ends"
+                    .to_owned(),
+            ),
+            // Somebody else has killed it, who need not say why.
+            _ => return FailureKind::State,
+        };
+        self.start_error = text;
+        kind
     }
 
     /// Goes on with the end as far as it can be done now.
@@ -163,7 +204,7 @@ impl Container {
         ending.finished = true;
         ending.exit.log_dropped = self.log.dropped();
         let exit = ending.exit.clone();
-        let caller = ending.caller.take();
+        let (callers, kind) = (std::mem::take(&mut ending.callers), ending.kind);
         self.plan.remove_leaves();
         let destroyed = !self.destroyers.is_empty();
         if destroyed && exit.started_at == 0 && exit.start_error.is_empty() {
@@ -174,13 +215,18 @@ impl Container {
             self.record(now);
             out.push(Letter::Event(Event::Exited(exit.clone())));
         }
-        if let Some(caller) = caller {
-            let text = match exit.start_error.is_empty() {
-                true => "the container ended before its command was executed".to_owned(),
-                false => exit.start_error,
-            };
-            out.push(fail(caller, failure(FailureKind::Start, text)));
-        }
+        let text = match exit.start_error.is_empty() {
+            true => format!(
+                "the container ended before its command was executed (status {})",
+                exit.code
+            ),
+            false => exit.start_error,
+        };
+        out.extend(
+            callers
+                .into_iter()
+                .map(|c| fail(c, failure(kind, text.as_str()))),
+        );
         out.extend(self.destroyers.drain(..).map(done));
     }
 

@@ -1,7 +1,7 @@
 //! Appending batches of records to the log file, and what happens when the disk refuses them.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use memchr::{memchr_iter, memrchr};
@@ -13,6 +13,16 @@ use crate::sys::Buffer;
 
 /// How often a refused log is tried again while there is no output.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How a log is written to.
+const APPEND: OFlags = OFlags::WRONLY
+    .union(OFlags::APPEND)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::NONBLOCK);
+
+/// How often the file may come and go while it is opened.
+const TRIES: u32 = 16;
 
 /// Where the log is.
 pub(crate) struct Target {
@@ -26,21 +36,33 @@ impl Target {
     /// Opens the file for appending, making it if need be. A symlink is refused, and so is anything
     /// but a regular file: what is in the log's directory need not be ours (rows S106, S107).
     fn open(&self) -> io::Result<OwnedFd> {
-        let flags = OFlags::WRONLY
-            | OFlags::APPEND
-            | OFlags::CREATE
-            | OFlags::CLOEXEC
-            | OFlags::NOFOLLOW
-            | OFlags::NOCTTY
-            | OFlags::NONBLOCK;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-        let file = rustix::fs::openat2(&self.dir, self.name.as_str(), flags, mode, resolve)?;
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-        if kind != FileType::RegularFile {
-            return Err(io::Error::other("it exists and is not a regular file"));
+        for _ in 0..TRIES {
+            // Looked at before it is opened: with some devices opening alone does something.
+            let place = match self.openat(OFlags::PATH, Mode::empty()) {
+                Ok(place) => place,
+                Err(Errno::NOENT) => {
+                    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+                    match self.openat(APPEND | OFlags::CREATE | OFlags::EXCL, mode) {
+                        Err(Errno::EXIST) => continue,
+                        made => return Ok(made?),
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
+            if kind != FileType::RegularFile {
+                return Err(io::Error::other("it exists and is not a regular file"));
+            }
+            let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+            return Ok(rustix::fs::open(path, APPEND, Mode::empty())?);
         }
-        Ok(file)
+        Err(io::Error::other("somebody else makes and removes it"))
+    }
+
+    fn openat(&self, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(&self.dir, self.name.as_str(), flags, mode, resolve)
     }
 }
 
@@ -161,12 +183,20 @@ impl Output {
         self.used += length;
     }
 
-    /// Opens the file anew. On failure the old one stays in use.
-    pub(super) fn reopen(&mut self) -> io::Result<()> {
+    /// Opens the file anew, in another directory if one is given. On failure the old one stays in use.
+    pub(super) fn reopen(&mut self, dir: Option<OwnedFd>) -> io::Result<()> {
         self.flush();
         if let Some(file) = &mut self.file {
-            file.file = file.target.open()?;
-            file.torn = false;
+            match dir {
+                Some(dir) => {
+                    let name = file.target.name.clone();
+                    *file = File::open(Target { dir, name })?;
+                }
+                None => {
+                    file.file = file.target.open()?;
+                    file.torn = false;
+                }
+            }
         }
         Ok(())
     }
@@ -245,7 +275,27 @@ mod tests {
         fs::create_dir(dir.path().join("dir")).unwrap();
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
-        for bad in ["link", "dir", "fifo", "../x", "/tmp/x", "", "/dev/null"] {
+        // Nobody waits in an open(2) of it, nor does the device see one.
+        let device = dir.path().join("device");
+        let null = rustix::fs::makedev(1, 3);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &device,
+            FileType::CharacterDevice,
+            Mode::RWXU,
+            null,
+        )
+        .unwrap();
+        for bad in [
+            "link",
+            "dir",
+            "fifo",
+            "device",
+            "../x",
+            "/tmp/x",
+            "",
+            "/dev/null",
+        ] {
             assert!(target(dir.path(), bad).open().is_err(), "{bad}");
         }
         target(dir.path(), "good").open().unwrap();
@@ -263,7 +313,7 @@ mod tests {
         output.flush();
         fs::rename(&path, dir.path().join("old")).unwrap();
         write(&mut output, b"two");
-        output.reopen().unwrap();
+        output.reopen(None).unwrap();
         assert_eq!(fs::read(&path).unwrap().len(), 0);
         write(&mut output, b"three");
         output.flush();
@@ -274,10 +324,19 @@ mod tests {
                 .ends_with(" two\n")
         );
         fs::remove_dir_all(dir.path()).unwrap();
-        assert!(output.reopen().is_err());
+        assert!(output.reopen(None).is_err());
         write(&mut output, b"four");
         output.flush();
         assert_eq!(output.dropped(), 0);
+        fs::create_dir(dir.path()).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        let again = || Some(fs::File::open(dir.path()).unwrap().into());
+        assert!(output.reopen(again()).is_err());
+        fs::remove_file(&path).unwrap();
+        output.reopen(again()).unwrap();
+        write(&mut output, b"five");
+        output.flush();
+        assert!(fs::read_to_string(&path).unwrap().ends_with(" five\n"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal};
 use shim_protocol::frame;
-use shim_protocol::monitor::{Call, Create, Empty, FailureKind, Hello, Outcome};
+use shim_protocol::monitor::{Call, Create, Empty, Exec, FailureKind, Hello, OomSource, Outcome};
 
 use crate::Test;
 use crate::harness::{Shim, command, eventually, is_gone, kill, pid_in, script};
@@ -45,7 +45,90 @@ pub(crate) const TESTS: &[Test] = &[
     ("life_strangers_and_nonsense_are_refused", nonsense),
     ("life_a_terminal_s_output_is_logged", terminal),
     ("life_standard_input_stays_open_only_when_asked", stdin),
+    ("life_silence_of_a_process_that_dies_is_no_start", vanishes),
+    ("life_a_second_start_joins_the_first", joined_start),
+    ("life_destroy_does_not_wait_for_a_start", destroy_starting),
+    ("life_a_kill_for_memory_is_why_nothing_was_made", starved),
 ];
+
+fn vanishes() {
+    let mut shim = Shim::created(command(&["@vanish"]));
+    let failure = shim.daemon.start().unwrap_err();
+    assert_eq!(failure.kind(), FailureKind::State);
+    assert!(failure.message.contains("status 5"), "{failure:?}");
+    let exit = shim.daemon.exit();
+    assert_eq!((exit.code, exit.started_at), (5, 0));
+    shim.ended();
+    let mut shim = Shim::running(script("sleep 100"));
+    let id = shim
+        .daemon
+        .send_exec("e", &["@vanish"], Exec::default(), &[]);
+    match shim.daemon.answer(id).0 {
+        Outcome::Failure(failure) => {
+            assert_eq!(failure.kind(), FailureKind::State);
+            assert!(
+                failure.message.contains("before it was executed"),
+                "{failure:?}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    shim.daemon.done(Call::Destroy(Empty {}));
+}
+
+fn joined_start() {
+    let mut shim = Shim::created(command(&["@stop", "/bin/sh", "-c", "exit 3"]));
+    let pid = Pid::from_raw(shim.daemon.hello().init.unwrap().pid).unwrap();
+    let first = shim.daemon.send(Call::Start(Empty {}), &[]);
+    let mut other = shim.connect();
+    eventually("a start under way", || other.hello().starting);
+    let second = other.send(Call::Start(Empty {}), &[]);
+    // Requests of one connection come in order.
+    assert!(other.hello().starting);
+    eventually("a stopped process", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.contains(") T ")
+    });
+    kill(pid, Signal::CONT);
+    for (daemon, id) in [(&mut shim.daemon, first), (&mut other, second)] {
+        let answer = daemon.answer(id).0;
+        assert!(matches!(answer, Outcome::Running(_)), "{answer:?}");
+    }
+    assert_eq!(shim.daemon.exit().code, 3);
+}
+
+fn destroy_starting() {
+    let mut shim = Shim::created(command(&["@stop", "/bin/true"]));
+    let start = shim.daemon.send(Call::Start(Empty {}), &[]);
+    let mut other = shim.connect();
+    eventually("a start under way", || other.hello().starting);
+    let begun = Instant::now();
+    other.done(Call::Destroy(Empty {}));
+    assert!(begun.elapsed().as_secs() < 3);
+    match shim.daemon.answer(start).0 {
+        Outcome::Failure(failure) => assert_eq!(failure.kind(), FailureKind::State),
+        other => panic!("{other:?}"),
+    }
+    shim.ended();
+}
+
+fn starved() {
+    let counters = tempfile::tempdir().unwrap();
+    fs::write(counters.path().join("memory.oom_control"), "oom_kill 1\n").unwrap();
+    fs::write(counters.path().join("memory.limit_in_bytes"), "65536\n").unwrap();
+    let mut wish = command(&["@die"]);
+    wish.create.oom = Some(OomSource {
+        v1_dir: counters.path().to_str().unwrap().to_owned(),
+        ..OomSource::default()
+    });
+    let (_shim, started) = Shim::try_create(wish);
+    let failure = started.unwrap_err();
+    assert_eq!(failure.kind(), FailureKind::Memory);
+    assert!(
+        failure.message.contains("memory limit of 65536 bytes"),
+        "{failure:?}"
+    );
+}
 
 fn runs() {
     let mut shim = Shim::created(script("echo out; echo err >&2; printf tail; exit 7"));

@@ -1,11 +1,13 @@
 //! The log file under load, rotation and trouble.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal};
+use shim_protocol::Fd;
 use shim_protocol::monitor::{Call, Empty, Outcome};
 
 use crate::Test;
@@ -96,11 +98,23 @@ fn reopen_fails() {
     fs::remove_file(&path).unwrap();
     shim.daemon.done(Call::ReopenLog(Empty {}));
     eventually("output", || !fs::read(&path).unwrap().is_empty());
+    let dir = logs.path().to_path_buf();
     logs.close().unwrap();
     match shim.daemon.call(Call::ReopenLog(Empty {}), &[]).0 {
         Outcome::Failure(_) => {}
         other => panic!("{other:?}"),
     }
+    // Made again, it is another directory of the same name: the daemon hands it over.
+    fs::create_dir(&dir).unwrap();
+    let again = fs::File::open(&dir).unwrap();
+    let fds = [(Fd::LogDir, again.as_fd())];
+    match shim.daemon.call(Call::ReopenLog(Empty {}), &fds).0 {
+        Outcome::Done(_) => {}
+        other => panic!("{other:?}"),
+    }
+    eventually("output", || !fs::read(&path).unwrap().is_empty());
+    shim.daemon.done(Call::ReopenLog(Empty {}));
+    fs::remove_dir_all(&dir).unwrap();
     shim.daemon.done(Call::Destroy(Empty {}));
     assert_eq!(shim.daemon.exit().code, 137);
 }

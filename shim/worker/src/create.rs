@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::init::{Console, Init};
 use crate::message::{Fds, Made};
 use crate::process::{self, Plan};
-use crate::{cgroup, inside, mounts, path, sys};
+use crate::{cgroup, inside, memory, mounts, path, sys};
 
 /// Makes a container. Whatever fails, nothing of it is left.
 pub(crate) fn create(
@@ -75,9 +75,10 @@ pub(crate) fn create(
         init,
     };
     let pid = match joins.v2() {
-        Some(leaf) => inside::create(engine, job, leaf.as_fd(), |e| joins.refused(e))?,
-        None => engine.create(job)?,
-    };
+        Some(leaf) => inside::create(engine, job, leaf.as_fd(), |e| joins.refused(e)),
+        None => engine.create(job),
+    }
+    .map_err(|e| memory::explain(&cgroup.leaves, e))?;
     match finish(request, pid, proc.as_fd(), ours) {
         Ok(container) => {
             made.keep();

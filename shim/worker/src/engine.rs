@@ -13,7 +13,7 @@ use libcontainer::workload::{
 };
 
 use crate::error::{Context, Error, Result};
-use crate::init::Init;
+use crate::init::{Init, Ready};
 use crate::report::Report;
 
 /// What an engine is to make.
@@ -31,7 +31,7 @@ pub(crate) struct Job<'a> {
     pub(crate) init: Init,
 }
 
-/// Makes a container in which init has prepared everything and waits for its start byte.
+/// Makes a container in which init has prepared everything, is confined, and waits for its start byte.
 pub(crate) trait Engine {
     /// Returns init's pid. Init is a child of this process's parent.
     fn create(&self, job: Job<'_>) -> Result<i32>;
@@ -44,8 +44,8 @@ pub(crate) struct Libcontainer;
 impl Engine for Libcontainer {
     fn create(&self, job: Job<'_>) -> Result<i32> {
         let report = Report::install()?;
-        let writer = report.writer()?;
-        let executor = Run(Rc::new(job.init.with_report(writer)));
+        let (ready, told) = Ready::new()?;
+        let executor = Run(Rc::new(job.init.with_report(report.writer()?, told)));
         let [stdin, stdout, stderr] = job.standard;
         let made = ContainerBuilder::new(job.id.to_owned(), SyscallType::default())
             .validate_id()
@@ -65,18 +65,19 @@ impl Engine for Libcontainer {
         };
         let pid = container.pid().map(libcontainer_pid);
         // From here on it waits in our executor, on our pipe, not on libcontainer's socket.
-        match (container.start(), pid) {
-            (Ok(()), Some(pid)) => Ok(pid),
-            (started, pid) => {
-                if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-                    let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                }
-                let general = started
-                    .err()
-                    .map_or_else(|| "no pid".to_owned(), |e| chain(&e));
-                Err(Error::internal(report.explain(&general)))
-            }
+        let general = match (container.start(), pid) {
+            (Ok(()), Some(pid)) => match ready.wait(pid) {
+                Ok(true) => return Ok(pid),
+                Ok(false) => "init has ended while it gave up its privileges".to_owned(),
+                Err(e) => e.to_string(),
+            },
+            (Ok(()), None) => "no pid".to_owned(),
+            (Err(e), _) => chain(&e),
+        };
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+        Err(Error::internal(report.explain(&general)))
     }
 }
 

@@ -31,6 +31,14 @@ impl Error {
         }
     }
 
+    /// The kernel killed what was to be made.
+    pub(crate) fn memory(message: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Memory,
+            message: message.into(),
+        }
+    }
+
     /// Anything else.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self {

@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use shim_protocol::{Fd, worker};
 
 use crate::cgroup::{self, Joins};
+use crate::credentials::{self, Keep};
 use crate::engine;
 use crate::error::{Context, Error, Result};
 use crate::init::fail;
@@ -32,12 +33,16 @@ const NAMESPACES: [(&str, i32); 8] = [
 struct Child<'a> {
     plan: &'a Plan,
     proc: BorrowedFd<'a>,
-    init: BorrowedFd<'a>,
     error: BorrowedFd<'a>,
     terminal: Option<&'a Terminal>,
     standard: [OwnedFd; 3],
     user_namespace: bool,
-    cgroup_namespace: bool,
+    /// To be entered by the new process only.
+    late: Option<OwnedFd>,
+    /// What this process has kept for the new one; absent until it has become who that is to be.
+    kept: Option<Keep>,
+    /// The user has to enter its directory itself.
+    chdir_again: bool,
 }
 
 /// Starts a process in a container, as a child of this process's parent.
@@ -68,26 +73,34 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
     }
     let (own, joins) = cgroups(request)?;
 
-    // From here on the container's files, users and processes are all around; only descriptors are ours.
-    let cgroup_namespace = flags & libc::CLONE_NEWCGROUP != 0;
     // The cgroup namespace comes last, in the child: under nsdelegate a process inside it may not be
-    // cloned into a cgroup from outside.
-    enter(init.as_fd(), flags & !libc::CLONE_NEWCGROUP)?;
+    // cloned into a v2 cgroup from outside.
+    let late = match joins.v2() {
+        Some(_) => flags & libc::CLONE_NEWCGROUP,
+        None => 0,
+    };
+    let late_file = (late != 0)
+        .then(|| open_namespace(proc.as_fd(), request.init, "cgroup"))
+        .transpose()?;
+    // From here on the container's files, users and processes are all around; only descriptors are ours.
+    enter(init.as_fd(), flags & !late)?;
     let terminal = process
         .terminal
         .then(|| Terminal::open(plan.uid, process.rows, process.columns))
         .transpose()?;
-    let child = Child {
+    let mut child = Child {
         plan: &plan,
         proc: proc.as_fd(),
-        init: init.as_fd(),
         error: error.as_fd(),
         terminal: terminal.as_ref(),
         standard,
         user_namespace: flags & libc::CLONE_NEWUSER != 0,
-        cgroup_namespace,
+        late: late_file,
+        kept: None,
+        chdir_again: false,
     };
-    let (pid, pidfd) = start(&child, &joins)?;
+    child.become_user(joins.v2().is_some())?;
+    let (pid, pidfd) = start(&mut child, &joins)?;
     own.keep();
     // Gone already and reaped is no failure of the exec.
     let start_time = process::start_time(proc.as_fd(), pid).unwrap_or_default();
@@ -163,7 +176,14 @@ fn enter(init: BorrowedFd<'_>, flags: i32) -> Result<()> {
         .context(|| "enter the container's namespaces".to_owned())
 }
 
-fn start(child: &Child<'_>, joins: &Joins) -> Result<(i32, OwnedFd)> {
+/// The file of one of the container's namespaces.
+fn open_namespace(proc: BorrowedFd<'_>, init: i32, name: &str) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(proc, format!("{init}/ns/{name}"), flags, Mode::empty())
+        .context(|| format!("open the container's {name} namespace"))
+}
+
+fn start(child: &mut Child<'_>, joins: &Joins) -> Result<(i32, OwnedFd)> {
     let parent = u64::from(libc::CLONE_PARENT.cast_unsigned());
     let cloned = sys::clone_process(parent, joins.v2().map(AsFd::as_fd));
     match cloned.map_err(|e| joins.refused(&e))? {
@@ -176,36 +196,77 @@ fn start(child: &Child<'_>, joins: &Joins) -> Result<(i32, OwnedFd)> {
 }
 
 impl Child<'_> {
+    /// In the worker, which nobody in the container sees: what is cloned there is then seen with no more than it is
+    /// to have. A user namespace's users are not ours to become; in it, root is nobody on the host.
+    ///
+    /// What fails from here on is undone by the monitor: the exec's cgroup may not be this user's to remove.
+    fn become_user(&mut self, cloned_into_cgroup: bool) -> Result<()> {
+        if self.user_namespace {
+            return Ok(());
+        }
+        // It is inherited; a process that is not privileged may get another one than it asks for.
+        self.plan.label(self.proc)?;
+        self.enter_place()?;
+        let keep = Keep {
+            admin: self.late.is_some(),
+            files: cloned_into_cgroup,
+        };
+        self.plan.confine(keep)?;
+        self.kept = Some(keep);
+        Ok(())
+    }
+
+    /// Streams and working directory, as the container's root.
+    fn enter_place(&mut self) -> Result<()> {
+        if self.terminal.is_none() {
+            for (fd, at) in self.standard.iter().zip(0..) {
+                sys::replace_standard(fd.as_fd(), at)
+                    .context(|| format!("put a stream on descriptor {at}"))?;
+            }
+            self.plan.own_standard()?;
+        }
+        self.chdir_again = self.plan.enter_cwd(false)?;
+        Ok(())
+    }
+
     /// In the new process; returns only on failure.
-    fn become_process(&self) -> Error {
+    fn become_process(&mut self) -> Error {
         match self.settle() {
-            Ok(again) => self.plan.execute(again, self.error),
+            Ok(()) => self.plan.execute(),
             Err(e) => e,
         }
     }
 
-    fn settle(&self) -> Result<bool> {
+    fn settle(&mut self) -> Result<()> {
         rustix::process::setsid().context(|| "start a session".to_owned())?;
-        if self.cgroup_namespace {
-            enter(self.init, libc::CLONE_NEWCGROUP)?;
+        if let Some(namespace) = &self.late {
+            let flag = u64::from(libc::CLONE_NEWCGROUP.cast_unsigned());
+            sys::enter_namespaces(namespace, flag)
+                .context(|| "enter the container's cgroup namespace".to_owned())?;
         }
-        if self.user_namespace {
+        if self.kept.is_none() {
             // The namespace's own root, so that files made from here on are its.
             nix::unistd::setgroups(&[]).context(|| "clear groups".to_owned())?;
-            process::change_ids(0, 0)?;
+            credentials::change_ids(0, 0)?;
+            self.plan.label(self.proc)?;
+            self.enter_place()?;
         }
-        match self.terminal {
-            Some(terminal) => terminal.take()?,
-            None => {
-                for (fd, at) in self.standard.iter().zip(0..) {
-                    sys::replace_standard(fd.as_fd(), at)
-                        .context(|| format!("put a stream on descriptor {at}"))?;
-                }
-                self.plan.own_standard()?;
-            }
+        if let Some(terminal) = self.terminal {
+            terminal.take()?;
         }
-        let again = self.plan.enter_cwd(false)?;
-        self.plan.label(self.proc)?;
-        Ok(again)
+        self.plan.reset()?;
+        // Not only closed by execve: while that resolves its path, `/proc/self/fd/N/..` of the image would lead
+        // to the host through any directory that is still open here (CVE-2024-21626).
+        sys::close_others(self.error).context(|| "close descriptors".to_owned())?;
+        match self.kept {
+            None => self.plan.confine(Keep::default())?,
+            Some(keep) if keep.files => self.plan.own_files()?,
+            Some(_) => {}
+        }
+        if self.chdir_again {
+            self.plan.enter_cwd_again()?;
+        }
+        process::die_with_monitor(self.error)?;
+        self.plan.seal()
     }
 }

@@ -3,10 +3,14 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shim_protocol::{frame, worker};
 
-use crate::error::{Context, Result};
-use crate::process::Plan;
+use crate::credentials::Keep;
+use crate::error::{Context, Error, Result, reason};
+use crate::process::{self, Plan};
 use crate::terminal::Terminal;
 use crate::{mounts, report, sys};
 
@@ -24,7 +28,48 @@ pub(crate) struct Init {
     /// Absent: the engine's own private mounts need no fix.
     pub(crate) propagation: Option<Vec<worker::Propagation>>,
     report: Option<OwnedFd>,
+    ready: Option<OwnedFd>,
     chdir_again: Cell<bool>,
+}
+
+/// What stays open while init waits; the last two only until it is confined.
+struct Kept {
+    start: OwnedFd,
+    error: OwnedFd,
+    ready: OwnedFd,
+    report: OwnedFd,
+}
+
+/// The worker's end of a pipe by which init says that it is confined: it takes a byte out of it. Reading is
+/// what it has to be able to do anyway, where writing or closing may be refused by the filter in force.
+#[derive(Debug)]
+pub(crate) struct Ready(OwnedFd);
+
+impl Ready {
+    /// A full pipe: ours, and init's end.
+    pub(crate) fn new() -> Result<(Self, OwnedFd)> {
+        let full = || -> rustix::io::Result<_> {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+            // One page is the least, and one byte takes it.
+            fcntl_setpipe_size(&write, 1)?;
+            rustix::io::write(&write, b"r")?;
+            Ok((Self(write), read))
+        };
+        full().context(|| "make a pipe".to_owned())
+    }
+
+    /// Waits for init. False when it has ended before.
+    pub(crate) fn wait(&self, init: i32) -> Result<bool> {
+        let what = || "wait for the container's init".to_owned();
+        let init = Pid::from_raw(init).ok_or_else(|| Error::internal("init has no pid"))?;
+        let init = pidfd_open(init, PidfdFlags::empty()).context(what)?;
+        let mut fds = [
+            PollFd::new(&self.0, PollFlags::OUT),
+            PollFd::new(&init, PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None)).context(what)?;
+        Ok(fds[0].revents().contains(PollFlags::OUT))
+    }
 }
 
 /// A wanted terminal, and the socket on which its master side goes to the worker.
@@ -46,13 +91,15 @@ impl Init {
             console: None,
             propagation: None,
             report: None,
+            ready: None,
             chdir_again: Cell::new(false),
         }
     }
 
-    /// Says failures of [`Init::prepare`] there.
-    pub(crate) fn with_report(mut self, report: OwnedFd) -> Self {
+    /// Says failures before "created" in `report`, and by `ready` that there were none.
+    pub(crate) fn with_report(mut self, report: OwnedFd, ready: OwnedFd) -> Self {
         self.report = Some(report);
+        self.ready = Some(ready);
         self
     }
 
@@ -67,7 +114,7 @@ impl Init {
     }
 
     fn prepared(&self) -> Result<()> {
-        // Until execute() sets it for good: a monitor that dies in between takes this process along.
+        // Until it is set for good: a monitor that dies in between takes this process along.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .context(|| "set the parent death signal".to_owned())?;
         match &self.console {
@@ -89,39 +136,83 @@ impl Init {
         terminal.take()
     }
 
-    /// Waits for the start byte and becomes the container's process.
+    /// Gives up what the container does not have, waits for the start byte and becomes the container's process.
     pub(crate) fn run(&self) -> ! {
-        let (start, error) = match self.close_others() {
+        let kept = match self.close_others() {
             Ok(kept) => kept,
-            Err(e) => fail(self.error.as_fd(), &e.to_string()),
+            Err(e) => self.fail_create(self.report.as_ref(), &e),
         };
-        let mut byte = [0];
-        loop {
-            match rustix::io::read(&start, &mut byte) {
-                Ok(1) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                // The monitor is gone or has changed its mind: nobody is there to be told.
-                _ => sys::exit_now(NOT_EXECUTED),
-            }
+        if let Err(e) = self.confine(&kept) {
+            self.fail_create(Some(&kept.report), &e);
         }
-        let failure = self.plan.execute(self.chdir_again.get(), error.as_fd());
-        fail(error.as_fd(), &failure.to_string())
+        // A filter may refuse it: they are closed by execve then.
+        drop((kept.ready, kept.report));
+        let error = kept.error.as_fd();
+        let mut byte = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&kept.start, &mut byte)) {
+            Ok(1) => {}
+            // The monitor is gone or has changed its mind: nobody is there to be told.
+            Ok(_) => sys::exit_now(NOT_EXECUTED),
+            Err(e) => fail(error, &format!("wait for the start: {}", reason(&e.into()))),
+        }
+        if !self.plan.filter_first() && process::hung_up(error) {
+            sys::exit_now(255);
+        }
+        fail(error, &self.plan.execute().to_string())
     }
 
-    /// Keeps only the standard streams, the start pipe and the error pipe: a created container may wait
-    /// for a long time, and what it has open is the host's.
-    fn close_others(&self) -> Result<(OwnedFd, OwnedFd)> {
-        let away = |fd: &OwnedFd| {
-            rustix::io::fcntl_dupfd_cloexec(fd, 16).context(|| "duplicate a descriptor".to_owned())
+    /// Whoever waits in the container's namespaces, which others of the pod may share, is no more than its
+    /// program will be.
+    fn confine(&self, kept: &Kept) -> Result<()> {
+        self.plan.reset()?;
+        self.plan.confine(Keep::default())?;
+        if self.chdir_again.get() {
+            self.plan.enter_cwd_again()?;
+        }
+        process::die_with_monitor(kept.error.as_fd())?;
+        self.plan.seal()?;
+        match rustix::io::retry_on_intr(|| rustix::io::read(&kept.ready, &mut [0])) {
+            Ok(_) => Ok(()),
+            // Nothing else can make a read of this pipe fail, and reading is how the start is waited for.
+            Err(e) => Err(Error::invalid(format!(
+                "the seccomp profile refuses read(2) ({}), by which a container waits for its start unless it has \
+                 no_new_privs: allow read, or set no_new_privs (allowPrivilegeEscalation: false)",
+                reason(&e.into())
+            ))),
+        }
+    }
+
+    fn fail_create(&self, report: Option<&OwnedFd>, error: &Error) -> ! {
+        if let Some(report) = report {
+            report::say(report, &error.to_string());
+        }
+        sys::exit_now(NOT_EXECUTED)
+    }
+
+    /// Keeps only the standard streams, the start pipe and the error pipe, and until it is confined what says so:
+    /// a created container may wait for a long time, and what it has open is the host's.
+    fn close_others(&self) -> Result<Kept> {
+        let (Some(ready), Some(report)) = (&self.ready, &self.report) else {
+            return Err(Error::internal("init has nowhere to report to"));
         };
-        let (start, error) = (away(&self.start)?, away(&self.error)?);
-        let place = |fd: &OwnedFd, at| {
-            sys::duplicate_at(fd.as_fd(), at).context(|| "duplicate a descriptor".to_owned())
+        let what = || "duplicate a descriptor".to_owned();
+        let away = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).context(what);
+        let copies = [
+            away(&self.start)?,
+            away(&self.error)?,
+            away(ready)?,
+            away(report)?,
+        ];
+        let place = |fd: &OwnedFd, at| sys::duplicate_at(fd.as_fd(), at).context(what);
+        let kept = Kept {
+            start: place(&copies[0], 3)?,
+            error: place(&copies[1], 4)?,
+            ready: place(&copies[2], 5)?,
+            report: place(&copies[3], 6)?,
         };
-        let kept = (place(&start, 3)?, place(&error, 4)?);
-        sys::close_from(5).context(|| "close descriptors".to_owned())?;
+        sys::close_from(7).context(|| "close descriptors".to_owned())?;
         // They are closed; closing their numbers again would be an error.
-        std::mem::forget((start, error));
+        std::mem::forget(copies);
         Ok(kept)
     }
 }

@@ -39,11 +39,7 @@ pub(crate) fn create(
     let mut end = [PollFd::new(&pidfd, PollFlags::IN)];
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut end, None))
         .context(|| "wait for the engine".to_owned())?;
-    let lost = || {
-        Error::internal(
-            "the engine was killed in the container's cgroup; its memory limit may be too small",
-        )
-    };
+    let lost = || Error::internal("the engine was killed in the container's cgroup");
     let answer = answer.ok_or_else(lost)?;
     let reply = Reply::decode(answer.message.as_slice())
         .map_err(|e| Error::internal(format!("answer of the engine: {e}")))?;

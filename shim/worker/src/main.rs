@@ -12,6 +12,7 @@ use shim_protocol::worker::{Call, Namespaces, Outcome};
 
 mod cgroup;
 mod create;
+mod credentials;
 mod devices;
 mod engine;
 mod error;
@@ -19,6 +20,7 @@ mod exec;
 mod init;
 mod inside;
 mod lsm;
+mod memory;
 mod message;
 mod mounts;
 mod path;
@@ -45,7 +47,7 @@ fn main() -> ExitCode {
 
 fn serve() -> Result<()> {
     sys::clear_environment();
-    process::not_dumpable()?;
+    credentials::not_dumpable()?;
     rustix::thread::set_name(c"berth-worker").context(|| "set the name".to_owned())?;
     let socket = take_socket()?;
     let socket = socket.as_fd();

@@ -7,11 +7,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use caps::{CapSet, Capability, CapsHashSet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use shim_protocol::worker;
 
+use crate::credentials::{Credentials, Keep};
 use crate::error::{Context, Error, Result, reason};
 use crate::{lsm, path, sys};
 
@@ -29,23 +29,11 @@ pub(crate) struct Plan {
     candidates: Vec<CString>,
     pub(crate) cwd: Vec<u8>,
     pub(crate) uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-    capabilities: Sets,
-    no_new_privs: bool,
+    credentials: Credentials,
     umask: u32,
     seccomp: Option<Vec<u8>>,
     rlimits: Vec<worker::Rlimit>,
     label: lsm::Label,
-}
-
-#[derive(Debug)]
-struct Sets {
-    bounding: CapsHashSet,
-    effective: CapsHashSet,
-    permitted: CapsHashSet,
-    inheritable: CapsHashSet,
-    ambient: CapsHashSet,
 }
 
 impl Plan {
@@ -74,10 +62,7 @@ impl Plan {
                 process.cwd.clone()
             },
             uid: process.uid,
-            gid: process.gid,
-            groups: process.groups.clone(),
-            capabilities: Sets::new(&process.capabilities.unwrap_or_default())?,
-            no_new_privs: process.no_new_privs,
+            credentials: Credentials::new(process)?,
             umask: process.umask.unwrap_or(0o022),
             seccomp: seccomp.map(read_seccomp).transpose()?,
             rlimits,
@@ -106,7 +91,7 @@ impl Plan {
     }
 
     /// As [`Plan::enter_cwd`], as the user. Bound to the root like there, whatever links the path has.
-    fn enter_cwd_again(&self) -> Result<()> {
+    pub(crate) fn enter_cwd_again(&self) -> Result<()> {
         path::open_directory(container_root()?.as_fd(), &self.cwd)
             .and_then(|d| rustix::process::fchdir(d).map_err(io::Error::from))
             .map_err(|e| self.no_cwd(&e))
@@ -145,24 +130,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Takes the last steps and executes; returns only on failure. `error_pipe` also shows whether the
-    /// monitor lives: its read end is gone when the monitor is.
-    pub(crate) fn execute(&self, chdir_again: bool, error_pipe: BorrowedFd<'_>) -> Error {
-        match self.confine(chdir_again, error_pipe) {
-            Ok(()) => self.execve(),
-            Err(e) => e,
-        }
-    }
-
-    /// As [`Plan::execute`], with the program given as a file (pause).
-    pub(crate) fn execute_file(&self, file: BorrowedFd<'_>, name: &CStr) -> Error {
-        match self.credentials(None).and_then(|()| self.seal()) {
-            Ok(()) => Error::internal(format!("exec: {}", reason(&sys::execute_file(file, name)))),
-            Err(e) => e,
-        }
-    }
-
-    fn confine(&self, chdir_again: bool, error_pipe: BorrowedFd<'_>) -> Result<()> {
+    /// What is the same whoever the process will be: signals, attributes, umask, resource limits.
+    pub(crate) fn reset(&self) -> Result<()> {
         sys::reset_signals(0).context(|| "reset signals".to_owned())?;
         sys::reset_attributes();
         rustix::process::umask(Mode::from_raw_mode(self.umask));
@@ -174,63 +143,63 @@ impl Plan {
                 )
             })?;
         }
-        // Not only closed by execve: while that resolves its path, `/proc/self/fd/N/..` of the image would lead
-        // to the host through any directory that is still open here (CVE-2024-21626).
-        sys::close_others(error_pipe).context(|| "close descriptors".to_owned())?;
-        self.credentials(chdir_again.then_some(()))?;
-        die_with_monitor(error_pipe)?;
-        self.seal()
+        Ok(())
     }
 
-    /// Ids and the capability sets that may change before the filter is loaded.
-    fn credentials(&self, chdir_again: Option<()>) -> Result<()> {
-        let sets = &self.capabilities;
-        // Else the keys of whoever started the daemon are in the container's possession.
-        sys::new_session_keyring().context(|| "make a session keyring".to_owned())?;
-        drop_bounding(&sets.bounding)?;
-        let groups: Vec<nix::unistd::Gid> = self
-            .groups
-            .iter()
-            .copied()
-            .map(nix::unistd::Gid::from_raw)
-            .collect();
-        nix::unistd::setgroups(&groups).context(|| "set supplementary groups".to_owned())?;
-        rustix::thread::set_keep_capabilities(true).context(|| "keep capabilities".to_owned())?;
-        change_ids(self.uid, self.gid)?;
-        if chdir_again.is_some() {
-            self.enter_cwd_again()?;
-        }
-        // A change from root to another user empties the effective set; loading a filter needs it.
-        let held = caps::read(None, CapSet::Permitted).map_err(|e| capability("read", &e))?;
-        caps::set(None, CapSet::Effective, &held).map_err(|e| capability("raise", &e))?;
-        caps::set(None, CapSet::Inheritable, &sets.inheritable)
-            .map_err(|e| capability("set the inheritable", &e))?;
-        rustix::thread::clear_ambient_capability_set()
-            .context(|| "clear ambient capabilities".to_owned())?;
-        for cap in &sets.ambient {
-            caps::raise(None, CapSet::Ambient, *cap)
-                .map_err(|e| capability("set the ambient", &e))?;
-        }
-        missing(&held, &sets.permitted)
+    /// Becomes the user, with the capabilities it is to have and what is to be kept until [`Plan::seal`].
+    pub(crate) fn confine(&self, keep: Keep) -> Result<()> {
+        self.credentials.take(Keep {
+            admin: keep.admin || self.filter_first(),
+            ..keep
+        })
     }
 
-    /// Loads the filter and gives up the capabilities. A filter without `no_new_privs` needs
-    /// CAP_SYS_ADMIN, so it comes first there; elsewhere it comes last, and needs to allow only execve.
-    fn seal(&self) -> Result<()> {
-        if self.no_new_privs {
-            rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".to_owned())?;
-        } else {
+    /// The user's files from here on, where root's were kept.
+    pub(crate) fn own_files(&self) -> Result<()> {
+        self.credentials.own_files()
+    }
+
+    /// The last of what is privileged: a filter without `no_new_privs` needs CAP_SYS_ADMIN, which goes
+    /// then. From here on the process has nothing that its program will not have, and little but reading
+    /// and execve(2) may be allowed.
+    pub(crate) fn seal(&self) -> Result<()> {
+        if self.filter_first() {
             self.filter()?;
         }
-        let sets = &self.capabilities;
-        caps::set(None, CapSet::Effective, &sets.effective)
-            .map_err(|e| capability("set the effective", &e))?;
-        caps::set(None, CapSet::Permitted, &sets.permitted)
-            .map_err(|e| capability("set the permitted", &e))?;
-        if self.no_new_privs {
-            self.filter()
-        } else {
+        self.credentials.give_up()
+    }
+
+    /// Executes; returns only on failure. A filter that needs no privilege is loaded here, so that it has to
+    /// allow nothing but that.
+    pub(crate) fn execute(&self) -> Error {
+        match self.late_filter() {
+            Ok(()) => self.execve(),
+            Err(e) => e,
+        }
+    }
+
+    /// All steps, with the program given as a file (pause).
+    pub(crate) fn execute_file(&self, file: BorrowedFd<'_>, name: &CStr) -> Error {
+        let confined = self
+            .confine(Keep::default())
+            .and_then(|()| self.seal())
+            .and_then(|()| self.late_filter());
+        match confined {
+            Ok(()) => Error::internal(format!("exec: {}", reason(&sys::execute_file(file, name)))),
+            Err(e) => e,
+        }
+    }
+
+    /// Whether [`Plan::seal`] loads a filter.
+    pub(crate) fn filter_first(&self) -> bool {
+        self.seccomp.is_some() && !self.credentials.no_new_privs
+    }
+
+    fn late_filter(&self) -> Result<()> {
+        if self.filter_first() {
             Ok(())
+        } else {
+            self.filter()
         }
     }
 
@@ -267,91 +236,15 @@ impl Plan {
     }
 }
 
-impl Sets {
-    fn new(masks: &worker::Capabilities) -> Result<Self> {
-        let set = |mask: u64, name: &str| -> Result<CapsHashSet> {
-            let all = caps::all();
-            let known = all.iter().fold(0, |known, cap| known | cap.bitmask());
-            if mask & !known != 0 {
-                return Err(Error::invalid(format!(
-                    "the {name} capability set has unknown bits ({:#x})",
-                    mask & !known
-                )));
-            }
-            Ok(all
-                .into_iter()
-                .filter(|cap| mask & cap.bitmask() != 0)
-                .collect())
-        };
-        Ok(Self {
-            bounding: set(masks.bounding, "bounding")?,
-            effective: set(masks.effective, "effective")?,
-            permitted: set(masks.permitted, "permitted")?,
-            inheritable: set(masks.inheritable, "inheritable")?,
-            ambient: set(masks.ambient, "ambient")?,
-        })
-    }
-}
-
-/// Changes the user and group ids. Each change makes the process dumpable or not by a host setting
-/// (`fs.suid_dumpable`, proc(5)), and until execve it must not be.
-pub(crate) fn change_ids(uid: u32, gid: u32) -> Result<()> {
-    let (user, group) = (
-        nix::unistd::Uid::from_raw(uid),
-        nix::unistd::Gid::from_raw(gid),
-    );
-    nix::unistd::setresgid(group, group, group).context(|| format!("change to gid {gid}"))?;
-    not_dumpable()?;
-    nix::unistd::setresuid(user, user, user).context(|| format!("change to uid {uid}"))?;
-    not_dumpable()
-}
-
-/// Until execve, nobody in the container may look into a process of ours.
-pub(crate) fn not_dumpable() -> Result<()> {
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .context(|| "make the process non-dumpable".to_owned())
-}
-
 fn container_root() -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open("/", flags, Mode::empty()).context(|| "open the container's root".to_owned())
 }
 
-fn drop_bounding(keep: &CapsHashSet) -> Result<()> {
-    let mut present = CapsHashSet::new();
-    for cap in caps::all() {
-        // An error is a capability that this kernel does not know.
-        if caps::has_cap(None, CapSet::Bounding, cap).unwrap_or(false) {
-            present.insert(cap);
-        }
-    }
-    missing(&present, keep)?;
-    for cap in present.difference(keep) {
-        caps::drop(None, CapSet::Bounding, *cap).map_err(|e| capability("drop a bounding", &e))?;
-    }
-    Ok(())
-}
-
-fn missing(held: &CapsHashSet, wanted: &CapsHashSet) -> Result<()> {
-    let mut missing: Vec<Capability> = wanted.difference(held).copied().collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    missing.sort_by_key(|cap| cap.index());
-    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    Err(Error::invalid(format!(
-        "cannot give capabilities that this machine does not give berth: {}",
-        names.join(", ")
-    )))
-}
-
-fn capability(what: &str, error: &caps::errors::CapsError) -> Error {
-    Error::internal(format!("{what} capability set: {error}"))
-}
-
 /// Dies with the monitor from here on. Set after the last change of ids, which would clear it
-/// (prctl(2)), and only then is it sure that a monitor which has died before is noticed.
-fn die_with_monitor(error_pipe: BorrowedFd<'_>) -> Result<()> {
+/// (prctl(2)), and only then is it sure that a monitor which has died before is noticed: the read end of
+/// the error pipe is gone when the monitor is.
+pub(crate) fn die_with_monitor(error_pipe: BorrowedFd<'_>) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context(|| "set the parent death signal".to_owned())?;
     if hung_up(error_pipe) {
@@ -361,7 +254,7 @@ fn die_with_monitor(error_pipe: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Whether the other end of a pipe is gone.
-fn hung_up(pipe: BorrowedFd<'_>) -> bool {
+pub(crate) fn hung_up(pipe: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&pipe, PollFlags::empty())];
     let now = Timespec {
         tv_sec: 0,
@@ -372,7 +265,7 @@ fn hung_up(pipe: BorrowedFd<'_>) -> bool {
 }
 
 /// Raises hard limits that only the host's root may raise, before a user namespace is entered.
-/// The exact values follow in [`Plan::execute`], so that they cannot hinder the worker's own steps.
+/// The exact values follow in [`Plan::reset`], so that they cannot hinder the worker's own steps.
 pub(crate) fn raise_hard_limits(limits: &[worker::Rlimit]) -> Result<()> {
     for limit in limits {
         if limit.soft > limit.hard {

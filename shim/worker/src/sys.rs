@@ -18,9 +18,72 @@ pub(crate) fn clear_environment() {
 }
 
 /// Ends the process without running any exit handler: a cloned child shares them with its parent.
+///
+/// Where a filter refuses exit_group(2) the process dies of an illegal instruction. The C library would
+/// ask for ever instead; the kernel lets nobody block or ignore a signal of that kind.
 pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: _exit has no precondition.
-    unsafe { libc::_exit(code) }
+    // SAFETY: plain integers; it returns only when a filter refuses it.
+    unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    trap()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn trap() -> ! {
+    // SAFETY: the instruction raises SIGILL and nothing runs after it.
+    unsafe { std::arch::asm!("ud2", options(noreturn, nomem, nostack)) }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn trap() -> ! {
+    // SAFETY: as above.
+    unsafe { std::arch::asm!("udf #0", options(noreturn, nomem, nostack)) }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn trap() -> ! {
+    // SAFETY: no precondition.
+    unsafe { libc::abort() }
+}
+
+/// Capability sets as masks (capabilities(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CapabilitySets {
+    pub(crate) effective: u64,
+    pub(crate) permitted: u64,
+    pub(crate) inheritable: u64,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3` (include/uapi/linux/capability.h), this thread.
+const CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
+
+/// The sets of this process.
+pub(crate) fn capabilities() -> io::Result<CapabilitySets> {
+    let mut header = CAPABILITY_HEADER;
+    let mut data = [0u32; 6];
+    // SAFETY: a header and two triples of u32, as this version of the call has them.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) })?;
+    let mask = |at: usize| u64::from(data[at]) | u64::from(data[at + 3]) << 32;
+    Ok(CapabilitySets {
+        effective: mask(0),
+        permitted: mask(1),
+        inheritable: mask(2),
+    })
+}
+
+/// Sets all three sets at once.
+pub(crate) fn set_capabilities(sets: CapabilitySets) -> io::Result<()> {
+    let mut header = CAPABILITY_HEADER;
+    let masks = [sets.effective, sets.permitted, sets.inheritable];
+    let half = |shift: u32| masks.map(|m| u32::try_from(m >> shift & 0xffff_ffff).unwrap_or(0));
+    let data = [half(0), half(32)];
+    // SAFETY: a header and two triples of u32, as this version of the call has them.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) }).map(drop)
+}
+
+/// Whose files this process's accesses are judged as (setfsuid(2), which cannot tell of a failure).
+pub(crate) fn set_file_user(uid: u32) {
+    // SAFETY: takes a number.
+    unsafe { libc::syscall(libc::SYS_setfsuid, uid) };
 }
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -349,6 +412,62 @@ mod tests {
         let [inherited, first, second] = seen.join().unwrap();
         assert!(first > 0 && second > 0, "this kernel has no keyrings");
         assert!(inherited != first && first != second);
+    }
+
+    /// With a filter that refuses to let it go, and SIGILL blocked and ignored.
+    #[test]
+    fn a_process_that_may_not_exit_dies_of_an_illegal_instruction() {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let filter = |code: u32, jt, jf, k: u32| {
+            let mut bytes = u16::try_from(code).unwrap().to_ne_bytes().to_vec();
+            bytes.extend([jt, jf]);
+            bytes.extend(k.to_ne_bytes());
+            bytes
+        };
+        let number = |call: libc::c_long| u32::try_from(call).unwrap();
+        let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        let answer = libc::BPF_RET | libc::BPF_K;
+        let program = [
+            filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            filter(jump, 1, 0, number(libc::SYS_exit_group)),
+            filter(jump, 0, 1, number(libc::SYS_exit)),
+            filter(answer, 0, 0, libc::SECCOMP_RET_ERRNO | 1),
+            filter(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ]
+        .concat();
+        match clone_process(0, None).unwrap() {
+            Cloned::Child => {
+                // SAFETY: a disposition of the child's own.
+                unsafe { libc::signal(libc::SIGILL, libc::SIG_IGN) };
+                let every = u64::MAX;
+                // SAFETY: the mask is a u64, as the size says.
+                unsafe {
+                    libc::syscall(
+                        libc::SYS_rt_sigprocmask,
+                        libc::SIG_SETMASK,
+                        &raw const every,
+                        0,
+                        8,
+                    )
+                };
+                rustix::thread::set_no_new_privs(true).unwrap();
+                load_seccomp(&program).unwrap();
+                exit_now(7)
+            }
+            Cloned::Parent(_, pidfd) => {
+                let end = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+                let end = end.unwrap().unwrap();
+                assert_eq!(end.terminating_signal(), Some(libc::SIGILL));
+            }
+        }
+    }
+
+    #[test]
+    fn capability_sets_read_back() {
+        let before = capabilities().unwrap();
+        set_capabilities(before).unwrap();
+        assert_eq!(capabilities().unwrap(), before);
+        assert_eq!(before.effective & !before.permitted, 0);
     }
 
     #[test]

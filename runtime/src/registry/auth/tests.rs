@@ -88,29 +88,6 @@ fn a_secret_is_bound_to_its_host() {
 }
 
 #[test]
-fn challenges_parse() {
-    let mut headers = HeaderMap::new();
-    let put = |headers: &mut HeaderMap, text: &str| {
-        headers.append(WWW_AUTHENTICATE, text.parse().unwrap());
-    };
-    assert_eq!(challenge(&headers), None);
-    put(&mut headers, "Negotiate");
-    assert_eq!(challenge(&headers), None);
-    put(&mut headers, "Basic realm=\"x\"");
-    assert_eq!(challenge(&headers), Some(Challenge::Basic));
-    put(
-        &mut headers,
-        "Bearer realm=\"https://a/t\",service=\"s\",scope=\"repository:x:pull\"",
-    );
-    let bearer = Bearer {
-        realm: "https://a/t".into(),
-        service: "s".into(),
-        scope: "repository:x:pull".into(),
-    };
-    assert_eq!(challenge(&headers), Some(Challenge::Bearer(bearer)));
-}
-
-#[test]
 fn fingerprints_tell_secrets_apart() {
     let basic = |u: &str, p: &str| Secret::Basic(u.into(), p.into()).fingerprint();
     assert_ne!(basic("ab", "c"), basic("a", "bc"));

@@ -183,6 +183,126 @@ fn a_certificate_that_is_none_is_named_before_anybody_is_asked() {
 }
 
 #[test]
+fn capabilities_are_named_in_any_case() {
+    for (text, resolve, pull) in [
+        ("[\"Pull\"]", false, true),
+        ("[\"PULL\", \"rEsolve\"]", true, true),
+        ("[\"Push\", \"Resolve\"]", true, false),
+        ("[\"Referrers\"]", false, false),
+        ("[]", true, true),
+    ] {
+        let text = format!("[host.\"https://m\"]\ncapabilities = {text}");
+        let host = parsed(&text, "r.io").remove(0);
+        assert_eq!((host.resolve, host.pull), (resolve, pull), "{text}");
+    }
+}
+
+#[test]
+fn a_file_is_read_as_containerd_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("r.io");
+    std::fs::create_dir(&folder).unwrap();
+    let load = |text: &str| {
+        std::fs::write(folder.join("hosts.toml"), text).unwrap();
+        let endpoints = load(dir.path(), "r.io").unwrap();
+        endpoints
+            .iter()
+            .map(|e| e.base.to_string())
+            .collect::<Vec<_>>()
+    };
+    let m = "https://m.io:5000/v2";
+    let own = "https://r.io/v2";
+    for (text, want) in [
+        (
+            "\u{feff}server = \"\"\r\n[host.\"https://m.io:5000/\"]\r\n",
+            vec![m, own],
+        ),
+        (
+            "[host.\"https://m.io:5000\"]\ndial_timeout = \"\"",
+            vec![m, own],
+        ),
+        ("host.\"m.io:5000\".capabilities = [\"Pull\"]", vec![m, own]),
+        (
+            "[host]\n\"HTTPS://M.io:5000/v2/\" = { skip_verify = true }",
+            vec![m, own],
+        ),
+        ("server = \"r.io/\"\n", vec![own]),
+        ("", vec![own]),
+    ] {
+        assert_eq!(load(text), want, "{text:?}");
+    }
+}
+
+#[test]
+fn an_empty_file_leaves_the_certificates_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("r.io");
+    std::fs::create_dir_all(folder.join("folder.crt")).unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap();
+    let both = format!("{}{}", made.cert.pem(), made.signing_key.serialize_pem());
+    std::fs::write(folder.join("hosts.toml"), "").unwrap();
+    std::fs::write(folder.join("ca.crt"), made.cert.pem()).unwrap();
+    // The key in the same file, and comments in an old encoding.
+    let text = [b"# caf\xe9\n", both.as_bytes()].concat();
+    std::fs::write(folder.join("me.cert"), text).unwrap();
+    let own = load(dir.path(), "r.io").unwrap().remove(0);
+    assert_eq!((own.tls.ca.len(), own.tls.identities.len()), (1, 1));
+}
+
+#[test]
+fn client_certificates_of_every_kind_are_read_or_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("a.pem", &format!("{key}{cert}"));
+    write("c.pem", &format!("{cert}{}", other.cert.pem()));
+    write(
+        "k.pem",
+        &format!(
+            "-----BEGIN EC PARAMETERS-----\r\nBggq\r\n-----END EC PARAMETERS-----\r\n{}",
+            key.replace('\n', "\r\n")
+        ),
+    );
+    let openssl = include_bytes!("../tests/certificates/openssl.pem");
+    std::fs::write(dir.path().join("rsa.pem"), openssl).unwrap();
+    let mixed = "client = [\"a.pem\", [\"c.pem\", \"k.pem\"], [\"a.pem\", \"\"], \"rsa.pem\"]";
+    let endpoints = parse(mixed, dir.path(), "r.io").unwrap();
+    assert_eq!(endpoints[0].tls.identities.len(), 4);
+    let locked = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
+    for (text, want) in [
+        (format!("{cert}{locked}"), "protected by a password"),
+        (
+            format!(
+                "{cert}{}",
+                key.replacen('\n', "\nProc-Type: 4,ENCRYPTED\n\n", 1)
+            ),
+            "protected by a password",
+        ),
+        (
+            format!("{cert}{}", other.signing_key.serialize_pem()),
+            "belongs to another certificate",
+        ),
+        (cert.clone(), "no private key in PEM"),
+        (key.clone(), "no certificate in PEM"),
+        (
+            format!("{cert}{}", key.replacen("MI", "M!", 1)),
+            "the private key in it is broken",
+        ),
+        (
+            format!("{}{key}", cert.replacen("MII", "M!!", 1)),
+            "a certificate in it is broken",
+        ),
+    ] {
+        write("bad.pem", &text);
+        let (path, why) = parse("client = \"bad.pem\"", dir.path(), "r.io").unwrap_err();
+        assert_eq!(path, Some(dir.path().join("bad.pem")));
+        assert!(why.contains(want), "{want}: {why}");
+    }
+}
+
+#[test]
 fn durations_are_gos() {
     assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
     assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));

@@ -23,7 +23,7 @@ async fn a_container_runs_from_create_to_exit() {
     let record = read_exit(fixture.dir.path()).unwrap().unwrap();
     assert_eq!((record.boot_id.as_str(), record.exit), ("this boot", exit));
     // All calls say that it is over; destroying it is fine.
-    assert!(monitor.start().await.is_err() && monitor.reopen_log().await.is_err());
+    assert!(monitor.start().await.is_err() && monitor.reopen_log(None).await.is_err());
     assert!(!monitor.signal(libc::SIGKILL).unwrap());
     monitor.destroy().await.unwrap();
 }
@@ -200,7 +200,7 @@ async fn a_monitor_is_found_again() {
         fixture.dir.path().join("log/1.log"),
     )
     .unwrap();
-    second.reopen_log().await.unwrap();
+    second.reopen_log(None).await.unwrap();
     assert!(fixture.lines().is_empty());
     // One that is stopped is there but does not answer.
     let pid = rustix::process::Pid::from_raw(state.monitor_pid).unwrap();
@@ -241,7 +241,7 @@ async fn a_monitor_that_hangs_is_asked_little_and_killed_in_the_end() {
     let hung = exec("b").await.unwrap_err();
     assert!(matches!(hung, Error::Hung { .. }), "{hung:?}");
     assert_eq!(hung.kind(), Kind::Unavailable);
-    assert!(monitor.reopen_log().await.is_err() && monitor.kill_exec("a").await.is_err());
+    assert!(monitor.reopen_log(None).await.is_err() && monitor.kill_exec("a").await.is_err());
     monitor.destroy().await.unwrap();
     assert!(
         began.elapsed() < Duration::from_secs(3),
@@ -368,7 +368,7 @@ async fn an_oom_kill_is_told() {
         match bench.event().await {
             MonitorEventKind::Oom(kills) => assert!(kills > 0),
             MonitorEventKind::Exited(exit) => break exit,
-            MonitorEventKind::Lost => panic!("lost"),
+            other => panic!("{other:?}"),
         }
     };
     assert!(exit.oom, "{exit:?}");

@@ -68,6 +68,7 @@ impl Case {
                 files: "/run/berth/pods/p".into(),
                 shm: "/run/berth/pods/p/shm".into(),
                 cgroup_parent: "/kubepods/burstable/pod1".into(),
+                closing: Default::default(),
             },
             spec: container_spec(),
             image: ImageConfig {

@@ -255,3 +255,26 @@ fn a_visit_ends_when_the_way_back_is_gone() {
     .unwrap();
     assert!((61..200).contains(&visits), "{visits}");
 }
+
+#[test]
+fn immutable_and_append_only_things_can_be_unlocked() {
+    use rustix::fs::IFlags;
+    let (dir, root) = temp();
+    std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+    std::fs::write(dir.path().join("a/b/file"), "").unwrap();
+    std::fs::write(dir.path().join("a/log"), "").unwrap();
+    for (name, lock) in [
+        ("a/b/file", IFlags::IMMUTABLE),
+        ("a/b", IFlags::APPEND),
+        ("a/log", IFlags::APPEND),
+        ("a", IFlags::IMMUTABLE),
+    ] {
+        let file = std::fs::File::open(dir.path().join(name)).unwrap();
+        let flags = rustix::fs::ioctl_getflags(&file).unwrap();
+        rustix::fs::ioctl_setflags(&file, flags | lock).unwrap();
+    }
+    assert!(remove_tree(root.as_fd(), "a").is_err());
+    unlock_tree(root.as_fd(), "a").unwrap();
+    remove_tree(root.as_fd(), "a").unwrap();
+    assert!(!dir.path().join("a").exists());
+}

@@ -515,24 +515,26 @@ pub(crate) fn seccomp(filters: &[libc::sock_filter]) -> OwnedFd {
 
 /// Answers one system call with EPERM and allows all others.
 pub(crate) fn forbid(call: libc::c_long) -> OwnedFd {
-    let number = u32::try_from(call).unwrap();
+    forbid_all(&[call])
+}
+
+/// Answers some system calls with EPERM and allows all others.
+pub(crate) fn forbid_all(calls: &[libc::c_long]) -> OwnedFd {
     let filter = |code: u32, jt, jf, k| libc::sock_filter {
         code: u16::try_from(code).unwrap(),
         jt,
         jf,
         k,
     };
-    seccomp(&[
-        filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
-        filter(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | 1,
-        ),
-        filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ])
+    let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let answer = libc::BPF_RET | libc::BPF_K;
+    let mut program = vec![filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+    for call in calls {
+        program.push(filter(jump, 0, 1, u32::try_from(*call).unwrap()));
+        program.push(filter(answer, 0, 0, libc::SECCOMP_RET_ERRNO | 1));
+    }
+    program.push(filter(answer, 0, 0, libc::SECCOMP_RET_ALLOW));
+    seccomp(&program)
 }
 
 pub(crate) fn kill(pid: i32) {

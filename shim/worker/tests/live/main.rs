@@ -16,3 +16,4 @@ mod holes;
 mod pod;
 mod propagation;
 mod speed;
+mod waiting;

@@ -1,0 +1,232 @@
+//! Registries whose certificates OpenSSL has made, as their manuals say, behind OpenSSL's own server.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use berth_tests::cri::Cri;
+use berth_tests::runner::{Case, Test};
+use berth_tests::{oci, paths, test};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::registry::{hosts_folder, sized_image, start};
+
+pub(crate) const TESTS: &[Test] = &[
+    test!(certificates_that_are_their_own_authority)
+        .unless(lacks_openssl)
+        .berth_only("OpenSSL's server knows no HEAD, with which containerd begins"),
+    test!(certificates_and_servers_that_are_refused)
+        .unless(lacks_openssl)
+        .berth_only("the words are Berth's"),
+];
+
+const NAME: &str = "certificates.test";
+const SAN: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+
+fn lacks_openssl() -> Option<&'static str> {
+    match paths::system_tool("openssl") {
+        Ok(_) => None,
+        Err(_) => Some("openssl is not installed"),
+    }
+}
+
+/// A folder that OpenSSL's server shows as a registry with one image, with all that it needs to speak TLS.
+struct Served {
+    folder: tempfile::TempDir,
+}
+
+impl Served {
+    fn new(image: &oci::Image) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("bt-openssl-").tempdir()?;
+        let root = folder.path().join("v2/x");
+        std::fs::create_dir_all(root.join("manifests"))?;
+        std::fs::create_dir_all(root.join("blobs"))?;
+        for blob in &image.blobs {
+            std::fs::write(root.join("blobs").join(&blob.digest), &blob.bytes)?;
+        }
+        for manifest in &image.manifests {
+            let place = root.join("manifests").join(&manifest.digest);
+            std::fs::write(place, &manifest.bytes)?;
+        }
+        std::fs::write(root.join("manifests/1"), &image.top.bytes)?;
+        Ok(Self { folder })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `openssl req -x509`, with a key of its own.
+    async fn certificate(&self, kind: &[&str], more: &[&str]) -> Result<()> {
+        let output = Command::new(paths::system_tool("openssl")?)
+            .args([
+                "req",
+                "-x509",
+                "-nodes",
+                "-days",
+                "30",
+                "-subj",
+                "/CN=localhost",
+            ])
+            .args(["-keyout", "key.pem", "-out", "certificate.pem"])
+            .args(kind)
+            .args(more)
+            .current_dir(self.folder.path())
+            .output()
+            .await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "openssl req: {said}");
+        Ok(())
+    }
+
+    /// A server on a port of its own, until it is dropped.
+    async fn serve(&self, more: &[&str]) -> Result<(Child, u16)> {
+        let mut server = Command::new(paths::system_tool("openssl")?)
+            .args(["s_server", "-WWW", "-accept", "127.0.0.1:0"])
+            .args(["-cert", "certificate.pem", "-key", "key.pem"])
+            .args(more)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let stdout = server.stdout.take().context("no output")?;
+        let mut lines = BufReader::new(stdout).lines();
+        while let Some(line) = lines.next_line().await? {
+            if let Some(place) = line.strip_prefix("ACCEPT ") {
+                let port = place.rsplit(':').next().context("no port")?.trim();
+                let port = port.parse()?;
+                // It writes a line for each file.
+                tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                return Ok((server, port));
+            }
+        }
+        anyhow::bail!("openssl s_server did not start with {more:?}")
+    }
+}
+
+fn write_hosts(hosts: &Path, port: u16, more: &str) -> Result<()> {
+    let folder = hosts.join(NAME);
+    std::fs::create_dir_all(&folder)?;
+    let text = format!("server = \"https://127.0.0.1:{port}\"\n{more}\n");
+    Ok(std::fs::write(folder.join("hosts.toml"), text)?)
+}
+
+async fn pull(cri: &Cri) -> Result<(), String> {
+    let name = format!("{NAME}/x:1");
+    match cri.pull(&name).await {
+        Ok(_) => cri.remove_image(&name).await.map_err(|e| e.to_string()),
+        Err(error) => Err(error.message().to_owned()),
+    }
+}
+
+const P384: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1"];
+const P521: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp521r1"];
+
+/// Each is refused until it is named, and pulled from then on.
+async fn certificates_that_are_their_own_authority(case: &mut Case) -> Result<()> {
+    let (_work, hosts) = hosts_folder(case)?;
+    let cri = start(case, hosts.clone(), "").await?;
+    let served = Served::new(&sized_image("openssl", 100 << 10)?)?;
+    let ca = format!("ca = \"{}\"", served.file("certificate.pem").display());
+    for (kind, more) in [
+        (
+            &["-newkey", "rsa:4096", "-sha256"][..],
+            &["-addext", SAN][..],
+        ),
+        (
+            &["-newkey", "rsa:2048"],
+            &["-addext", SAN, "-addext", "basicConstraints=CA:FALSE"],
+        ),
+        (P384, &["-addext", SAN, "-sha512"]),
+        (
+            &["-newkey", "ed25519"],
+            &[
+                "-addext",
+                SAN,
+                "-addext",
+                "keyUsage=keyCertSign,digitalSignature",
+            ],
+        ),
+    ] {
+        served.certificate(kind, more).await?;
+        let (_server, port) = served.serve(&[]).await?;
+        write_hosts(&hosts, port, "")?;
+        let why = pull(&cri)
+            .await
+            .err()
+            .context("an unknown one was trusted")?;
+        ensure!(why.contains("certificate is"), "{kind:?}: {why}");
+        write_hosts(&hosts, port, &ca)?;
+        let got = pull(&cri).await;
+        ensure!(got.is_ok(), "{kind:?} {more:?}: {got:?}");
+    }
+    // TLS 1.2, and a bundle with broken entries around the right one.
+    let (_server, port) = served.serve(&["-tls1_2"]).await?;
+    let good = std::fs::read_to_string(served.file("certificate.pem"))?;
+    let broken = good.replacen("MII", "M!!", 1);
+    std::fs::write(served.file("bundle.pem"), format!("{broken}{good}{broken}"))?;
+    write_hosts(&hosts, port, &ca.replace("certificate.pem", "bundle.pem"))?;
+    let got = pull(&cri).await;
+    ensure!(got.is_ok(), "{got:?}");
+    Ok(())
+}
+
+/// What is refused says why and what to do; who accepts anything gets it where there is a common language.
+async fn certificates_and_servers_that_are_refused(case: &mut Case) -> Result<()> {
+    let (_work, hosts) = hosts_folder(case)?;
+    let cri = start(case, hosts.clone(), "").await?;
+    let served = Served::new(&sized_image("refused", 100 << 10)?)?;
+    let ca = format!("ca = \"{}\"", served.file("certificate.pem").display());
+    let rsa: &[&str] = &["-newkey", "rsa:2048"];
+    let other = ["-addext", "subjectAltName=DNS:other.test"];
+    let named = ["-addext", SAN];
+    let nothing = "shares no kind of TLS with this node";
+    for (kind, more, server, want, skips) in [
+        (
+            rsa,
+            &[][..],
+            &[][..],
+            "a common name alone does not count",
+            true,
+        ),
+        (
+            rsa,
+            &other,
+            &[],
+            "is for other.test and not for 127.0.0.1",
+            true,
+        ),
+        (P521, &named, &[], nothing, true),
+        (
+            rsa,
+            &named,
+            &["-tls1_2", "-cipher", "ECDHE-RSA-AES128-SHA256"],
+            nothing,
+            false,
+        ),
+        (
+            rsa,
+            &named,
+            &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],
+            nothing,
+            false,
+        ),
+    ] {
+        served.certificate(kind, more).await?;
+        let (_server, port) = served.serve(server).await?;
+        write_hosts(&hosts, port, &ca)?;
+        let why = pull(&cri).await.err().context("it was pulled")?;
+        ensure!(why.contains(want), "{kind:?} {more:?} {server:?}: {why}");
+        ensure!(why.starts_with("RegistryUnavailable: 127.0.0.1:"), "{why}");
+        write_hosts(&hosts, port, "skip_verify = true")?;
+        let got = pull(&cri).await;
+        ensure!(
+            got.is_ok() == skips,
+            "{kind:?} {more:?} {server:?}: {got:?}"
+        );
+    }
+    Ok(())
+}
