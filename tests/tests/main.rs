@@ -27,6 +27,7 @@ mod security;
 mod stats;
 mod status;
 mod storage;
+mod stress;
 mod tree;
 mod volumes;
 mod waiting;
@@ -68,6 +69,7 @@ fn tests() -> Vec<Test> {
         restart::TESTS,
         logs::TESTS,
         exec::TESTS,
+        stress::TESTS,
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,
