@@ -5,6 +5,7 @@ mod driver;
 mod lock;
 mod node;
 mod observe;
+mod selinux;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};

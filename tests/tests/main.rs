@@ -9,8 +9,11 @@
 mod certificates;
 mod container;
 mod daemon;
+mod destinations;
 mod exec;
+mod foreign;
 mod holes;
+mod identity;
 mod image;
 mod logs;
 mod memory;
@@ -25,8 +28,8 @@ mod stats;
 mod status;
 mod storage;
 mod tree;
-mod waiting;
 mod volumes;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -51,10 +54,12 @@ fn tests() -> Vec<Test> {
     [
         pod::TESTS,
         container::TESTS,
+        destinations::TESTS,
         status::TESTS,
         resources::TESTS,
         stats::TESTS,
         image::TESTS,
+        foreign::TESTS,
         storage::TESTS,
         registry::TESTS,
         certificates::TESTS,
@@ -66,6 +71,7 @@ fn tests() -> Vec<Test> {
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,
+        identity::TESTS,
         memory::TESTS,
         tree::TESTS,
         waiting::TESTS,
