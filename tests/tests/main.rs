@@ -26,8 +26,8 @@ mod stats;
 mod status;
 mod storage;
 mod tree;
-mod waiting;
 mod volumes;
+mod waiting;
 
 use std::process::ExitCode;
 

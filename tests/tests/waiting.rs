@@ -89,14 +89,25 @@ async fn neighbours_of_a_waiting_container(case: &mut Case) -> Result<()> {
         for name in ["CapPrm", "CapEff", "CapBnd"] {
             ensure_eq!(field(&status, name), "00000000a80425fb");
         }
-        ensure_eq!(field(&status, "Uid"), [uid; 4].map(|id| id.to_string()).join(" "));
-        ensure_eq!(field(&status, "NoNewPrivs"), u8::from(no_new_privs).to_string());
-        ensure_eq!(field(&status, "Seccomp"), if no_new_privs { "0" } else { "2" });
+        ensure_eq!(
+            field(&status, "Uid"),
+            [uid; 4].map(|id| id.to_string()).join(" ")
+        );
+        ensure_eq!(
+            field(&status, "NoNewPrivs"),
+            u8::from(no_new_privs).to_string()
+        );
+        ensure_eq!(
+            field(&status, "Seccomp"),
+            if no_new_privs { "0" } else { "2" }
+        );
         // As after the start: a signal asks for the same user or CAP_KILL.
         let signal = powerless.exec(&["kill", "-0", pid]).await?;
         ensure_eq!(signal.code == 0, uid == 0);
         // Not dumpable: nobody without CAP_SYS_PTRACE looks into it, whoever it is.
-        let look = powerless.exec(&["readlink", &format!("/proc/{pid}/exe")]).await?;
+        let look = powerless
+            .exec(&["readlink", &format!("/proc/{pid}/exe")])
+            .await?;
         ensure!(look.code != 0, "{look:?}");
         pod.cri.start(&waiting.id).await?;
         let running = tracer.sh(&format!("cat /proc/{pid}/status")).await?;
@@ -176,7 +187,10 @@ async fn profiles_that_refuse_the_end(case: &mut Case) -> Result<()> {
         ensure!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
         ensure!(error.message().contains(words), "{error}");
         let status = created.wait().await?;
-        ensure_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+        ensure_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (128, "StartError")
+        );
         ensure!(status.message.contains(words), "{}", status.message);
     }
     // Under this one nobody can wait: the create says so.
@@ -252,14 +266,23 @@ async fn a_stopped_start_outlives_the_daemon(case: &mut Case) -> Result<()> {
     let status = cri.container_status(&created.id).await?;
     ensure_eq!(status.state(), ContainerState::ContainerExited);
     // One that goes on meanwhile is running, although the daemon that began it is gone.
-    let pod = Pod { cri: cri.clone(), ..pod };
-    let witness = Ctr { cri: cri.clone(), ..witness };
+    let pod = Pod {
+        cri: cri.clone(),
+        ..pod
+    };
+    let witness = Ctr {
+        cri: cri.clone(),
+        ..witness
+    };
     let (created, start) = stopped_start(&pod, &witness).await?;
     case.instance()?.kill().await?;
     drop(start.await?);
     case.instance()?.launch().await?;
     let cri = case.cri()?.clone();
-    let witness = Ctr { cri: cri.clone(), ..witness };
+    let witness = Ctr {
+        cri: cri.clone(),
+        ..witness
+    };
     witness.sh(&format!("kill -CONT $({WAITING})")).await?;
     let begun = Instant::now();
     while cri.container_status(&created.id).await?.state() != ContainerState::ContainerRunning {
@@ -280,7 +303,10 @@ async fn a_start_has_a_deadline(case: &mut Case) -> Result<()> {
     ensure!((25..=36).contains(&took), "{took} s");
     ensure!(error.message().contains("SIGSTOP"), "{error}");
     let status = created.wait().await?;
-    ensure_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+    ensure_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (128, "StartError")
+    );
     ensure!(status.message.contains("within 30 s"), "{}", status.message);
     Ok(())
 }
@@ -398,7 +424,13 @@ async fn calls_after_a_lost_monitor(case: &mut Case) -> Result<()> {
                 };
                 // It needs no monitor.
                 let updated = pod.cri.update(&created.id, limits).await;
-                updated.or_else(|e| if e.code() == Code::FailedPrecondition { Ok(()) } else { Err(e) })?;
+                updated.or_else(|e| {
+                    if e.code() == Code::FailedPrecondition {
+                        Ok(())
+                    } else {
+                        Err(e)
+                    }
+                })?;
                 continue;
             }
             "reopen" => pod.cri.reopen_log(&created.id).await,
