@@ -89,6 +89,13 @@ async fn refused(pod: &Pod, config: &ContainerConfig) -> Result<tonic::Status> {
     answer.err().context("the container was created")
 }
 
+/// For another container of the same pod, with a log of its own.
+fn again(config: &mut ContainerConfig) {
+    let metadata = config.metadata.get_or_insert_default();
+    metadata.attempt += 1;
+    config.log_path = format!("again-{}.log", metadata.attempt);
+}
+
 fn names(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -148,7 +155,7 @@ async fn order_of_mounts_behind_links(case: &mut Case) -> Result<()> {
         config.mounts.push(mount(&source, path, false));
     }
     ensure_eq!(pod.output_of(&config).await?, "runtokappin");
-    config.metadata.get_or_insert_default().attempt = 1;
+    again(&mut config);
     config.mounts.reverse();
     ensure_eq!(pod.output_of(&config).await?, "runtokappin");
     Ok(())
@@ -170,7 +177,7 @@ async fn dangling_links_of_the_image(case: &mut Case) -> Result<()> {
     let paths = ["/etc/localtime", "/one", "/way/on"];
     config.mounts = paths.iter().map(|path| mount(&file, path, true)).collect();
     for read_only in [false, true] {
-        config.metadata.get_or_insert_default().attempt += 1;
+        again(&mut config);
         security(&mut config).readonly_rootfs = read_only;
         ensure_eq!(pod.output_of(&config).await?, "ffffine\n");
     }
@@ -400,6 +407,11 @@ async fn mounts_below_dev(case: &mut Case) -> Result<()> {
         config.mounts = vec![mount(&file, &format!("/dev/{name}"), false)];
         ensure_eq!(pod.output_of(&config).await?, "f");
     }
+    // What has no input gets a null device all the same, in an exec too.
+    let mut config = script("exec sleep 4321");
+    config.mounts = vec![mount(&file, "/dev/null", false)];
+    let running = pod.start(&config).await?;
+    ensure_eq!(running.sh("cat; cat /dev/null").await?, "f");
     let folder = volume(case, "d")?;
     for (attempt, name) in ["shm", "fd", "mqueue"].into_iter().enumerate() {
         let mut config = script(&format!("ls /dev/{name}"));
@@ -431,7 +443,7 @@ async fn directories_of_devices_are_ordinary(case: &mut Case) -> Result<()> {
     linux.security_context.get_or_insert_default().privileged = true;
     let pod = Pod::run(case.cri()?, pod_config).await?;
     let mut config = script(
-        "find /dev -xdev -type d ! -path /dev/shm -exec stat -c '%a %n' {} + | grep -v ^755; stat -c %a /dev/my /opt/my",
+        "find /dev -xdev -type d ! -path /dev/shm ! -path /dev/mqueue -exec stat -c '%a %n' {} + | grep -v ^755; stat -c %a /dev/my /opt/my",
     );
     security(&mut config).privileged = true;
     config.devices = vec![

@@ -13,7 +13,8 @@ use shim_protocol::worker;
 
 use crate::credentials::{Credentials, Keep};
 use crate::error::{Context, Error, Result, reason};
-use crate::{lsm, path, sys};
+use crate::options::Options;
+use crate::{lsm, path, sys, tree};
 
 /// Largest seccomp program the kernel takes, in bytes (`BPF_MAXINSNS` times `struct sock_filter`).
 const MAX_SECCOMP: u64 = 4096 * 8;
@@ -379,19 +380,61 @@ pub(crate) fn start_time(proc: BorrowedFd<'_>, pid: i32) -> Result<u64> {
 }
 
 fn replace_null(at: i32) -> Result<()> {
-    let null = rustix::fs::open(
-        "/dev/null",
-        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .context(|| "open the container's /dev/null".to_owned())?;
-    let stat = rustix::fs::fstat(&null).context(|| "stat the container's /dev/null".to_owned())?;
-    if stat.st_rdev != rustix::fs::makedev(1, 3) {
-        return Err(Error::invalid(
-            "the container's /dev/null is another device",
-        ));
-    }
+    let null = match container_null()? {
+        Some(null) => null,
+        None => private_null()?,
+    };
     sys::replace_standard(null.as_fd(), at).context(|| "replace /dev/null".to_owned())
+}
+
+/// The container's null device, unless a mount of its pod has put something else in that place.
+fn container_null() -> Result<Option<OwnedFd>> {
+    let open = |flags| {
+        rustix::fs::open(
+            "/dev/null",
+            flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    };
+    let is_null = |fd: &OwnedFd| -> Result<bool> {
+        let stat = rustix::fs::fstat(fd).context(|| "stat the container's /dev/null".to_owned())?;
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        Ok(kind == rustix::fs::FileType::CharacterDevice
+            && stat.st_rdev == rustix::fs::makedev(1, 3))
+    };
+    // Looked at before it is opened: opening another device may do something.
+    match open(OFlags::PATH) {
+        Ok(found) if is_null(&found)? => {}
+        _ => return Ok(None),
+    }
+    let null = open(OFlags::RDWR).context(|| "open the container's /dev/null".to_owned())?;
+    Ok(is_null(&null)?.then_some(null))
+}
+
+/// A null device in a file system of its own: not the host's, whose mode and owner the container could change.
+fn private_null() -> Result<OwnedFd> {
+    let options = Options::parse(["nosuid", "noexec"].into_iter());
+    let place = tree::file_system("tmpfs", "tmpfs", &options)
+        .map_err(|e| e.map(|m| format!("a tmpfs for a null device: {m}")))?;
+    let make = || {
+        use rustix::fs::{AtFlags, FileType, chmodat, makedev, mknodat, openat};
+        let mode = Mode::from_raw_mode(0o666);
+        mknodat(
+            &place,
+            "null",
+            FileType::CharacterDevice,
+            mode,
+            makedev(1, 3),
+        )?;
+        chmodat(&place, "null", mode, AtFlags::empty())?;
+        openat(
+            &place,
+            "null",
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    };
+    make().context(|| "make a null device".to_owned())
 }
 
 fn strings(bytes: &[Vec<u8>], what: &str) -> Result<Vec<CString>> {
