@@ -212,7 +212,7 @@ fn cgroups(facts: &CgroupFacts, leaves: &[String], exec_id: &str) -> (Vec<String
             .iter()
             .find(|leaf| std::path::Path::new(leaf).starts_with(&mount))
     };
-    let holder = HOLDERS.iter().find_map(|c| below(&c)).or(leaves.first());
+    let holder = HOLDERS.iter().find_map(below).or(leaves.first());
     let others = leaves.iter().filter(|leaf| Some(*leaf) != holder);
     (
         holder.map(own).into_iter().collect(),
