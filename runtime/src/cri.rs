@@ -10,6 +10,7 @@
 mod batch;
 mod convert;
 mod detach;
+mod fit;
 mod image;
 mod layer;
 mod method;
@@ -34,7 +35,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 pub use crate::events::Ready;
-pub use convert::Abilities;
+pub use convert::{Abilities, SelinuxOptions};
 pub use node::{CgroupDriver, Condition, NetworkReport, Node};
 
 use crate::container::ContainerManager;

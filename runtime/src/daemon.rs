@@ -7,6 +7,7 @@ mod node;
 mod observe;
 mod places;
 mod reload;
+mod selinux;
 mod signals;
 mod socket;
 

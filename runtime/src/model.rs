@@ -10,6 +10,7 @@ mod pod;
 mod resources;
 mod security;
 mod stats;
+mod text;
 
 pub use container::{
     ContainerExit, ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState,
@@ -33,3 +34,4 @@ pub use stats::{
     CgroupUsage, ContainerStats, ContainerSubject, CpuUsage, InterfaceUsage, MemoryUsage,
     NetworkUsage, PodCgroup, PodStats, PodSubject, Pressure, Stall, SwapUsage,
 };
+pub use text::{lines_for_terminal, one_line};

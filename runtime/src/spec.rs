@@ -64,6 +64,8 @@ pub struct DeviceNode {
     pub gid: u32,
     /// Subset of `rwm`.
     pub access: String,
+    /// Somebody named it; else it comes with the privilege.
+    pub asked: bool,
 }
 
 impl DeviceNode {
@@ -73,7 +75,10 @@ impl DeviceNode {
             "" => request.container_path.clone(),
             below => format!("{}/{below}", request.container_path.trim_end_matches('/')),
         };
-        Self::new(path, found, &request.permissions)
+        Self {
+            asked: true,
+            ..Self::new(path, found, &request.permissions)
+        }
     }
 
     /// A node of the host's, for a privileged container.
@@ -91,6 +96,7 @@ impl DeviceNode {
             uid: found.uid,
             gid: found.gid,
             access: access.to_owned(),
+            asked: false,
         }
     }
 }
@@ -155,10 +161,6 @@ pub struct ContainerPlan {
     pub process: worker::Process,
     /// The cgroup.
     pub cgroup: worker::Cgroup,
-    /// Mount points whose propagation is not private.
-    pub propagation: Vec<worker::Propagation>,
-    /// No mount needs propagation.
-    pub all_private: bool,
     /// Directories that the root file system must have before mounts are made.
     pub make_dirs: Vec<String>,
     /// Where out-of-memory kills are counted.

@@ -14,6 +14,7 @@ use crate::oom::Oom;
 use crate::pipes::{self, ErrorPipe, Verdict};
 use crate::proc::has_executed;
 use crate::server::{Caller, Letter, Outbox};
+use crate::start;
 use crate::worker::{Job, Made, failure, peek, reap};
 
 /// How long a worker may take where the exec has no time limit of its own.
@@ -56,7 +57,12 @@ pub(crate) struct Exec {
     maker: Option<Pid>,
     errors: ErrorPipe,
     own_cgroup: Vec<String>,
+    /// The container's out-of-memory kills when it began.
     kills: u64,
+    /// When it must have been executed.
+    begin_by: Option<Instant>,
+    /// It was not, and was killed for that.
+    overdue: bool,
     /// When its time is up.
     time_up: Option<Instant>,
     timed_out: bool,
@@ -118,6 +124,8 @@ impl Exec {
             errors,
             own_cgroup,
             kills: 0,
+            begin_by: None,
+            overdue: false,
             // A limit beyond the clock's range is none.
             time_up: limit.and_then(|l| Instant::now().checked_add(l)),
             timed_out: false,
@@ -177,7 +185,8 @@ impl Exec {
             Step::Making(job) => Some(job.deadline),
             // It was in time, even if what is left of it takes longer.
             Step::Ended(_) => return None,
-            Step::Starting(_) | Step::Lost(_) | Step::Running(_) => None,
+            Step::Starting(_) => self.begin_by,
+            Step::Lost(_) | Step::Running(_) => None,
         };
         [job, self.time_up].into_iter().flatten().min()
     }
@@ -204,7 +213,10 @@ impl Exec {
             self.maker = Some(job.pid());
         }
         match answer {
-            Ok(made) => self.step = Step::Starting(made),
+            Ok(made) => {
+                self.step = Step::Starting(made);
+                self.begin_by = Some(Instant::now() + start::LIMIT);
+            }
             Err(failure) => {
                 self.refuse(failure, out);
                 self.step = Step::Ended(128);
@@ -294,8 +306,13 @@ impl Exec {
                 self.step = Step::Ended(code);
             }
             Step::Lost(_) => {
-                let text = format!("it ended before it was executed (status {code})");
-                let told = starved.unwrap_or_else(|| failure(FailureKind::State, text));
+                let told = starved.unwrap_or_else(|| match self.overdue {
+                    true => failure(FailureKind::Start, start::overdue()),
+                    false => {
+                        let text = format!("it ended before it was executed (status {code})");
+                        failure(FailureKind::State, text)
+                    }
+                });
                 self.refuse(told, out);
                 self.step = Step::Ended(code);
             }
@@ -331,6 +348,8 @@ impl Exec {
         }
         let ended = matches!(self.step, Step::Ended(_));
         self.timed_out |= !ended && self.time_up.is_some_and(|at| now >= at);
+        let begins = matches!(self.step, Step::Starting(_));
+        self.overdue |= begins && self.begin_by.is_some_and(|at| now >= at);
         self.kill();
         if !ended && self.killing.is_some_and(|(_, give_up)| now >= give_up) {
             self.give_up(out);

@@ -42,14 +42,17 @@ impl Served {
         let root = folder.path().join("v2/x");
         std::fs::create_dir_all(root.join("manifests"))?;
         std::fs::create_dir_all(root.join("blobs"))?;
+        // It takes the query for a part of the file's name.
+        let write = |folder: &str, name: &str, bytes: &[u8]| {
+            std::fs::write(root.join(folder).join(format!("{name}?ns={NAME}")), bytes)
+        };
         for blob in &image.blobs {
-            std::fs::write(root.join("blobs").join(&blob.digest), &blob.bytes)?;
+            write("blobs", &blob.digest, &blob.bytes)?;
         }
         for manifest in &image.manifests {
-            let place = root.join("manifests").join(&manifest.digest);
-            std::fs::write(place, &manifest.bytes)?;
+            write("manifests", &manifest.digest, &manifest.bytes)?;
         }
-        std::fs::write(root.join("manifests/1"), &image.top.bytes)?;
+        write("manifests", "1", &image.top.bytes)?;
         Ok(Self { folder })
     }
 

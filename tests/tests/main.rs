@@ -10,8 +10,11 @@ mod beside;
 mod certificates;
 mod container;
 mod daemon;
+mod destinations;
 mod exec;
+mod foreign;
 mod holes;
+mod identity;
 mod image;
 mod logs;
 mod memory;
@@ -26,8 +29,8 @@ mod stats;
 mod status;
 mod storage;
 mod tree;
-mod waiting;
 mod volumes;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -52,10 +55,12 @@ fn tests() -> Vec<Test> {
     [
         pod::TESTS,
         container::TESTS,
+        destinations::TESTS,
         status::TESTS,
         resources::TESTS,
         stats::TESTS,
         image::TESTS,
+        foreign::TESTS,
         storage::TESTS,
         registry::TESTS,
         certificates::TESTS,
@@ -68,6 +73,7 @@ fn tests() -> Vec<Test> {
         beside::TESTS,
         security::TESTS,
         holes::TESTS,
+        identity::TESTS,
         memory::TESTS,
         tree::TESTS,
         waiting::TESTS,

@@ -34,7 +34,10 @@ fn shares_pids(config: &mut ContainerConfig) {
 
 /// A pod whose containers see each other's processes.
 async fn shared_pod(case: &mut Case, name: &str) -> Result<Pod> {
-    let instance = case.start().await?;
+    if case.first().is_err() {
+        case.start().await?;
+    }
+    let instance = case.first()?;
     let mut config = pod_config(instance, name);
     if let Some(security) = config
         .linux
@@ -89,14 +92,25 @@ async fn neighbours_of_a_waiting_container(case: &mut Case) -> Result<()> {
         for name in ["CapPrm", "CapEff", "CapBnd"] {
             ensure_eq!(field(&status, name), "00000000a80425fb");
         }
-        ensure_eq!(field(&status, "Uid"), [uid; 4].map(|id| id.to_string()).join(" "));
-        ensure_eq!(field(&status, "NoNewPrivs"), u8::from(no_new_privs).to_string());
-        ensure_eq!(field(&status, "Seccomp"), if no_new_privs { "0" } else { "2" });
+        ensure_eq!(
+            field(&status, "Uid"),
+            [uid; 4].map(|id| id.to_string()).join(" ")
+        );
+        ensure_eq!(
+            field(&status, "NoNewPrivs"),
+            u8::from(no_new_privs).to_string()
+        );
+        ensure_eq!(
+            field(&status, "Seccomp"),
+            if no_new_privs { "0" } else { "2" }
+        );
         // As after the start: a signal asks for the same user or CAP_KILL.
         let signal = powerless.exec(&["kill", "-0", pid]).await?;
         ensure_eq!(signal.code == 0, uid == 0);
         // Not dumpable: nobody without CAP_SYS_PTRACE looks into it, whoever it is.
-        let look = powerless.exec(&["readlink", &format!("/proc/{pid}/exe")]).await?;
+        let look = powerless
+            .exec(&["readlink", &format!("/proc/{pid}/exe")])
+            .await?;
         ensure!(look.code != 0, "{look:?}");
         pod.cri.start(&waiting.id).await?;
         let running = tracer.sh(&format!("cat /proc/{pid}/status")).await?;
@@ -176,7 +190,10 @@ async fn profiles_that_refuse_the_end(case: &mut Case) -> Result<()> {
         ensure!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
         ensure!(error.message().contains(words), "{error}");
         let status = created.wait().await?;
-        ensure_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+        ensure_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (128, "StartError")
+        );
         ensure!(status.message.contains(words), "{}", status.message);
     }
     // Under this one nobody can wait: the create says so.
@@ -212,29 +229,55 @@ async fn stopped_start(
 
 async fn a_stopped_start_does_not_hold_up_the_end(case: &mut Case) -> Result<()> {
     let pod = shared_pod(case, "stopped").await?;
-    let neighbour = neighbour(&pod, &[], &[]).await?;
-    for end in ["stop", "remove", "stop the pod", "remove the pod"] {
-        let (created, start) = stopped_start(&pod, &neighbour).await?;
+    let witness = neighbour(&pod, &[], &[]).await?;
+    for end in ["stop", "remove"] {
+        let (created, start) = stopped_start(&pod, &witness).await?;
         let begun = Instant::now();
         match end {
             "stop" => pod.cri.stop(&created.id, 30).await?,
-            "remove" => pod.cri.remove(&created.id).await?,
-            "stop the pod" => pod.cri.stop_pod(&pod.id).await?,
-            _ => pod.cri.remove_pod(&pod.id).await?,
+            _ => pod.cri.remove(&created.id).await?,
         }
         ensure!(begun.elapsed() < SOON, "{end}: {:?}", begun.elapsed());
         let error = refusal(start.await?)?;
         ensure_eq!(error.code(), Code::FailedPrecondition);
-        if end.starts_with("stop") {
-            let status = created.status().await?;
-            ensure_eq!(status.state(), ContainerState::ContainerExited);
-            ensure_eq!(status.message, "stopped while it was being started");
+        if end == "stop" {
+            expect_stopped(&created).await?;
             pod.cri.remove(&created.id).await?;
         }
-        if end == "stop the pod" {
-            return Ok(());
+    }
+    for end in ["stop", "remove"] {
+        let pod = match end {
+            "stop" => pod.clone(),
+            _ => shared_pod(case, "stopped-too").await?,
+        };
+        let witness = match end {
+            "stop" => witness.clone(),
+            _ => neighbour(&pod, &[], &[]).await?,
+        };
+        let (created, start) = stopped_start(&pod, &witness).await?;
+        let begun = Instant::now();
+        match end {
+            "stop" => pod.cri.stop_pod(&pod.id).await?,
+            _ => pod.cri.remove_pod(&pod.id).await?,
+        }
+        ensure!(
+            begun.elapsed() < SOON,
+            "{end} the pod: {:?}",
+            begun.elapsed()
+        );
+        let error = refusal(start.await?)?;
+        ensure_eq!(error.code(), Code::FailedPrecondition);
+        if end == "stop" {
+            expect_stopped(&created).await?;
         }
     }
+    Ok(())
+}
+
+async fn expect_stopped(container: &Ctr) -> Result<()> {
+    let status = container.status().await?;
+    ensure_eq!(status.state(), ContainerState::ContainerExited);
+    ensure_eq!(status.message, "stopped while it was being started");
     Ok(())
 }
 
@@ -252,14 +295,23 @@ async fn a_stopped_start_outlives_the_daemon(case: &mut Case) -> Result<()> {
     let status = cri.container_status(&created.id).await?;
     ensure_eq!(status.state(), ContainerState::ContainerExited);
     // One that goes on meanwhile is running, although the daemon that began it is gone.
-    let pod = Pod { cri: cri.clone(), ..pod };
-    let witness = Ctr { cri: cri.clone(), ..witness };
+    let pod = Pod {
+        cri: cri.clone(),
+        ..pod
+    };
+    let witness = Ctr {
+        cri: cri.clone(),
+        ..witness
+    };
     let (created, start) = stopped_start(&pod, &witness).await?;
     case.instance()?.kill().await?;
     drop(start.await?);
     case.instance()?.launch().await?;
     let cri = case.cri()?.clone();
-    let witness = Ctr { cri: cri.clone(), ..witness };
+    let witness = Ctr {
+        cri: cri.clone(),
+        ..witness
+    };
     witness.sh(&format!("kill -CONT $({WAITING})")).await?;
     let begun = Instant::now();
     while cri.container_status(&created.id).await?.state() != ContainerState::ContainerRunning {
@@ -280,7 +332,10 @@ async fn a_start_has_a_deadline(case: &mut Case) -> Result<()> {
     ensure!((25..=36).contains(&took), "{took} s");
     ensure!(error.message().contains("SIGSTOP"), "{error}");
     let status = created.wait().await?;
-    ensure_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+    ensure_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (128, "StartError")
+    );
     ensure!(status.message.contains("within 30 s"), "{}", status.message);
     Ok(())
 }
@@ -398,7 +453,13 @@ async fn calls_after_a_lost_monitor(case: &mut Case) -> Result<()> {
                 };
                 // It needs no monitor.
                 let updated = pod.cri.update(&created.id, limits).await;
-                updated.or_else(|e| if e.code() == Code::FailedPrecondition { Ok(()) } else { Err(e) })?;
+                updated.or_else(|e| {
+                    if e.code() == Code::FailedPrecondition {
+                        Ok(())
+                    } else {
+                        Err(e)
+                    }
+                })?;
                 continue;
             }
             "reopen" => pod.cri.reopen_log(&created.id).await,

@@ -305,8 +305,6 @@ impl Making {
                 rootfs: self.inner.rootfs_path().display().to_string(),
                 cgroup: Some(plan.cgroup.clone()),
                 process: Some(plan.process),
-                propagation: plan.propagation,
-                all_private: plan.all_private,
                 rlimits: super::limits(&deps.config),
                 make_dirs: plan.make_dirs,
             }),
@@ -425,7 +423,8 @@ fn prepare_blocking(
 
     deps.storage.prepare(id, &image.chain).map_err(storage)?;
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
-    let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
+    let user = users::resolve(id, rootfs.as_fd(), &spec.user, &image.config.user);
+    let user = user.map_err(invalid)?;
     in_place(pod)?;
     let declared = volumes::Source {
         storage: &deps.storage,

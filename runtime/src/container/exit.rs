@@ -18,6 +18,9 @@ const LOST: i32 = 255;
 /// How long a monitor is given to report an end that was seen otherwise.
 const TELLING: Duration = Duration::from_secs(2);
 
+/// How long the end of a container may take that has made a call fail.
+const DYING: Duration = Duration::from_millis(300);
+
 /// Follows the monitors until the manager is gone.
 pub(super) async fn follow(inner: Weak<Inner>, mut events: mpsc::UnboundedReceiver<MonitorEvent>) {
     while let Some(event) = events.recv().await {
@@ -133,11 +136,11 @@ pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
     over(inner, container, exit, started_at).await;
 }
 
-/// Whether the monitor says in a moment that the container is over.
-async fn told(container: &Container) -> bool {
+/// Whether the monitor says within this time that the container is over.
+async fn told(container: &Container, limit: Duration) -> bool {
     let mut state = container.state.subscribe();
     let exited = state.wait_for(|s| *s == ContainerState::Exited);
-    tokio::time::timeout(TELLING, exited).await.is_ok()
+    tokio::time::timeout(limit, exited).await.is_ok()
 }
 
 /// What a monitor's failure means for a call about a running container: that this has ended meanwhile, if it has.
@@ -146,10 +149,18 @@ pub(super) async fn refused(
     step: &'static str,
     error: shim::Error,
 ) -> Error {
-    if matches!(error, shim::Error::Gone { .. }) {
-        // It ends with its container, or the container with it: that is known in a moment.
-        told(container).await;
-    }
+    use shim_protocol::monitor::FailureKind;
+    let limit = match error {
+        // It ends with its container, or the container with it.
+        shim::Error::Gone { .. } => TELLING,
+        // An init on its way out makes calls fail in many ways before it is seen to have ended.
+        shim::Error::Refused {
+            kind: FailureKind::Internal | FailureKind::Memory,
+            ..
+        } => DYING,
+        _ => Duration::ZERO,
+    };
+    told(container, limit).await;
     ended_or(container, container.step(step, error.kind(), chain(&error)))
 }
 
@@ -180,7 +191,7 @@ fn has_ended(container: &Container) -> bool {
 
 /// Init is dead; its monitor says so once the log is written. If it does not, it is dead too.
 pub(super) async fn await_end(inner: &Arc<Inner>, container: &Arc<Container>) {
-    if !told(container).await {
+    if !told(container, TELLING).await {
         lost(inner, container).await;
     }
 }
@@ -191,7 +202,7 @@ pub(super) async fn after_failed_start(
     container: &Arc<Container>,
     message: &str,
 ) {
-    if told(container).await {
+    if told(container, TELLING).await {
         return;
     }
     if let Some(monitor) = container.monitor() {

@@ -103,7 +103,7 @@ pub struct ContainerUser {
     pub uid: u32,
     /// Primary group id.
     pub gid: u32,
-    /// Supplementary groups including the primary one, sorted.
+    /// Supplementary groups, sorted; mostly with the primary one.
     pub groups: Vec<u32>,
     /// Home directory from `/etc/passwd`, else `/` (`/root` for uid 0).
     pub home: String,
@@ -130,7 +130,7 @@ pub struct MountRequest {
     pub host_path: String,
     /// Read-only.
     pub readonly: bool,
-    /// Ask for a relabel (echoed; refused where SELinux is on).
+    /// Ask for a relabel (echoed; refused where labels are needed).
     pub selinux_relabel: bool,
     /// Propagation.
     pub propagation: MountPropagation,

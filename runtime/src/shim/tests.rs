@@ -176,7 +176,6 @@ impl Fixture {
             rootfs: text(at("root")),
             cgroup: Some(cgroup),
             process: Some(process(args)),
-            all_private: true,
             ..worker::Create::default()
         };
         let config = config(&container.rootfs, &path);

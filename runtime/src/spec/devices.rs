@@ -17,9 +17,9 @@ const OWN_NODES: [&str; 8] = [
     "/dev/console",
 ];
 
-/// Character devices that every container may open: the six above, its terminals and their multiplexer.
-/// Not /dev/net/tun (10:200) and not the host's console (5:1), which libcontainer would allow.
-const DEFAULT_CHARACTER: [(i64, Option<i64>); 8] = [
+/// Character devices that every container may open, as in runc's list: the six above, its terminals and their
+/// multiplexer, and tun, which acts in the container's own network namespace. Not the host's console (5:1).
+const DEFAULT_CHARACTER: [(i64, Option<i64>); 9] = [
     (1, Some(3)),
     (1, Some(5)),
     (1, Some(7)),
@@ -28,6 +28,7 @@ const DEFAULT_CHARACTER: [(i64, Option<i64>); 8] = [
     (5, Some(0)),
     (5, Some(2)),
     (136, None),
+    (10, Some(200)),
 ];
 
 /// Checks the nodes and gives the ones to be made, each path once.
@@ -37,8 +38,10 @@ pub(super) fn nodes(devices: &[DeviceNode], taken: &[String]) -> Result<Vec<Valu
     for device in devices {
         check(device)?;
         let path = super::mounts::normalise(&device.path);
-        // A mount of the request lies where the node would be: the mount wins, as on every runtime.
-        let covered = taken.contains(&path);
+        // A mount of the request lies where the node would be: the mount wins, as on every runtime. One that
+        // would lie inside it is looked for there only if somebody named it.
+        let covered =
+            taken.contains(&path) || !device.asked && taken.iter().any(|mount| below(&path, mount));
         let own = OWN_NODES.contains(&path.as_str()) || path.starts_with("/dev/pts/");
         if covered || own || !seen.insert(path.clone()) {
             continue;
@@ -54,6 +57,11 @@ pub(super) fn nodes(devices: &[DeviceNode], taken: &[String]) -> Result<Vec<Valu
         }));
     }
     Ok(nodes)
+}
+
+fn below(path: &str, top: &str) -> bool {
+    path.strip_prefix(top)
+        .is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn check(device: &DeviceNode) -> Result<(), Error> {
@@ -159,22 +167,37 @@ mod tests {
             uid: 0,
             gid: 44,
             access: access.into(),
+            asked: true,
         }
     }
 
     #[test]
-    fn deny_all_comes_first_and_neither_tun_nor_the_hosts_console_is_allowed() {
+    fn deny_all_comes_first_and_the_rest_is_runcs_list() {
         let rules = rules(&[node("/dev/fuse", "rw")], false);
         let lines: Vec<_> = rules.iter().map(v1_line).collect();
         assert_eq!(lines[0], ("devices.deny", "a".to_owned()));
         assert_eq!(lines[1], ("devices.allow", "c *:* m".to_owned()));
         assert!(lines.contains(&("devices.allow", "c 136:* rwm".to_owned())));
         assert_eq!(lines.last().unwrap().1, "c 10:229 rw");
-        assert!(
-            !lines
-                .iter()
-                .any(|(_, line)| line.contains("10:200") || line.contains("5:1 "))
-        );
+        let usual: Vec<&str> = lines[3..lines.len() - 1]
+            .iter()
+            .map(|(file, line)| {
+                assert_eq!(*file, "devices.allow");
+                line.as_str()
+            })
+            .collect();
+        let runcs = [
+            "c 1:3 rwm",
+            "c 1:5 rwm",
+            "c 1:7 rwm",
+            "c 1:8 rwm",
+            "c 1:9 rwm",
+            "c 5:0 rwm",
+            "c 5:2 rwm",
+            "c 136:* rwm",
+            "c 10:200 rwm",
+        ];
+        assert_eq!(usual, runcs);
         assert_eq!(super::rules(&[], true).len(), 1);
     }
 
@@ -189,6 +212,19 @@ mod tests {
         let made = nodes(&devices, &["/dev/kvm".to_owned()]).unwrap();
         assert_eq!(made.len(), 1);
         assert_eq!(made[0]["path"], "/dev/fuse");
+        let hosts = |asked| DeviceNode {
+            asked,
+            ..node("/dev/dri/card0", "rw")
+        };
+        for (mount, asked, count) in [
+            ("/dev", false, 0),
+            ("/dev/dri", false, 0),
+            ("/dev/d", false, 1),
+            ("/dev", true, 1),
+        ] {
+            let made = nodes(&[hosts(asked)], &[mount.to_owned()]).unwrap();
+            assert_eq!(made.len(), count, "{mount} {asked}");
+        }
         for access in ["", "x", "rr", "rwmx"] {
             assert!(
                 nodes(&[node("/dev/fuse", access)], &[]).is_err(),

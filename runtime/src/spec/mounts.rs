@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use shim_protocol::worker::Propagation;
 
 use super::{ContainerInput, Error, ResolvedMount};
 use crate::host::{CgroupFacts, SourcePropagation};
@@ -12,12 +11,9 @@ use crate::model::MountPropagation;
 /// What becomes of a container's mounts.
 #[derive(Debug)]
 pub(super) struct Mounts {
-    /// For `config.json`, in the order in which they are made.
+    /// For `config.json`. The worker makes them in the order of where they lead in the root, outer ones first; of
+    /// two that lead to the same place the later one here wins.
     pub(super) oci: Vec<Value>,
-    /// Mount points that are not private.
-    pub(super) propagation: Vec<Propagation>,
-    /// Of the root, as libcontainer takes it.
-    pub(super) root_propagation: &'static str,
     /// The paths of the request's own mounts.
     pub(super) requested: Vec<String>,
     /// Further paths to make read-only once everything is mounted.
@@ -55,53 +51,27 @@ fn entry(path: &str, kind: &str, source: &str, options: &[&str]) -> Entry {
 
 pub(super) fn build(input: &ContainerInput<'_>) -> Result<Mounts, Error> {
     let mut asked = Vec::new();
-    let mut propagation = Vec::new();
     for mount in input.mounts {
-        if mount.request.selinux_relabel && input.facts.selinux {
-            return Err(Error::Mount {
-                path: mount.request.container_path.clone(),
-                why: "a SELinux relabel was asked for, and Berth does not relabel yet".to_owned(),
-            });
-        }
-        let entry = requested(mount)?;
-        let mode = match mount.request.propagation {
-            MountPropagation::Private => None,
-            MountPropagation::HostToContainer => Some(1),
-            MountPropagation::Bidirectional => Some(2),
-        };
-        propagation.extend(mode.map(|mode| Propagation {
-            path: entry.path.clone(),
-            mode,
-        }));
-        asked.push(entry);
+        asked.push(requested(mount)?);
     }
     let taken: Vec<String> = asked.iter().map(|entry| entry.path.clone()).collect();
     let (own, read_only) = defaults(input, &taken)?;
-    let mut all: Vec<Entry> = own
+    let all = own
         .into_iter()
-        .filter(|entry| !taken.contains(&entry.path))
-        .chain(asked)
-        .collect();
-    // Outer ones first, or they would hide the inner ones; equal depth keeps the order given.
-    all.sort_by_key(|entry| {
-        entry
-            .path
-            .split('/')
-            .filter(|part| !part.is_empty())
-            .count()
-    });
-    let root_propagation = match propagation.iter().map(|propagation| propagation.mode).max() {
-        None => "private",
-        Some(1) => "slave",
-        Some(_) => "shared",
-    };
+        .filter(|entry| !replaced(entry, &taken))
+        .chain(asked);
     Ok(Mounts {
-        oci: all.into_iter().map(|entry| entry.value).collect(),
-        propagation,
-        root_propagation,
+        oci: all.map(|entry| entry.value).collect(),
         requested: taken,
         read_only,
     })
+}
+
+/// Whether a mount of the request takes the place of one of our own. A `/dev` of the pod's comes with what is in
+/// it; only the pod's shared memory is still put there, as everywhere.
+fn replaced(own: &Entry, taken: &[String]) -> bool {
+    let dev = own.path.starts_with("/dev/") && own.path != "/dev/shm";
+    taken.contains(&own.path) || dev && taken.iter().any(|path| path == "/dev")
 }
 
 fn requested(mount: &ResolvedMount) -> Result<Entry, Error> {
@@ -114,12 +84,6 @@ fn requested(mount: &ResolvedMount) -> Result<Entry, Error> {
     if request.container_path.is_empty() || request.container_path.contains('\0') || path == "/" {
         return Err(wrong(
             "its path in the container is empty, the root itself, or contains a NUL byte".into(),
-        ));
-    }
-    if path == "/dev" {
-        // libcontainer makes its symlinks and nodes in what is mounted there: in the host's /dev.
-        return Err(wrong(
-            "a mount over /dev itself is not built yet: mount what is needed below it".into(),
         ));
     }
     let Some(source) = mount.source.to_str().filter(|_| mount.source.is_absolute()) else {

@@ -54,7 +54,7 @@ pub(super) fn config(
         "linux": {
             "namespaces": namespaces(input)?,
             "cgroupsPath": input.cgroup_path(),
-            "rootfsPropagation": mounts.root_propagation,
+            "rootfsPropagation": "private",
             "devices": nodes,
             "maskedPaths": masked,
             "readonlyPaths": read_only,

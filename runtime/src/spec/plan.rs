@@ -51,9 +51,7 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         },
         leaves,
         cgroup,
-        all_private: mounts.propagation.is_empty(),
-        propagation: mounts.propagation,
-        // libcontainer makes mount points itself, each resolved below the root.
+        // The worker makes mount points itself, each resolved below the root.
         make_dirs: Vec::new(),
         seccomp: if input.spec.privileged {
             SeccompProfile::Unconfined

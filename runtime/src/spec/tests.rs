@@ -35,6 +35,7 @@ fn an_ordinary_container_on_v1() {
 fn a_privileged_container_on_v2() {
     let mut case = Case::v2().privileged();
     case.devices.push(DeviceNode {
+        asked: true,
         path: "/dev/sda".into(),
         kind: 'b',
         major: 8,
@@ -98,6 +99,7 @@ fn a_busy_request() {
         ..Resources::default()
     };
     case.devices.push(DeviceNode {
+        asked: true,
         path: "/dev/fuse".into(),
         kind: 'c',
         major: 10,

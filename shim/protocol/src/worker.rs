@@ -94,13 +94,7 @@ pub struct Create {
     /// The process to run.
     #[prost(message, optional, tag = "6")]
     pub process: Option<Process>,
-    /// Mount points inside the container whose propagation is set once the container's mounts exist.
-    /// Every mount not named is private.
-    #[prost(message, repeated, tag = "7")]
-    pub propagation: Vec<Propagation>,
-    /// True when no volume needs propagation, so that there is nothing to fix up.
-    #[prost(bool, tag = "8")]
-    pub all_private: bool,
+    // Tags 7 and 8 are used up: propagation is among the options of the mounts in `config.json`.
     /// Resource limits that a user may exceed only with CAP_SYS_RESOURCE; applied to the worker
     /// before the container exists, inherited by init.
     #[prost(message, repeated, tag = "9")]
@@ -108,17 +102,6 @@ pub struct Create {
     /// Files and directories in the root file system that must exist before mounts are made.
     #[prost(string, repeated, tag = "10")]
     pub make_dirs: Vec<String>,
-}
-
-/// A mount point and its propagation.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Propagation {
-    /// Absolute path inside the container.
-    #[prost(string, tag = "1")]
-    pub path: String,
-    /// 0 private, 1 slave (HostToContainer), 2 shared (Bidirectional).
-    #[prost(uint32, tag = "2")]
-    pub mode: u32,
 }
 
 /// One resource limit (setrlimit(2)).

@@ -56,11 +56,16 @@ fn vanishes() {
     assert_eq!((exit.code, exit.started_at), (5, 0));
     shim.ended();
     let mut shim = Shim::running(script("sleep 100"));
-    let id = shim.daemon.send_exec("e", &["@vanish"], Exec::default(), &[]);
+    let id = shim
+        .daemon
+        .send_exec("e", &["@vanish"], Exec::default(), &[]);
     match shim.daemon.answer(id).0 {
         Outcome::Failure(failure) => {
             assert_eq!(failure.kind(), FailureKind::State);
-            assert!(failure.message.contains("before it was executed"), "{failure:?}");
+            assert!(
+                failure.message.contains("before it was executed"),
+                "{failure:?}"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -115,7 +120,10 @@ fn starved() {
     let (_shim, started) = Shim::try_create(wish);
     let failure = started.unwrap_err();
     assert_eq!(failure.kind(), FailureKind::Memory);
-    assert!(failure.message.contains("memory limit of 65536 bytes"), "{failure:?}");
+    assert!(
+        failure.message.contains("memory limit of 65536 bytes"),
+        "{failure:?}"
+    );
 }
 
 fn runs() {

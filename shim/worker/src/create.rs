@@ -16,6 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::init::{Console, Init};
 use crate::message::{Fds, Made};
 use crate::process::{self, Plan};
+use crate::tree::Tree;
 use crate::{cgroup, inside, memory, mounts, path, sys};
 
 /// Makes a container. Whatever fails, nothing of it is left.
@@ -32,8 +33,8 @@ pub(crate) fn create(
         .cgroup
         .as_ref()
         .ok_or_else(|| Error::invalid("create without a cgroup"))?;
-    let config = Config::read(request)?;
     let plan = Plan::new(process, fds.take(Fd::Seccomp), request.rlimits.clone())?;
+    let mut config = Config::read(request, &plan.cwd)?;
     let proc = process::host_proc()?;
     process::raise_hard_limits(&request.rlimits)?;
     if let Some(score) = process.oom_score_adj {
@@ -45,8 +46,7 @@ pub(crate) fn create(
         request,
         fds.require(Fd::Rootfs)?,
         proc.as_fd(),
-        &config,
-        &plan,
+        &mut config.tree,
     )?;
     config.write(&scratch.bundle)?;
     let joins = made.enter(&cgroup.path)?;
@@ -60,7 +60,7 @@ pub(crate) fn create(
         fds.require(Fd::ErrorPipe)?,
         init_proc,
     );
-    init.propagation = (!request.all_private).then(|| request.propagation.clone());
+    init.tree = Some(config.tree).into();
     let (console, standard) = streams(process, fds)?;
     if !config.users.is_empty() && !process.terminal {
         process::own_streams(&standard, process.uid, &config.users)?;
@@ -154,12 +154,15 @@ fn attach(
     request: &worker::Create,
     rootfs: OwnedFd,
     proc: std::os::fd::BorrowedFd<'_>,
-    config: &Config,
-    plan: &Plan,
+    tree: &mut Tree,
 ) -> Result<()> {
+    // Modes are what they are meant to be, whatever umask the daemon was started with.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     // Propagation of the host's mounts stays as it is: a Bidirectional volume needs its peers.
     sys::unshare(libc::CLONE_NEWNS).context(|| "make a mount namespace".to_owned())?;
     mounts::require_private(proc, &request.rootfs)?;
+    // Before the root is attached: a volume of the host's whole tree must not show it.
+    tree.open(proc)?;
     rustix::mount::move_mount(
         &rootfs,
         "",
@@ -183,15 +186,6 @@ fn attach(
     for dir in &request.make_dirs {
         path::make_directories(root.as_fd(), dir.as_bytes())
             .context(|| format!("make {dir} in the root file system"))?;
-    }
-    // Once the root is read-only it cannot be made any more; below a mount it is made later.
-    if config.read_only && !config.mounted(&plan.cwd) {
-        path::make_directories(root.as_fd(), &plan.cwd).context(|| {
-            format!(
-                "make working directory {:?}",
-                String::from_utf8_lossy(&plan.cwd)
-            )
-        })?;
     }
     Ok(())
 }
@@ -239,22 +233,22 @@ impl Drop for Scratch {
 #[derive(Debug)]
 struct Config {
     value: Value,
-    read_only: bool,
     users: Vec<process::Range>,
-    destinations: Vec<PathBuf>,
+    /// What init makes itself.
+    tree: Tree,
 }
 
 impl Config {
-    fn read(request: &worker::Create) -> Result<Self> {
+    fn read(request: &worker::Create, cwd: &[u8]) -> Result<Self> {
         let file = Path::new(&request.bundle).join("config.json");
         let bytes = fs::read(&file).context(|| format!("read {}", file.display()))?;
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::invalid(format!("{}: {e}", file.display())))?;
-        Self::check(value, &request.rootfs, cgroup::unified())
+        Self::check(value, &request.rootfs, cgroup::unified(), cwd)
             .map_err(|e| e.map(|m| format!("{}: {m}", file.display())))
     }
 
-    fn check(mut value: Value, rootfs: &str, unified: bool) -> Result<Self> {
+    fn check(mut value: Value, rootfs: &str, unified: bool, cwd: &[u8]) -> Result<Self> {
         for ours in ["/linux/resources", "/linux/seccomp"] {
             if value.pointer(ours).is_some_and(|v| !v.is_null()) {
                 return Err(Error::invalid(format!(
@@ -269,22 +263,12 @@ impl Config {
         if !value.pointer("/linux/cgroupsPath").is_some_and(absolute) {
             return Err(Error::invalid("/linux/cgroupsPath is not absolute"));
         }
-        let mounts = value
-            .get("mounts")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
         let cgroup = |m: &Value| m.get("type").and_then(Value::as_str) == Some("cgroup");
-        if !unified && mounts.iter().any(cgroup) {
+        let mounts = value.get("mounts").and_then(Value::as_array);
+        if !unified && mounts.into_iter().flatten().any(cgroup) {
             return Err(Error::invalid(
                 "a mount of type cgroup would be writable on cgroup v1; use binds",
             ));
-        }
-        // libcontainer knows only the names without r; they are recursive all the same.
-        if let Some(Value::String(name)) = value.pointer_mut("/linux/rootfsPropagation")
-            && let Some(plain) = name.strip_prefix('r')
-        {
-            *name = plain.to_owned();
         }
         value["process"] = json!({
             "terminal": false,
@@ -295,27 +279,9 @@ impl Config {
         });
         Ok(Self {
             users: users(&value)?,
-            read_only: value
-                .pointer("/root/readonly")
-                .and_then(Value::as_bool)
-                .unwrap_or(false),
-            destinations: mounts
-                .iter()
-                .filter_map(|m| {
-                    m.get("destination")
-                        .and_then(Value::as_str)
-                        .map(PathBuf::from)
-                })
-                .collect(),
+            tree: Tree::take(&mut value, cwd)?,
             value,
         })
-    }
-
-    /// Whether a path is on or below one of the mounts.
-    fn mounted(&self, path: &[u8]) -> bool {
-        use std::os::unix::ffi::OsStrExt;
-        let path = Path::new(std::ffi::OsStr::from_bytes(path));
-        self.destinations.iter().any(|d| path.starts_with(d))
     }
 
     fn write(&self, bundle: &Path) -> Result<()> {
@@ -377,14 +343,9 @@ mod tests {
 
     #[test]
     fn the_process_section_is_ours() {
-        let config = Config::check(config(), "/r", false).unwrap();
-        assert!(config.read_only && config.mounted(b"/proc/x") && !config.mounted(b"/process"));
+        let config = Config::check(config(), "/r", false, b"/").unwrap();
         assert_eq!(config.value.pointer("/process/capabilities"), None);
         assert_eq!(config.value.pointer("/process/noNewPrivileges"), None);
-        assert_eq!(
-            config.value.pointer("/linux/rootfsPropagation"),
-            Some(&json!("slave"))
-        );
     }
 
     #[test]
@@ -393,7 +354,7 @@ mod tests {
             let mut value = config();
             let (parent, key) = pointer.rsplit_once('/').unwrap();
             value.pointer_mut(parent).unwrap()[key] = new;
-            Config::check(value, "/r", false)
+            Config::check(value, "/r", false, b"/")
         };
         assert!(with("/linux/resources", json!({})).is_err());
         assert!(with("/linux/seccomp", json!({})).is_err());
@@ -403,6 +364,6 @@ mod tests {
         assert!(with("/mounts", cgroup.clone()).is_err());
         let mut value = config();
         value["mounts"] = cgroup;
-        assert!(Config::check(value, "/r", true).is_ok());
+        assert!(Config::check(value, "/r", true, b"/").is_ok());
     }
 }

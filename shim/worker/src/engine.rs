@@ -12,7 +12,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::init::{Init, Ready};
 use crate::report::Report;
 
@@ -61,7 +61,7 @@ impl Engine for Libcontainer {
             });
         let mut container = match made {
             Ok(container) => container,
-            Err(e) => return Err(Error::internal(report.explain(&chain(&e)))),
+            Err(e) => return Err(report.explain(&chain(&e))),
         };
         let pid = container.pid().map(libcontainer_pid);
         // From here on it waits in our executor, on our pipe, not on libcontainer's socket.
@@ -77,7 +77,7 @@ impl Engine for Libcontainer {
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
             let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-        Err(Error::internal(report.explain(&general)))
+        Err(report.explain(&general))
     }
 }
 

@@ -47,6 +47,11 @@ impl Error {
         }
     }
 
+    /// Whether the request is to blame.
+    pub(crate) fn is_invalid(&self) -> bool {
+        self.kind == FailureKind::Invalid
+    }
+
     /// The same with something put before or behind the text.
     pub(crate) fn map(self, change: impl FnOnce(String) -> String) -> Self {
         Self {

@@ -1,18 +1,19 @@
 //! A container's init between the engine's work and `execve`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use shim_protocol::{frame, worker};
+use shim_protocol::frame;
 
 use crate::credentials::Keep;
 use crate::error::{Context, Error, Result, reason};
 use crate::process::{self, Plan};
 use crate::terminal::Terminal;
-use crate::{mounts, report, sys};
+use crate::tree::Tree;
+use crate::{report, sys};
 
 /// Exit status of a process that never got to be what was asked for.
 pub(crate) const NOT_EXECUTED: i32 = 128;
@@ -25,8 +26,8 @@ pub(crate) struct Init {
     pub(crate) error: OwnedFd,
     pub(crate) proc: OwnedFd,
     pub(crate) console: Option<Console>,
-    /// Absent: the engine's own private mounts need no fix.
-    pub(crate) propagation: Option<Vec<worker::Propagation>>,
+    /// What it makes in its root; gone once it is made.
+    pub(crate) tree: RefCell<Option<Tree>>,
     report: Option<OwnedFd>,
     ready: Option<OwnedFd>,
     chdir_again: Cell<bool>,
@@ -89,7 +90,7 @@ impl Init {
             error,
             proc,
             console: None,
-            propagation: None,
+            tree: RefCell::new(None),
             report: None,
             ready: None,
             chdir_again: Cell::new(false),
@@ -108,7 +109,7 @@ impl Init {
     pub(crate) fn prepare(&self) -> Result<()> {
         let result = self.prepared();
         if let (Err(e), Some(report)) = (&result, &self.report) {
-            report::say(report, &e.to_string());
+            report::say(report, e);
         }
         result
     }
@@ -117,13 +118,14 @@ impl Init {
         // Until it is set for good: a monitor that dies in between takes this process along.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .context(|| "set the parent death signal".to_owned())?;
+        let shares = self.tree.take().map(Tree::build).transpose()?;
         match &self.console {
             Some(console) => self.terminal(console)?,
             None => self.plan.own_standard()?,
         }
         self.chdir_again.set(self.plan.enter_cwd(true)?);
-        if let Some(wanted) = &self.propagation {
-            mounts::propagate(self.proc.as_fd(), wanted)?;
+        if let Some(shares) = shares {
+            shares.share(self.proc.as_fd())?;
         }
         self.plan.label(self.proc.as_fd())
     }
@@ -184,7 +186,7 @@ impl Init {
 
     fn fail_create(&self, report: Option<&OwnedFd>, error: &Error) -> ! {
         if let Some(report) = report {
-            report::say(report, &error.to_string());
+            report::say(report, error);
         }
         sys::exit_now(NOT_EXECUTED)
     }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use shim_protocol::worker::{Call, Namespaces, Outcome};
 
 mod cgroup;
+mod cover;
 mod create;
 mod credentials;
 mod devices;
@@ -23,13 +24,16 @@ mod lsm;
 mod memory;
 mod message;
 mod mounts;
+mod options;
 mod path;
 mod pause;
+mod place;
 mod pod;
 mod process;
 mod report;
 mod sys;
 mod terminal;
+mod tree;
 
 use error::{Context, Error, Result};
 

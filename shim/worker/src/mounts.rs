@@ -1,14 +1,15 @@
-//! What the kernel says about mounts, and the propagation of a container's.
+//! What the kernel says about mounts, and who on the host a container's mounts are shared with.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags};
-use shim_protocol::worker;
+use rustix::mount::{MoveMountFlags, UnmountFlags};
 
 use crate::error::{Context, Error, Result};
-use crate::{path, sys};
+use crate::path;
+use crate::sys::MountChange;
 
 /// One line of mountinfo (proc_pid_mountinfo(5)).
 #[derive(Debug, PartialEq, Eq)]
@@ -21,11 +22,25 @@ struct Mount {
 }
 
 /// Propagation as it is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Propagation {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Propagation {
+    #[default]
     Private,
     Slave,
     Shared,
+}
+
+impl Propagation {
+    pub(crate) fn change(self) -> MountChange {
+        MountChange {
+            propagation: match self {
+                Self::Private => libc::MS_PRIVATE,
+                Self::Slave => libc::MS_SLAVE,
+                Self::Shared => libc::MS_SHARED,
+            },
+            ..MountChange::default()
+        }
+    }
 }
 
 /// Refuses a staging directory on a shared mount: what the worker attaches there would show up on the host.
@@ -46,80 +61,106 @@ pub(crate) fn require_private(proc: BorrowedFd<'_>, dir: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sets the propagation of every mount of the container that this process is in: as wanted for those
-/// named and what is mounted below them, private for all others. `proc` is the host's procfs.
-pub(crate) fn propagate(proc: BorrowedFd<'_>, wanted: &[worker::Propagation]) -> Result<()> {
-    let mounts = mounts(proc)?;
+/// Refuses a source whose mount has nobody on the host to propagate from, or to.
+pub(crate) fn require_peers(
+    proc: BorrowedFd<'_>,
+    source: &str,
+    destination: &str,
+    wanted: Propagation,
+) -> Result<()> {
+    let told = || format!("mount {source} on {destination}: open the source");
+    let fd =
+        rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(told)?;
+    let id = path::mount_id(fd).context(told)?;
+    let possible = mounts(proc)?.iter().any(|m| {
+        m.id == id
+            && match wanted {
+                Propagation::Private => true,
+                Propagation::Slave => m.shared || m.slave,
+                Propagation::Shared => m.shared,
+            }
+    });
+    if possible {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the volume at {destination} cannot propagate mounts: its source {source} is not on a shared mount of the host"
+    )))
+}
+
+/// Joins a mount of this process's, and what came along below it, to the peer groups of `peers`, a clone of the
+/// same source. Mounts in `except`, and what is on them, stay as they are. `proc` is the host's procfs.
+pub(crate) fn join(
+    proc: BorrowedFd<'_>,
+    tree: BorrowedFd<'_>,
+    peers: BorrowedFd<'_>,
+    except: &[u64],
+) -> Result<()> {
+    let told = || "look at its mounts".to_owned();
     let root = rustix::fs::open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
     .context(|| "open the container's root".to_owned())?;
-    let mut plan = vec![Propagation::Private; mounts.len()];
-    let mut wanted: Vec<&worker::Propagation> = wanted.iter().collect();
-    // A mount inside another one has the last word about itself.
-    wanted.sort_by_key(|w| w.path.len());
-    for want in wanted {
-        mark(root.as_fd(), &mounts, &mut plan, want)?;
-    }
-    for (mount, propagation) in mounts.iter().zip(plan) {
-        set(root.as_fd(), mount, propagation)?;
-    }
-    Ok(())
-}
-
-fn mark(
-    root: BorrowedFd<'_>,
-    mounts: &[Mount],
-    plan: &mut [Propagation],
-    want: &worker::Propagation,
-) -> Result<()> {
-    let propagation = match want.mode {
-        0 => Propagation::Private,
-        1 => Propagation::Slave,
-        2 => Propagation::Shared,
-        other => return Err(Error::invalid(format!("propagation mode {other}"))),
-    };
-    let id = path::open(root, want.path.as_bytes())
-        .and_then(path::mount_id)
-        .context(|| format!("open mount point {}", want.path))?;
+    let mounts = mounts(proc)?;
+    let id = path::mount_id(tree).context(told)?;
     let top = mounts
         .iter()
         .find(|m| m.id == id)
-        .filter(|m| m.point != b"/")
-        .ok_or_else(|| {
-            Error::invalid(format!(
-                "{} is not a mount point of the container",
-                want.path
-            ))
-        })?;
-    let possible = match propagation {
-        Propagation::Private => true,
-        Propagation::Slave => top.shared || top.slave,
-        Propagation::Shared => top.shared,
-    };
-    if !possible {
-        return Err(Error::invalid(format!(
-            "the volume at {} cannot propagate mounts: its source is not on a shared mount of the host",
-            want.path
-        )));
-    }
-    for (mount, slot) in mounts.iter().zip(plan) {
-        if below(mounts, mount, id) {
-            *slot = propagation;
+        .ok_or_else(|| Error::internal("it is not among the container's mounts"))?;
+    for mount in &mounts {
+        let Some(rest) = mount.point.strip_prefix(top.point.as_slice()) else {
+            continue;
+        };
+        if !belongs(&mounts, mount, id, except) {
+            continue;
         }
+        // Its place is gone, or another mount lies on top of it: nobody can get at this one any more.
+        let point = match path::open_plain(root.as_fd(), &mount.point) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other.context(told)?,
+        };
+        if path::mount_id(&point).context(told)? != mount.id {
+            continue;
+        }
+        join_one(mount, point.as_fd(), peers, rest)
+            .context(|| format!("join {}", String::from_utf8_lossy(&mount.point)))?;
     }
     Ok(())
 }
 
-/// Whether a mount is `top` or mounted on it, at whatever depth.
-fn below(mounts: &[Mount], mount: &Mount, top: u64) -> bool {
+fn join_one(
+    mount: &Mount,
+    point: BorrowedFd<'_>,
+    peers: BorrowedFd<'_>,
+    rest: &[u8],
+) -> io::Result<()> {
+    let opened = match rest.strip_prefix(b"/").unwrap_or(rest) {
+        b"" => peers.try_clone_to_owned().map(Some),
+        rest => path::mount_root(peers, rest),
+    };
+    let Some(peer) = opened? else {
+        // It was unmounted on the host meanwhile, and would keep what it shows busy.
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        return Ok(rustix::mount::unmount(mount.point.as_slice(), flags)?);
+    };
+    let flags = MoveMountFlags::MOVE_MOUNT_SET_GROUP
+        | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(peer, "", point, "", flags)?)
+}
+
+/// Whether a mount is `top` or on it, at whatever depth, with none of `except` between.
+fn belongs(mounts: &[Mount], mount: &Mount, top: u64, except: &[u64]) -> bool {
     let mut at = mount;
     // The list bounds the walk, whatever it says.
     for _ in 0..mounts.len() {
         if at.id == top {
             return true;
+        }
+        if except.contains(&at.id) {
+            return false;
         }
         match mounts.iter().find(|m| m.id == at.parent && m.id != at.id) {
             Some(parent) => at = parent,
@@ -127,29 +168,6 @@ fn below(mounts: &[Mount], mount: &Mount, top: u64) -> bool {
         }
     }
     false
-}
-
-fn set(root: BorrowedFd<'_>, mount: &Mount, propagation: Propagation) -> Result<()> {
-    let (is, flag) = match propagation {
-        Propagation::Private => (!mount.shared && !mount.slave, libc::MS_PRIVATE),
-        Propagation::Slave => (!mount.shared && mount.slave, libc::MS_SLAVE),
-        Propagation::Shared => (mount.shared, libc::MS_SHARED),
-    };
-    if is {
-        return Ok(());
-    }
-    let shown = || {
-        format!(
-            "set the propagation of {}",
-            String::from_utf8_lossy(&mount.point)
-        )
-    };
-    let fd = path::open_plain(root, &mount.point).context(shown)?;
-    // Another mount lies on top of it: nobody can get at this one any more.
-    if path::mount_id(&fd).context(shown)? != mount.id {
-        return Ok(());
-    }
-    sys::set_propagation(fd.as_fd(), flag).context(shown)
 }
 
 fn mounts(proc: BorrowedFd<'_>) -> Result<Vec<Mount>> {
@@ -230,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn below_follows_parents_and_ends() {
+    fn a_mount_belongs_to_another_by_its_parents() {
         let mount = |id, parent| Mount {
             id,
             parent,
@@ -246,8 +264,10 @@ mod tests {
             mount(5, 6),
             mount(6, 5),
         ];
-        assert!(below(&mounts, &mounts[2], 2));
-        assert!(!below(&mounts, &mounts[3], 2));
-        assert!(!below(&mounts, &mounts[4], 2));
+        assert!(belongs(&mounts, &mounts[2], 2, &[]));
+        assert!(belongs(&mounts, &mounts[1], 2, &[2]));
+        assert!(!belongs(&mounts, &mounts[2], 1, &[2]));
+        assert!(!belongs(&mounts, &mounts[3], 2, &[]));
+        assert!(!belongs(&mounts, &mounts[4], 2, &[]));
     }
 }

@@ -12,18 +12,7 @@ use rustix::io::Errno;
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// Opens a path of a root as `O_PATH`, links followed inside the root.
-pub(crate) fn open(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
-    Ok(openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        IN_ROOT,
-    )?)
-}
-
-/// As [`open`], but it must be a directory.
+/// Opens a directory of a root as `O_PATH`, links followed inside the root.
 pub(crate) fn open_directory(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     Ok(openat2(root, path, DIRECTORY, Mode::empty(), IN_ROOT)?)
 }
@@ -94,6 +83,18 @@ pub(crate) fn ordinary_directory(root: BorrowedFd<'_>, name: &str) -> io::Result
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// Opens the root of the mount at a path below a directory, if a mount is there. No component is a link.
+pub(crate) fn mount_root(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Option<OwnedFd>> {
+    use rustix::fs::{StatxAttributes, StatxFlags, statx};
+    let opened = match open_plain(dir, path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let stat = statx(&opened, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let is = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok(is.then_some(opened))
 }
 
 /// The id of the mount that a descriptor is on (statx(2)).

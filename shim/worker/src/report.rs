@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::MemfdFlags;
@@ -12,13 +12,23 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result, reason};
 
 /// Longest cause that is passed on.
 const LONGEST: usize = 700;
 
-/// Starts a line of ours, which says it better than any event.
+/// Starts a line of ours, which says it better than any event; `INVALID` one that blames the request.
 const OWN: char = '!';
+const INVALID: char = '?';
+
+/// How libcontainer prints an error of the kernel when it keeps the number to itself.
+const NAMELESS: [&str; 5] = [
+    "syscall",
+    "nix error",
+    "io error",
+    "failed syscall to create device",
+    "syscall failed",
+];
 
 /// The memory file.
 #[derive(Debug)]
@@ -53,7 +63,7 @@ impl Report {
     }
 
     /// What is known about a failure that `general` describes.
-    pub(crate) fn explain(mut self, general: &str) -> String {
+    pub(crate) fn explain(mut self, general: &str) -> Error {
         let mut bytes = Vec::new();
         let read = self
             .file
@@ -61,10 +71,15 @@ impl Report {
             .and_then(|()| self.file.read_to_end(&mut bytes));
         let text = String::from_utf8_lossy(&bytes);
         if read.is_err() || text.is_empty() {
-            return general.to_owned();
+            return Error::internal(general);
         }
-        if let Some(own) = text.lines().find_map(|l| l.strip_prefix(OWN)) {
-            return own.to_owned();
+        for line in text.lines() {
+            if let Some(own) = line.strip_prefix(OWN) {
+                return Error::internal(own);
+            }
+            if let Some(own) = line.strip_prefix(INVALID) {
+                return Error::invalid(own);
+            }
         }
         // Events come from the inside outwards: the first is the cause, the others repeat it.
         let cause: String = text
@@ -74,13 +89,14 @@ impl Report {
             .chars()
             .take(LONGEST)
             .collect();
-        format!("{cause} ({general})")
+        Error::internal(format!("{cause} ({general})"))
     }
 }
 
 /// Says in our own words what failed.
-pub(crate) fn say(report: &OwnedFd, message: &str) {
-    let line = format!("{OWN}{}\n", message.replace('\n', " "));
+pub(crate) fn say(report: &OwnedFd, error: &Error) {
+    let mark = if error.is_invalid() { INVALID } else { OWN };
+    let line = format!("{mark}{}\n", error.to_string().replace('\n', " "));
     // Nowhere else to tell it: the general error arrives in any case.
     let _lost = rustix::io::write(report, line.as_bytes());
 }
@@ -107,8 +123,13 @@ impl Subscriber for Writer {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
+        // What libcontainer calls "syscall" failed a moment ago in this thread, and its number is still there.
+        let last = io::Error::last_os_error();
         let mut line = Line::default();
         event.record(&mut line);
+        if NAMELESS.iter().any(|name| line.message.ends_with(name)) {
+            let _infallible = write!(line.message, ": {}", reason(&last));
+        }
         let text = format!("{}{}\n", line.message, line.fields).replace("\\\"", "'");
         let _lost = (&self.file).write_all(text.as_bytes());
     }
@@ -148,10 +169,24 @@ mod tests {
             file: report.file.try_clone().unwrap(),
         };
         assert_eq!(
-            copy.explain("io error"),
+            copy.explain("io error").to_string(),
             "failed to mount, path: \"/x\" (io error)"
         );
-        say(&writer, "no such\ndirectory");
-        assert_eq!(report.explain("io error"), "no such directory");
+        let copy = Report {
+            file: report.file.try_clone().unwrap(),
+        };
+        say(&writer, &Error::invalid("no such\ndirectory"));
+        let told = report.explain("io error");
+        assert_eq!(told.to_string(), "no such directory");
+        assert!(told.is_invalid());
+        copy.file.set_len(0).unwrap();
+        (&copy.file).rewind().unwrap();
+        // A failed call of this thread, as libcontainer tells of it.
+        assert!(File::open("/no/such/file").is_err());
+        tracing::error!("failed to mount Mount: syscall");
+        assert_eq!(
+            copy.explain("io error").to_string(),
+            "failed to mount Mount: syscall: no such file or directory (io error)"
+        );
     }
 }

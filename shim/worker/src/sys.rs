@@ -141,21 +141,40 @@ pub(crate) fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::R
     Ok(Cloned::Parent(pid, pidfd))
 }
 
-/// Sets the propagation (`MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`) of the mount that `mount` is on.
-pub(crate) fn set_propagation(mount: BorrowedFd<'_>, propagation: u64) -> io::Result<()> {
+/// What [`set_mount`] changes; zeros are "leave it".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountChange {
+    /// `MOUNT_ATTR_*` to set.
+    pub(crate) set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub(crate) clear: u64,
+    /// `MS_PRIVATE`, `MS_SLAVE` or `MS_SHARED`.
+    pub(crate) propagation: u64,
+}
+
+/// Changes the mount that `mount` is on, and those below it when `recursive` (mount_setattr(2)).
+pub(crate) fn set_mount(
+    mount: BorrowedFd<'_>,
+    change: &MountChange,
+    recursive: bool,
+) -> io::Result<()> {
+    if *change == MountChange::default() {
+        return Ok(());
+    }
     let attributes = libc::mount_attr {
-        attr_set: 0,
-        attr_clr: 0,
-        propagation,
+        attr_set: change.set,
+        attr_clr: change.clear,
+        propagation: change.propagation,
         userns_fd: 0,
     };
+    let below = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a constant, the structure lives through the call and its size is given.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | below,
             std::ptr::from_ref(&attributes),
             size_of::<libc::mount_attr>(),
         )

@@ -30,10 +30,25 @@ fn commands_follow_dockers_rules() {
     assert_eq!(run(&["x"], &["a"], &["e"], &["c"]).unwrap(), "x a");
     assert_eq!(run(&[], &[], &[], &["c"]).unwrap(), "c");
     assert!(matches!(run(&[], &[], &[], &[]), Err(Error::NoCommand)));
-    assert!(matches!(
-        run(&[], &[], &[""], &[]),
-        Err(Error::Command { index: 0, .. })
-    ));
+    // One empty word is how images say that they have no entry point.
+    assert_eq!(run(&[], &[], &[""], &["c", ""]).unwrap(), "c ");
+    assert_eq!(run(&[], &["a", "b"], &[""], &["c"]).unwrap(), "a b");
+    assert_eq!(run(&["x"], &["a"], &[""], &["c"]).unwrap(), "x a");
+    assert!(matches!(run(&[], &[], &[""], &[]), Err(Error::NoCommand)));
+    // Anywhere else it is a word, and no program's name.
+    assert_eq!(run(&[], &[], &["e"], &[""]).unwrap(), "e ");
+    for (command, args, entrypoint, cmd) in [
+        (&[][..], &[][..], &[][..], &[""][..]),
+        (&[], &[""], &[""], &["c"]),
+        (&[], &[], &["", "e"], &["c"]),
+        (&[], &[], &["", ""], &["c"]),
+        (&[""], &["a"], &["e"], &["c"]),
+    ] {
+        assert!(matches!(
+            run(command, args, entrypoint, cmd),
+            Err(Error::Command { index: 0, .. })
+        ));
+    }
     assert!(matches!(
         run(&["a\0b"], &[], &[], &[]),
         Err(Error::Command { .. })
@@ -127,12 +142,7 @@ fn mounts_that_cannot_be_are_refused() {
         case.mount(path, change);
         matches!(case.plan(), Err(Error::Mount { .. }))
     };
-    assert!(
-        refused("", |_| {})
-            && refused("/", |_| {})
-            && refused("/a\0", |_| {})
-            && refused("/dev/", |_| {})
-    );
+    assert!(refused("", |_| {}) && refused("/", |_| {}) && refused("/a\0", |_| {}));
     assert!(refused("/a", |mount| mount.request.options = vec!["sync".into()]));
     assert!(refused("/a", |mount| mount.source = "relative".into()));
     assert!(refused("/a", |mount| mount.request.propagation =
@@ -144,29 +154,42 @@ fn mounts_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn propagation_of_volumes_and_of_the_root() {
+fn propagation_is_among_the_options_and_the_root_is_private() {
     let mut case = Case::v2();
-    case.mount("/private", |_| {});
-    let plan = case.plan().unwrap();
-    assert!(plan.all_private && plan.oci["linux"]["rootfsPropagation"] == "private");
+    case.mount("/none", |_| {});
     case.mount("/down", |mount| {
         mount.request.propagation = MountPropagation::HostToContainer;
         mount.propagation = SourcePropagation::Slave;
     });
-    let plan = case.plan().unwrap();
-    assert!(!plan.all_private && plan.oci["linux"]["rootfsPropagation"] == "slave");
     case.mount("/both", |mount| {
         mount.request.propagation = MountPropagation::Bidirectional;
         mount.propagation = SourcePropagation::Shared;
     });
+    for (path, option) in [
+        ("/none", "rprivate"),
+        ("/down", "rslave"),
+        ("/both", "rshared"),
+    ] {
+        let options = case.mounts_on(path)[0]["options"].clone();
+        assert!(options.as_array().unwrap().contains(&option.into()));
+    }
     let plan = case.plan().unwrap();
-    assert_eq!(plan.oci["linux"]["rootfsPropagation"], "shared");
-    let modes: Vec<_> = plan
-        .propagation
-        .iter()
-        .map(|one| (one.path.as_str(), one.mode))
-        .collect();
-    assert_eq!(modes, [("/down", 1), ("/both", 2)]);
+    assert_eq!(plan.oci["linux"]["rootfsPropagation"], "private");
+}
+
+#[test]
+fn a_dev_of_the_pods_comes_with_what_is_in_it() {
+    let mut case = Case::v2();
+    case.mount("/dev/", |_| {});
+    assert_eq!(case.mounts_on("/dev")[0]["source"], "/srv/real");
+    for gone in ["/dev/pts", "/dev/mqueue"] {
+        assert!(case.mounts_on(gone).is_empty(), "{gone}");
+    }
+    assert_eq!(case.mounts_on("/dev/shm").len(), 1);
+    let mut case = Case::v2();
+    case.mount("/dev/tty", |_| {});
+    assert_eq!(case.mounts_on("/dev")[0]["type"], "tmpfs");
+    assert_eq!(case.mounts_on("/dev/pts").len(), 1);
 }
 
 #[test]

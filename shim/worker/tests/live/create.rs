@@ -223,8 +223,9 @@ fn a_failing_mount_is_named_and_nothing_is_left() {
     }));
     let error = fixture.try_create(sh("true")).err().unwrap();
     assert!(
-        error.contains("/no/such/volume") && error.contains("ENOENT")
-            || error.contains("No such file"),
+        error.contains("/no/such/volume")
+            && error.contains("/data")
+            && error.contains("no such file or directory"),
         "{error}"
     );
     assert!(

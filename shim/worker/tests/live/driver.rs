@@ -185,7 +185,6 @@ impl Fixture {
             rootfs: text(at("root")),
             cgroup: Some(cgroup(&path)),
             process: None,
-            all_private: true,
             ..Create::default()
         };
         let config = config(&request.rootfs, &path);

@@ -10,6 +10,7 @@
 )]
 
 mod create;
+mod destinations;
 mod driver;
 mod exec;
 mod holes;

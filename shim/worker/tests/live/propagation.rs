@@ -6,7 +6,6 @@ use std::path::Path;
 
 use rustix::mount::MountPropagationFlags as Flags;
 use serde_json::json;
-use shim_protocol::worker::Propagation;
 
 use crate::driver::*;
 
@@ -28,7 +27,8 @@ fn volume(fixture: &mut Fixture, at: &Path, name: &str) {
     rustix::mount::mount_bind(&source, &source).unwrap();
     rustix::mount::mount_change(&source, Flags::SHARED).unwrap();
     fixture.mount(json!({
-        "destination": format!("/{name}"), "type": "bind", "source": source, "options": ["rbind", "rw"],
+        "destination": format!("/{name}"), "type": "bind", "source": source,
+        "options": ["rbind", "rw", format!("r{name}")],
     }));
 }
 
@@ -53,13 +53,6 @@ fn each_volume_propagates_as_asked() {
         for name in ["private", "slave", "shared"] {
             volume(&mut fixture, host.path(), name);
         }
-        fixture.config["linux"]["rootfsPropagation"] = "rshared".into();
-        fixture.request.all_private = false;
-        let want = |path: &str, mode| Propagation {
-            path: path.into(),
-            mode,
-        };
-        fixture.request.propagation = vec![want("/slave", 1), want("/shared", 2)];
         let mut process = argv(&["cat"]);
         let sets = process.capabilities.as_mut().unwrap();
         for set in [&mut sets.bounding, &mut sets.permitted, &mut sets.effective] {
@@ -98,13 +91,10 @@ fn host_to_container_alone_uses_slave_mounts() {
         let mut fixture = Fixture::new();
         volume(&mut fixture, host.path(), "slave");
         // A path with a link in it: resolved inside the container.
+        let mounts = fixture.config["mounts"].as_array_mut().unwrap();
+        mounts.last_mut().unwrap()["destination"] = "/link".into();
+        fs::create_dir(fixture.tree("slave")).unwrap();
         std::os::unix::fs::symlink("/slave", fixture.tree("link")).unwrap();
-        fixture.config["linux"]["rootfsPropagation"] = "rslave".into();
-        fixture.request.all_private = false;
-        fixture.request.propagation = vec![Propagation {
-            path: "/link".into(),
-            mode: 1,
-        }];
         let container = fixture.run(argv(&["cat"]));
         tmpfs(&host.path().join("slave/host"));
         assert_eq!(container.sh("cat /slave/host/file"), ("x".into(), 0));
@@ -117,22 +107,61 @@ fn a_volume_that_cannot_propagate_fails_the_create() {
     on_a_host_with_shared_mounts(|| {
         let host = tempfile::tempdir().unwrap();
         let mut fixture = Fixture::new();
-        fixture.mount(json!({ "destination": "/v", "type": "bind", "source": host.path(), "options": ["rbind"] }));
-        fixture.config["linux"]["rootfsPropagation"] = "shared".into();
-        fixture.request.all_private = false;
-        fixture.request.propagation = vec![Propagation {
-            path: "/nomount".into(),
-            mode: 2,
-        }];
-        let error = fixture.try_create(sh("true")).err().unwrap();
-        assert!(error.contains("/nomount"), "{error}");
-        fixture.config["linux"]["rootfsPropagation"] = "private".into();
-        fixture.request.propagation = vec![Propagation {
-            path: "/v".into(),
-            mode: 2,
-        }];
-        let error = fixture.try_create(sh("true")).err().unwrap();
-        assert!(error.contains("volume at /v cannot propagate"), "{error}");
+        for wanted in ["rshared", "rslave"] {
+            fixture.mount(json!({
+                "destination": "/v", "type": "bind", "source": host.path(), "options": ["rbind", wanted],
+            }));
+            let error = fixture.try_create(sh("true")).err().unwrap();
+            assert!(error.contains("volume at /v cannot propagate"), "{error}");
+            fixture.config["mounts"].as_array_mut().unwrap().pop();
+        }
+    });
+}
+
+/// What the container has inside a shared volume (other volumes, masks) is its own.
+#[test]
+fn mounts_inside_a_shared_volume_stay_in_the_container() {
+    on_a_host_with_shared_mounts(|| {
+        let host = tempfile::tempdir().unwrap();
+        let mut fixture = Fixture::new();
+        let below = host.path().join("shared/below");
+        volume(&mut fixture, host.path(), "shared");
+        tmpfs(&below);
+        fs::write(host.path().join("shared/secret"), "s").unwrap();
+        let inner = host.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("mine"), "m").unwrap();
+        for at in ["/shared/inner", "/shared/below/inner"] {
+            fixture.mount(json!({
+                "destination": at, "type": "bind", "source": inner, "options": ["rbind", "rprivate"],
+            }));
+        }
+        fixture.config["linux"]["maskedPaths"] = json!(["/shared/secret"]);
+        let mut process = argv(&["cat"]);
+        let sets = process.capabilities.as_mut().unwrap();
+        for set in [&mut sets.bounding, &mut sets.permitted, &mut sets.effective] {
+            *set |= 1 << 21;
+        }
+        let container = fixture.run(process.clone());
+        let seen =
+            "cat /shared/inner/mine /shared/below/inner/mine /shared/below/file /shared/secret";
+        assert_eq!(container.sh(seen), ("mmx".into(), 0));
+        // On the host there is nothing of it.
+        assert!(!host.path().join("shared/inner/mine").exists());
+        assert!(!below.join("inner/mine").exists());
+        assert_eq!(fs::read(host.path().join("shared/secret")).unwrap(), b"s");
+        // And sharing goes on, both ways, on the volume and on what was mounted in it.
+        for at in ["shared/late", "shared/below/late"] {
+            tmpfs(&host.path().join(at));
+            assert_eq!(container.sh(&format!("cat /{at}/file")), ("x".into(), 0));
+        }
+        process.args = sh("for v in /shared/c /shared/below/c; do mkdir $v; mount -t tmpfs t $v && touch $v/file; done").args;
+        let exec = container.try_exec(container.exec_request(process), None);
+        let (text, code) = exec.unwrap().finish();
+        assert_eq!(code, 0, "{text}");
+        assert!(host.path().join("shared/c/file").exists());
+        assert!(below.join("c/file").exists());
+        drop(container);
     });
 }
 

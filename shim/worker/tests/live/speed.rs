@@ -99,8 +99,14 @@ fn seen(children: &str, name: &str, times: u32, mut work: impl FnMut()) -> Vec<D
             for pid in pids.split_whitespace() {
                 let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
                 let status = status.unwrap_or_default();
-                let line = |key: &str| status.lines().find_map(|l| l.strip_prefix(key)).unwrap_or("");
-                let more = u64::from_str_radix(line("CapPrm:").trim(), 16).is_ok_and(|m| m & !USUAL != 0);
+                let line = |key: &str| {
+                    status
+                        .lines()
+                        .find_map(|l| l.strip_prefix(key))
+                        .unwrap_or("")
+                };
+                let more =
+                    u64::from_str_radix(line("CapPrm:").trim(), 16).is_ok_and(|m| m & !USUAL != 0);
                 let inside = line("NSpid:").split_whitespace().count() > 1;
                 if more && inside && line("Name:").contains(name) {
                     let now = Instant::now();
@@ -108,7 +114,9 @@ fn seen(children: &str, name: &str, times: u32, mut work: impl FnMut()) -> Vec<D
                 }
             }
         }
-        seen.into_values().map(|(first, last)| last - first).collect()
+        seen.into_values()
+            .map(|(first, last)| last - first)
+            .collect()
     };
     std::thread::scope(|scope| {
         let watcher = scope.spawn(watch);

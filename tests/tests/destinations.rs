@@ -1,0 +1,495 @@
+//! Where a container's mounts, masks and devices end up, whatever its image has prepared.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use berth_cri_api::v1::*;
+use berth_tests::cri::image_spec;
+use berth_tests::images::files;
+use berth_tests::oci::{Flavor, Pack, Recipe, Tree};
+use berth_tests::pods::{Pod, mount, script, security, unique};
+use berth_tests::runner::{Case, Test};
+use berth_tests::{ensure_eq, test};
+use tonic::Code;
+
+pub(crate) const TESTS: &[Test] = &[
+    test!(link_of_the_image_into_dev).berth_only("containerd makes its nodes in the volume"),
+    test!(order_of_mounts_behind_links).berth_only("containerd orders by what is written"),
+    test!(dangling_links_of_the_image),
+    test!(dangling_link_into_a_volume).berth_only("containerd makes the target in the volume"),
+    test!(masked_path_is_a_link),
+    test!(what_cannot_be_masked_fails).berth_only("containerd mounts over its root"),
+    test!(dev_of_the_host),
+    test!(dev_of_the_host_with_a_terminal),
+    test!(dev_of_the_host_is_shared).berth_only("containerd's mounts travel to the host"),
+    test!(mounts_below_dev),
+    test!(device_outside_dev),
+    test!(directories_of_devices_are_ordinary),
+    test!(tun_is_allowed),
+    test!(failed_mounts_say_why).berth_only("the words are Berth's"),
+];
+
+/// An image of busybox and these symbolic links (path, target).
+async fn image(case: &Case, links: &[(&str, &str)]) -> Result<String> {
+    let mut tree = Tree::default();
+    let mut dirs: Vec<&Path> = links
+        .iter()
+        .filter_map(|(path, _)| Path::new(path).parent())
+        .flat_map(Path::ancestors)
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .collect();
+    dirs.sort_unstable();
+    dirs.dedup();
+    for dir in dirs {
+        tree.dir(dir.to_str().context("no text")?, 0o755)?;
+    }
+    for (path, target) in links {
+        tree.symlink(path, target)?;
+    }
+    tree.file(&format!("mark-{}", unique()), 0o644, b"")?;
+    let recipe = Recipe {
+        layers: vec![
+            files::busybox_tree()?.layer(Pack::Gzip)?,
+            tree.layer(Pack::Gzip)?,
+        ],
+        ..Recipe::default()
+    };
+    let tag = format!("t{}-{}", std::process::id(), unique());
+    let client = case.shared().registry.client();
+    client
+        .push("destinations", &[&tag], &recipe.build(Flavor::Oci)?)
+        .await?;
+    Ok(format!("berth.test/destinations:{tag}"))
+}
+
+/// A pod, and a config of a container in it from an image with these links.
+async fn prepared(
+    case: &mut Case,
+    links: &[(&str, &str)],
+    text: &str,
+) -> Result<(Pod, ContainerConfig)> {
+    let image = image(case, links).await?;
+    let pod = case.pod().await?;
+    pod.cri.pull(&image).await?;
+    let mut config = script(text);
+    config.image = Some(image_spec(&image));
+    Ok((pod, config))
+}
+
+fn volume(case: &mut Case, name: &str) -> Result<PathBuf> {
+    let dir = case.instance()?.folder().join(name);
+    std::fs::create_dir(&dir)?;
+    std::fs::write(dir.join(name), name)?;
+    Ok(dir)
+}
+
+async fn refused(pod: &Pod, config: &ContainerConfig) -> Result<tonic::Status> {
+    let answer = pod.cri.create(&pod.id, config, &pod.config).await;
+    answer.err().context("the container was created")
+}
+
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+async fn link_of_the_image_into_dev(case: &mut Case) -> Result<()> {
+    let links = [
+        ("data", "/dev"),
+        ("a/b", "../../sys"),
+        ("chain", "/c2"),
+        ("c2", "proc"),
+        ("whole", "."),
+    ];
+    let (pod, mut config) = prepared(case, &links, "true").await?;
+    let volume = volume(case, "v")?;
+    for (path, place) in [
+        ("/data", "/dev"),
+        ("/data/shm", "/dev/shm"),
+        ("/a/b", "/sys"),
+        ("/chain", "/proc"),
+        ("/whole", "root"),
+    ] {
+        config.mounts = vec![mount(&volume, path, false)];
+        let error = refused(&pod, &config).await?;
+        ensure_eq!(error.code(), Code::InvalidArgument);
+        let text = error.message();
+        ensure!(text.contains(path) && text.contains(place), "{text}");
+        ensure_eq!(names(&volume)?, ["v"]);
+    }
+    // A device is no other thing.
+    config.mounts.clear();
+    config.devices = vec![device("/dev/null", "/data/one")];
+    let error = refused(&pod, &config).await?;
+    ensure!(error.message().contains("/dev/one"), "{error}");
+    Ok(())
+}
+
+async fn order_of_mounts_behind_links(case: &mut Case) -> Result<()> {
+    let links = [
+        ("var/run", "/run"),
+        ("app", "opt/deep/app"),
+        ("opt/deep/app/x", "y"),
+    ];
+    let text = "cat /run/run /run/secrets/tok/tok /app/app /opt/deep/app/in/in";
+    let (pod, mut config) = prepared(case, &links, text).await?;
+    for (name, path) in [
+        ("in", "/app/in"),
+        ("tok", "/var/run/secrets/tok"),
+        ("app", "/opt/deep/app"),
+        ("run", "/run"),
+    ] {
+        let source = volume(case, name)?;
+        config.mounts.push(mount(&source, path, false));
+    }
+    ensure_eq!(pod.output_of(&config).await?, "runtokappin");
+    config.metadata.get_or_insert_default().attempt = 1;
+    config.mounts.reverse();
+    ensure_eq!(pod.output_of(&config).await?, "runtokappin");
+    Ok(())
+}
+
+async fn dangling_links_of_the_image(case: &mut Case) -> Result<()> {
+    let links = [
+        ("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+        ("etc/localtime", "/usr/share/zoneinfo/Mars"),
+        ("etc/hosts", "/gone/hosts"),
+        ("one", "two"),
+        ("two", "../../../three"),
+        ("way", "/nowhere/yet"),
+    ];
+    let text = "cat /etc/localtime /one /way/on; cat /etc/resolv.conf >/dev/null && grep -q localhost /etc/hosts && \
+                test -f /run/systemd/resolve/stub-resolv.conf -a -f /three -a -f /nowhere/yet/on && echo fine";
+    let (pod, mut config) = prepared(case, &links, text).await?;
+    let file = volume(case, "f")?.join("f");
+    let paths = ["/etc/localtime", "/one", "/way/on"];
+    config.mounts = paths.iter().map(|path| mount(&file, path, true)).collect();
+    for read_only in [false, true] {
+        config.metadata.get_or_insert_default().attempt += 1;
+        security(&mut config).readonly_rootfs = read_only;
+        ensure_eq!(pod.output_of(&config).await?, "ffffine\n");
+    }
+    for path in [
+        "/run/systemd/resolve/stub-resolv.conf",
+        "/three",
+        "/nowhere/yet",
+        "/gone",
+    ] {
+        ensure!(!Path::new(path).exists(), "{path} was made on the host");
+    }
+    Ok(())
+}
+
+async fn dangling_link_into_a_volume(case: &mut Case) -> Result<()> {
+    let links = [("etc/resolv.conf", "/vol/resolv.conf"), ("loop", "loop")];
+    let (pod, mut config) = prepared(case, &links, "true").await?;
+    let volume = volume(case, "v")?;
+    std::os::unix::fs::symlink("missing", volume.join("link"))?;
+    config.mounts = vec![mount(&volume, "/vol", false)];
+    let error = refused(&pod, &config).await?;
+    ensure_eq!(error.code(), Code::InvalidArgument);
+    ensure!(
+        error.message().contains("/vol/resolv.conf") && error.message().contains("in a volume"),
+        "{error}"
+    );
+    config.mounts = vec![
+        mount(&volume, "/v2", false),
+        mount(&volume, "/v2/link", false),
+    ];
+    let error = refused(&pod, &config).await?;
+    ensure!(error.message().contains("/v2/missing"), "{error}");
+    config.mounts = vec![mount(&volume, "/loop", false)];
+    let error = refused(&pod, &config).await?;
+    ensure!(error.message().contains("circle"), "{error}");
+    ensure_eq!(names(&volume)?, ["link", "v"]);
+    Ok(())
+}
+
+async fn masked_path_is_a_link(case: &mut Case) -> Result<()> {
+    let links = [
+        ("etc/alias", "group"),
+        ("dirs", "/usr/keep"),
+        ("usr/keep/inside", "x"),
+        ("etc/dangling", "/no/such"),
+        ("loop", "loop"),
+        ("ro", "/usr/keep"),
+    ];
+    let text = "cat /etc/group /etc/alias | wc -c; ls /usr/keep /dirs/ | grep -c inside; cat /vol/v; \
+                touch /vol/new && echo new";
+    let (pod, mut config) = prepared(case, &links, text).await?;
+    let volume = volume(case, "v")?;
+    config.mounts = vec![mount(&volume, "/vol", false)];
+    security(&mut config).masked_paths = [
+        "/etc/alias",
+        "/dirs",
+        "/etc/dangling",
+        "/loop",
+        "/no/such/path",
+        "/etc/passwd/below",
+        "/vol/v",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let running = pod.start(&config).await?;
+    running.wait().await?;
+    ensure_eq!(running.stdout()?, "0\n0\nnew\n");
+    ensure_eq!(std::fs::read(volume.join("v"))?, b"v");
+    let mut config = script("touch /usr/keep/new || echo read-only");
+    config.image = Some(image_spec(&image(case, &links).await?));
+    pod.cri
+        .pull(&config.image.clone().unwrap_or_default().image)
+        .await?;
+    config.metadata.get_or_insert_default().attempt = 1;
+    security(&mut config).readonly_paths = vec!["/ro".into(), "/etc/dangling".into()];
+    ensure_eq!(pod.output_of(&config).await?, "read-only\n");
+    Ok(())
+}
+
+async fn what_cannot_be_masked_fails(case: &mut Case) -> Result<()> {
+    let (pod, mut config) = prepared(case, &[("up", "..")], "true").await?;
+    for path in ["/up", "/", "/proc/1/root/etc"] {
+        security(&mut config).masked_paths = vec![path.into()];
+        let error = refused(&pod, &config).await?;
+        ensure!(error.message().contains(&format!("mask {path}")), "{error}");
+    }
+    Ok(())
+}
+
+fn device(host: &str, inside: &str) -> Device {
+    Device {
+        host_path: host.into(),
+        container_path: inside.into(),
+        permissions: "rwm".into(),
+    }
+}
+
+/// A folder that looks like a `/dev`, so that the machine's own is not written to.
+fn stand_in(case: &mut Case) -> Result<PathBuf> {
+    let dev = case.instance()?.folder().join("dev");
+    std::fs::create_dir_all(dev.join("shm"))?;
+    for (name, minor) in [("null", 3), ("zero", 5), ("urandom", 9)] {
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dev.join(name),
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::from_raw_mode(0o666),
+            rustix::fs::makedev(1, minor),
+        )?;
+    }
+    std::os::unix::fs::symlink("/proc/self/fd", dev.join("fd"))?;
+    Ok(dev)
+}
+
+async fn dev_of_the_host(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let dev = stand_in(case)?;
+    let log = volume(case, "log")?.join("log");
+    for (attempt, privileged) in [false, true].into_iter().enumerate() {
+        let mut pod_config = pod.config.clone();
+        let text = "ls /dev; cat /dev/termination-log; echo x > /dev/shm/x && ls /dev/shm; \
+                    head -c 1 /dev/zero | wc -c";
+        let mut config = script(text);
+        config.metadata.get_or_insert_default().attempt = u32::try_from(attempt)?;
+        config.mounts = vec![
+            mount(&log, "/dev/termination-log", false),
+            mount(&dev, "/dev", false),
+        ];
+        config.devices = vec![device("/dev/zero", "/dev/zero")];
+        security(&mut config).privileged = privileged;
+        let pod = if privileged {
+            let metadata = pod_config.metadata.get_or_insert_default();
+            metadata.name = "privileged".into();
+            let linux = pod_config.linux.get_or_insert_default();
+            linux.security_context.get_or_insert_default().privileged = true;
+            Pod::run(&pod.cri, pod_config).await?
+        } else {
+            Pod::run(&pod.cri, {
+                pod_config.metadata.get_or_insert_default().name = "plain".into();
+                pod_config
+            })
+            .await?
+        };
+        ensure_eq!(
+            pod.output_of(&config).await?,
+            "fd\nnull\nshm\ntermination-log\nurandom\nzero\nlogx\n1\n"
+        );
+        pod.remove().await?;
+    }
+    // Only the mount point was made; the pod's shared memory is its own.
+    ensure_eq!(
+        names(&dev)?,
+        ["fd", "null", "shm", "termination-log", "urandom", "zero"]
+    );
+    ensure!(
+        std::fs::symlink_metadata(dev.join("null"))?
+            .file_type()
+            .is_char_device()
+    );
+    ensure!(names(&dev.join("shm"))?.is_empty());
+    Ok(())
+}
+
+async fn dev_of_the_host_with_a_terminal(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut config = script("tty; test -c /dev/console && echo console > /dev/console");
+    config.tty = true;
+    config.mounts = vec![mount(Path::new("/dev"), "/dev", false)];
+    let had_console = Path::new("/dev/console").exists();
+    let running = pod.start(&config).await?;
+    let status = running.wait().await?;
+    let text = running.stdout()?;
+    if !had_console {
+        std::fs::remove_file("/dev/console")?;
+    }
+    ensure!(status.exit_code == 0, "{text}");
+    ensure!(
+        text.starts_with("/dev/pts/") && text.contains("console"),
+        "{text}"
+    );
+    Ok(())
+}
+
+/// What the container has inside a Bidirectional volume does not come to the host.
+async fn dev_of_the_host_is_shared(case: &mut Case) -> Result<()> {
+    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change};
+    let pod = case.pod().await?;
+    let dev = stand_in(case)?;
+    let log = volume(case, "log")?.join("log");
+    mount_bind(&dev, &dev)?;
+    mount_change(&dev, MountPropagationFlags::SHARED)?;
+    let inner = dev.join("late");
+    let result = async {
+        let mut config = script("exec sleep 4321");
+        config.mounts = vec![
+            Mount {
+                propagation: MountPropagation::PropagationBidirectional.into(),
+                ..mount(&dev, "/dev", false)
+            },
+            mount(&log, "/dev/termination-log", false),
+        ];
+        let running = pod.start(&config).await?;
+        ensure_eq!(std::fs::read(dev.join("termination-log"))?, b"");
+        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let here = dev.to_str().context("no text")?;
+        ensure_eq!(table.lines().filter(|line| line.contains(here)).count(), 1);
+        std::fs::create_dir(&inner)?;
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &inner, "tmpfs", flags, None)?;
+        std::fs::write(inner.join("file"), "late")?;
+        ensure_eq!(running.sh("cat /dev/late/file").await?, "late");
+        Ok(())
+    }
+    .await;
+    let _not_mounted = rustix::mount::unmount(&inner, UnmountFlags::DETACH);
+    rustix::mount::unmount(&dev, UnmountFlags::DETACH)?;
+    result
+}
+
+async fn mounts_below_dev(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let file = volume(case, "f")?.join("f");
+    let list = ["urandom", "tty", "null", "new/deep"];
+    for (attempt, name) in list.into_iter().enumerate() {
+        let mut config = script(&format!("cat /dev/{name}"));
+        config.metadata.get_or_insert_default().attempt = u32::try_from(attempt)?;
+        config.mounts = vec![mount(&file, &format!("/dev/{name}"), false)];
+        ensure_eq!(pod.output_of(&config).await?, "f");
+    }
+    let folder = volume(case, "d")?;
+    for (attempt, name) in ["shm", "fd", "mqueue"].into_iter().enumerate() {
+        let mut config = script(&format!("ls /dev/{name}"));
+        config.metadata.get_or_insert_default().attempt = 100 + u32::try_from(attempt)?;
+        config.mounts = vec![mount(&folder, &format!("/dev/{name}"), false)];
+        ensure_eq!(pod.output_of(&config).await?, "d\n");
+    }
+    ensure_eq!(std::fs::read(&file)?, b"f");
+    Ok(())
+}
+
+async fn device_outside_dev(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let text = "stat -c '%F %t:%T' /opt/deep/zero /zero; head -c 2 /opt/deep/zero | wc -c";
+    let mut config = script(text);
+    config.devices = vec![
+        device("/dev/zero", "/opt/deep/zero"),
+        device("/dev/zero", "/zero"),
+    ];
+    let node = "character special file 1:5\n".repeat(2);
+    ensure_eq!(pod.output_of(&config).await?, format!("{node}2\n"));
+    Ok(())
+}
+
+async fn directories_of_devices_are_ordinary(case: &mut Case) -> Result<()> {
+    case.start().await?;
+    let mut pod_config = berth_tests::pods::pod_config(case.instance()?, "privileged");
+    let linux = pod_config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().privileged = true;
+    let pod = Pod::run(case.cri()?, pod_config).await?;
+    let mut config = script(
+        "find /dev -xdev -type d ! -path /dev/shm -exec stat -c '%a %n' {} + | grep -v ^755; stat -c %a /dev/my /opt/my",
+    );
+    security(&mut config).privileged = true;
+    config.devices = vec![
+        device("/dev/null", "/dev/my/null"),
+        device("/dev/null", "/opt/my/null"),
+    ];
+    ensure_eq!(pod.output_of(&config).await?, "755\n755\n");
+    let host = std::fs::metadata("/dev")?.permissions().mode() & 0o777;
+    ensure_eq!(host, 0o755);
+    pod.remove().await
+}
+
+async fn tun_is_allowed(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    // What is allowed opens (and says EBADFD to a read before it is set up); what is not is refused.
+    let text = "mkdir /t; mknod /t/tun c 10 200; mknod /t/fuse c 10 229; \
+                (: < /t/tun) 2>/dev/null && echo tun; (: < /t/fuse) 2>/dev/null || echo no fuse";
+    ensure_eq!(pod.output_of(&script(text)).await?, "tun\nno fuse\n");
+    Ok(())
+}
+
+async fn failed_mounts_say_why(case: &mut Case) -> Result<()> {
+    let (pod, mut config) = prepared(case, &[("loop", "loop")], "true").await?;
+    let folder = volume(case, "v")?;
+    let file = folder.join("v");
+    let read_only = Mount {
+        readonly: true,
+        ..mount(&folder, "/ro", true)
+    };
+    let long = format!("/{}", "n".repeat(300));
+    for (mounts, words) in [
+        (
+            vec![mount(&folder, "/etc/passwd", false)],
+            "/etc/passwd is no directory",
+        ),
+        (vec![mount(&file, "/etc", false)], "/etc is a directory"),
+        (
+            vec![mount(&file, "/etc/passwd/x", false)],
+            "not a directory",
+        ),
+        (vec![mount(&folder, &long, false)], "longer than"),
+        (vec![read_only, mount(&file, "/ro/new", false)], "read-only"),
+        (vec![mount(&folder, "/proc/sys", false)], "procfs"),
+    ] {
+        config.mounts = mounts;
+        let path = config
+            .mounts
+            .last()
+            .context("no mount")?
+            .container_path
+            .clone();
+        let error = refused(&pod, &config).await?;
+        let text = error.message();
+        ensure!(error.code() == Code::InvalidArgument, "{error}");
+        ensure!(text.contains(words) && text.contains(&path), "{text}");
+        ensure!(text.contains(folder.to_str().context("no text")?), "{text}");
+        ensure!(!text.contains("syscall"), "{text}");
+    }
+    ensure_eq!(names(&folder)?, ["v"]);
+    Ok(())
+}
