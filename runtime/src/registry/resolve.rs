@@ -80,7 +80,7 @@ enum Found {
 fn is_of_the_image(error: &Error) -> bool {
     match error {
         Error::Document { .. } | Error::NotFound { .. } => true,
-        Error::Everywhere { error, .. } => is_of_the_image(error),
+        Error::Everywhere { counts, errors } => errors.get(*counts).is_some_and(is_of_the_image),
         _ => false,
     }
 }
