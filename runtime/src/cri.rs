@@ -5,7 +5,7 @@
 //! `status`, and protobuf types go no further than this module.
 //!
 //! Whatever changes something runs detached from its call (`detach`): a caller that gives up, and every
-//! caller has a deadline, must not leave half-made things behind.
+//! caller has a deadline, must not leave half-made things behind. A command of ExecSync alone ends with its caller.
 
 mod batch;
 mod convert;

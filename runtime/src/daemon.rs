@@ -59,6 +59,7 @@ pub fn main(load: Load) -> Result<(), String> {
         LogFormat::Json => telemetry::Format::Json,
     };
     let log = telemetry::init(format, &config.log_level).map_err(|e| chain(&e))?;
+    sys::memory::return_large_allocations();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
         .max_blocking_threads(64)
@@ -289,6 +290,7 @@ impl Parts {
             open_files,
             events: sender,
             boot_id: facts.boot_id.clone(),
+            left_behind: metrics.monitors_left_behind.clone(),
         })?;
         let pods = PodManager::open(pod::Deps {
             config: config.clone(),

@@ -14,8 +14,8 @@ mod text;
 
 pub use container::{
     ContainerExit, ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState,
-    ContainerStatus, ContainerUser, DeviceRequest, ExecOutput, ExecRequest, ExitReason,
-    MountPropagation, MountRequest, UserRequest,
+    ContainerStatus, ContainerUser, DeviceRequest, ExecRequest, ExitReason, MountPropagation,
+    MountRequest, UserRequest,
 };
 pub use error::{Kind, Kinded, chain, now_nanos};
 pub use explain::{ExplainExchange, ExplainHost, ExplainImage, ExplainStep, Explanation};

@@ -419,6 +419,11 @@ impl Container {
         out.push(done(caller));
     }
 
+    /// A daemon is gone, and with it all who waited for a command that it had asked for.
+    pub(crate) fn hung_up(&mut self, conn: u32) {
+        self.execs.iter_mut().for_each(|exec| exec.hung_up(conn));
+    }
+
     /// Opens the log anew, in the directory that came along.
     pub(crate) fn reopen_log(&mut self, caller: Caller, dir: Option<OwnedFd>, out: &mut Outbox) {
         if self.exit.is_some() {

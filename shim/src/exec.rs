@@ -52,6 +52,8 @@ pub(crate) struct Exec {
     id: String,
     /// Who waits for it to start.
     caller: Option<Caller>,
+    /// The connection with which it ends.
+    attendant: Option<u32>,
     step: Step,
     /// The worker, from its answer until it is reaped.
     maker: Option<Pid>,
@@ -119,6 +121,7 @@ impl Exec {
             key,
             id: request.exec_id,
             caller: Some(caller),
+            attendant: request.attended.then_some(caller.conn()),
             step: Step::Making(job),
             maker: None,
             errors,
@@ -138,6 +141,14 @@ impl Exec {
     /// The daemon calls it so.
     pub(crate) fn is(&self, id: &str) -> bool {
         !self.silent && self.id == id
+    }
+
+    /// A connection has ended: what was to end with it is killed, however far it is.
+    pub(crate) fn hung_up(&mut self, conn: u32) {
+        if self.attendant == Some(conn) {
+            self.attendant = None;
+            self.kill();
+        }
     }
 
     /// What to poll: the worker's answer or the error pipe.
@@ -228,11 +239,13 @@ impl Exec {
 
     /// The error pipe has spoken: the caller is told.
     fn judge(&mut self, verdict: Verdict, out: &mut Outbox) {
-        let Step::Starting(made) = &mut self.step else {
+        let Step::Starting(made) = &self.step else {
             return;
         };
         let pid = made.pid;
-        let console = made.console.take();
+        let Step::Starting(made) = std::mem::replace(&mut self.step, Step::Running(pid)) else {
+            return;
+        };
         match verdict {
             Verdict::Executed if !has_executed(pid) => {
                 // Silence may be a process that ends without having been able to tell why.
@@ -244,13 +257,14 @@ impl Exec {
                     let started = ExecStarted {
                         pid: pid.as_raw_nonzero().get(),
                     };
-                    let fds = console.into_iter().map(|fd| (Fd::Console, fd)).collect();
-                    out.push(Letter::Reply(caller, Outcome::ExecStarted(started), fds));
+                    let console = made.console.map(|fd| (Fd::Console, fd));
+                    let fds = console.into_iter().chain([(Fd::Pidfd, made.pidfd)]);
+                    let started = Outcome::ExecStarted(started);
+                    out.push(Letter::Reply(caller, started, fds.collect()));
                 }
             }
             Verdict::Failed(text) => self.refuse(failure(FailureKind::Start, text), out),
         }
-        self.step = Step::Running(pid);
     }
 
     /// Answers that it did not start. Nothing more is said of it afterwards.

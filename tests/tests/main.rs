@@ -28,6 +28,7 @@ mod security;
 mod stats;
 mod status;
 mod storage;
+mod stress;
 mod tree;
 mod volumes;
 mod waiting;
@@ -69,6 +70,7 @@ fn tests() -> Vec<Test> {
         restart::TESTS,
         logs::TESTS,
         exec::TESTS,
+        stress::TESTS,
         daemon::TESTS,
         beside::TESTS,
         security::TESTS,

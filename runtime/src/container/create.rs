@@ -210,6 +210,7 @@ impl Making {
             resources: spec.resources.clone(),
             stop_signal: self.stop_signal()?,
             init: None,
+            monitor: None,
             process: worker::Process::default(),
             seccomp: String::new(),
             cgroup_path,
@@ -337,10 +338,7 @@ impl Making {
             .await
             .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
         drop(clock);
-        *container
-            .monitor
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(handle);
+        container.attach(handle);
         {
             let mut record = container.now();
             record.creating = false;

@@ -23,6 +23,7 @@ pub(super) fn describe(config: &Arc<Live>, parts: &Parts, disks: Disks) -> Node 
         tracing::warn!("{notice}");
     }
     let (asked, told_labels, shown_labels) = (labels.clone(), labels.clone(), labels);
+    let left_behind = parts.metrics.monitors_left_behind.clone();
     let (reported, told) = (parts.network.clone(), parts.network.clone());
     Node {
         config: config.clone(),
@@ -44,7 +45,8 @@ pub(super) fn describe(config: &Arc<Live>, parts: &Parts, disks: Disks) -> Node 
         network: Box::new(move || report(&reported)),
         notices: Box::new(move || {
             let labels = shown_labels.notice().into_iter().collect();
-            [notices.clone(), labels, apparmor.notices()].concat()
+            let hung = hung_monitors(left_behind.get());
+            [notices.clone(), labels, apparmor.notices(), hung].concat()
         }),
         pod_cidr: Box::new(move |cidr| {
             let (network, cidr) = (told.clone(), cidr.to_owned());
@@ -67,6 +69,15 @@ fn notices(facts: &HostFacts) -> Vec<String> {
         ));
     }
     notices
+}
+
+fn hung_monitors(count: i64) -> Vec<String> {
+    let text = |count| {
+        format!(
+            "{count} monitors of containers were killed and do not end: they wait in the kernel, look for a disk of logs that hangs"
+        )
+    };
+    (count > 0).then(|| text(count)).into_iter().collect()
 }
 
 fn report(network: &Network) -> NetworkReport {

@@ -261,14 +261,3 @@ pub struct ExecRequest {
     /// Kill it and everything it started after this time.
     pub timeout: Option<std::time::Duration>,
 }
-
-/// What a command left behind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExecOutput {
-    /// Standard output, at most 16 MiB.
-    pub stdout: Vec<u8>,
-    /// Standard error, at most 16 MiB.
-    pub stderr: Vec<u8>,
-    /// Exit code; 128 + signal.
-    pub exit_code: i32,
-}
