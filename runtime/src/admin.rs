@@ -43,7 +43,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::Config;
+use crate::config::Live;
 use crate::events::Ready;
 use crate::image::ImageManager;
 use crate::metrics::Metrics;
@@ -69,7 +69,7 @@ pub struct Deps {
     /// The log's filter.
     pub log: LogFilter,
     /// The configuration.
-    pub config: Arc<Config>,
+    pub config: Arc<Live>,
     /// Set once recovery is over.
     pub ready: Arc<Ready>,
 }
@@ -79,7 +79,7 @@ struct State {
     images: Arc<dyn Shelf>,
     metrics: Arc<Metrics>,
     log: LogFilter,
-    config: Arc<Config>,
+    config: Arc<Live>,
     ready: Arc<Ready>,
 }
 

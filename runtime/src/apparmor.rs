@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use crate::blocking;
 use crate::model::{AppArmorProfile, Kind, Kinded};
 use crate::program::{self, Program, printable};
+use crate::sys;
 
 /// Name of our default profile.
 pub const DEFAULT: &str = "berth-default";
@@ -262,7 +263,7 @@ impl AppArmor {
 
     /// It was loaded with this text: the kernel itself only knows a hash of what was compiled.
     fn noted(&self, hash: &str) -> bool {
-        std::fs::read_to_string(self.note()).is_ok_and(|noted| noted == hash)
+        sys::fs::read_regular_text(&self.note(), 4096).is_ok_and(|noted| noted == hash)
     }
 
     fn note(&self) -> PathBuf {

@@ -31,6 +31,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Its name is taken by one of the kernel's files.
+    #[error("{0} is a file of the kernel and cannot be a cgroup: choose another cgroup parent")]
+    NotACgroup(PathBuf),
     /// A file could not be read.
     #[error("{path} could not be read")]
     Read {
@@ -82,12 +85,23 @@ pub enum Error {
     },
 }
 
+/// Whether an error says that a cgroup is not there. It may never have been: a parent whose name is that of
+/// one of the kernel's files (`/cgroup.procs`, `/tasks/pod1`), or longer than a path can be.
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(
+            error.raw_os_error(),
+            Some(libc::ENODEV | libc::ENOTDIR | libc::ENAMETOOLONG)
+        )
+}
+
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
                 Kind::InvalidArgument
             }
+            Self::NotACgroup(_) => Kind::InvalidArgument,
             // v1: more is in use than a memory limit allows, and nothing of it can be reclaimed.
             Self::Write { source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
                 Kind::FailedPrecondition

@@ -6,6 +6,7 @@ mod images;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -96,10 +97,10 @@ pub fn command() -> clap::Command {
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Serve(args) => args
-            .load()
-            .map_err(|e| chain(&e))
-            .and_then(crate::daemon::main),
+        Command::Serve(args) => {
+            let load = move || args.load().map_err(|e| chain(&e));
+            crate::daemon::main(Arc::new(load))
+        }
         Command::Config(ConfigCommand::Show(args)) => args
             .load()
             .map_err(|e| chain(&e))

@@ -4,6 +4,7 @@
 //! nearest-key hint, `berth config show`, `berth config default` and the manual page all come from it.
 
 mod limits;
+mod live;
 mod parse;
 mod table;
 mod template;
@@ -14,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use limits::ResourceLimit;
+pub use live::{Live, RELOADED};
 pub use parse::Error;
 pub use table::{KEYS, Key, Value};
 pub use template::template;

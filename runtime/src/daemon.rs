@@ -5,20 +5,22 @@ mod driver;
 mod lock;
 mod node;
 mod observe;
+mod places;
+mod reload;
 mod selinux;
+mod signals;
+mod socket;
 
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::apparmor::{self, AppArmor};
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, Live, LogFormat};
 use crate::container::ContainerManager;
 use crate::events::Events;
 use crate::host::HostFacts;
@@ -34,6 +36,10 @@ use crate::store::Programs;
 use crate::{admin, container, cri, image, network, pod, recover, shim, spec, sys, telemetry};
 use disks::Disks;
 use driver::Driver;
+use reload::Reload;
+use signals::{Signals, Told};
+
+pub use reload::Load;
 
 /// How long RPCs under way may take to end after a request to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -41,11 +47,13 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Where the helpers are when they are not beside the executable.
 const LIBEXEC: &str = "/usr/libexec/berth";
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop, by the configuration that `load` reads, now and when it is told to
+/// read it again.
 ///
 /// # Errors
 /// In words, for the terminal: why it could not start, or why it ended.
-pub fn main(config: Config) -> Result<(), String> {
+pub fn main(load: Load) -> Result<(), String> {
+    let config = load()?;
     let format = match config.log_format {
         LogFormat::Text => telemetry::Format::Text,
         LogFormat::Json => telemetry::Format::Json,
@@ -59,75 +67,125 @@ pub fn main(config: Config) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start the async runtime: {e}"))?;
-    let outcome = runtime.block_on(serve(Arc::new(config), log));
+    let outcome = runtime.block_on(serve(Arc::new(config), load, log));
     // Blocking calls that hang on a dead disk must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve(config: Arc<Config>, log: telemetry::LogFilter) -> Result<(), String> {
+/// Whatever fails on the way, what was made until then goes with what holds it.
+async fn serve(config: Arc<Config>, load: Load, log: telemetry::LogFilter) -> Result<(), String> {
+    let signals = Signals::listen()?;
+    places::check(&config)?;
     make_dir(&config.root)?;
     make_dir(&config.state)?;
     let locks = [lock::take(&config.root)?, lock::take(&config.state)?];
+    let _instance = lock::instance(&config)?;
+    let (listener, _name) = listen("listen", &config.listen)?;
+    let (admin_listener, _admin_name) = listen("admin", &config.admin)?;
     let disks = Disks::new([&config.root, &config.state], &locks)?;
     let parts = Parts::build(&config).await?;
-    let listener = listen(&config.listen)?;
-    let admin_listener = listen(&config.admin)?;
-
-    let (stop, stopping) = watch::channel(false);
-    let ready = Arc::new(cri::Ready::default());
-    let deps = cri::Deps {
-        pods: parts.pods.clone(),
-        containers: parts.containers.clone(),
-        images: parts.images.clone(),
-        stats: parts.stats.clone(),
-        node: Arc::new(node::describe(&config, &parts, disks)),
-        metrics: parts.metrics.clone(),
-        ready: ready.clone(),
-    };
-    let cri_server = tokio::spawn(cri::serve(listener, deps, told(stopping.clone())));
-    let admin_deps = admin::Deps {
-        images: parts.images.clone(),
-        metrics: parts.metrics.clone(),
+    let front = Front {
+        listener,
+        admin_listener,
+        signals,
         log,
-        config: config.clone(),
-        ready: ready.clone(),
+        load,
+        disks,
     };
-    let admin_server = tokio::spawn(admin::serve(admin_listener, admin_deps, stopping));
+    let outcome = front.run(&config, &parts).await;
+    parts.close().await;
+    outcome
+}
 
-    let (recovered, ()) = tokio::join!(
-        recover::all(&parts.containers, &parts.pods, &parts.images),
-        parts.apparmor.load_default(),
-    );
-    recovered?;
+/// What faces the world.
+struct Front {
+    listener: UnixListener,
+    admin_listener: UnixListener,
+    signals: Signals,
+    log: telemetry::LogFilter,
+    load: Load,
+    disks: Disks,
+}
+
+impl Front {
+    /// Takes up what is there, and serves until told to stop.
+    async fn run(self, config: &Arc<Config>, parts: &Parts) -> Result<(), String> {
+        let (stop, stopping) = watch::channel(false);
+        let ready = Arc::new(cri::Ready::default());
+        let live = Arc::new(Live::new(config.clone()));
+        let deps = cri::Deps {
+            pods: parts.pods.clone(),
+            containers: parts.containers.clone(),
+            images: parts.images.clone(),
+            stats: parts.stats.clone(),
+            node: Arc::new(node::describe(&live, parts, self.disks)),
+            metrics: parts.metrics.clone(),
+            ready: ready.clone(),
+        };
+        let mut cri_server = tokio::spawn(cri::serve(self.listener, deps, told(stopping.clone())));
+        let admin_deps = admin::Deps {
+            images: parts.images.clone(),
+            metrics: parts.metrics.clone(),
+            log: self.log.clone(),
+            config: live.clone(),
+            ready: ready.clone(),
+        };
+        let admin_server = tokio::spawn(admin::serve(self.admin_listener, admin_deps, stopping));
+        let reload = Reload::new(self.load, live, self.log, parts.images.clone());
+        let mut signals = self.signals;
+        let served = tokio::select! {
+            served = serve_until_told(config, parts, &ready, &reload, &mut signals) => Ok(served),
+            ended = &mut cri_server => Err(format!("the CRI server ended by itself: {ended:?}")),
+        };
+        tracing::info!("stopping; containers go on");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        stop.send_replace(true);
+        let servers = async {
+            if served.is_ok() {
+                let _ = cri_server.await;
+            }
+            let _ = admin_server.await;
+        };
+        let _ = tokio::time::timeout(DRAIN, servers).await;
+        served?
+    }
+}
+
+async fn serve_until_told(
+    config: &Config,
+    parts: &Parts,
+    ready: &cri::Ready,
+    reload: &Arc<Reload>,
+    signals: &mut Signals,
+) -> Result<(), String> {
+    let recovery = async {
+        tokio::join!(
+            recover::all(
+                &parts.containers,
+                &parts.pods,
+                &parts.images,
+                &parts.network
+            ),
+            parts.apparmor.load_default(),
+        )
+        .0
+    };
+    tokio::select! {
+        recovered = recovery => recovered?,
+        // As good as being killed, which recovery survives.
+        () = signals.stop() => return Ok(()),
+    }
     ready.set();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.listen.display(), "serving the CRI");
     if let Err(error) = sys::memory::release_code() {
         tracing::debug!(%error, "the code of start-up stays in memory");
     }
-
-    let mut cri_server = cri_server;
-    let failed = tokio::select! {
-        told = wait_for_stop() => told.err(),
-        ended = &mut cri_server => Some(format!("the CRI server ended by itself: {ended:?}")),
-    };
-    tracing::info!("stopping; containers go on");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    stop.send_replace(true);
-    let servers = async {
-        if failed.is_none() {
-            let _ = cri_server.await;
-        }
-        let _ = admin_server.await;
-    };
-    let _ = tokio::time::timeout(DRAIN, servers).await;
-    parts.close(&config).await;
-    for socket in [&config.listen, &config.admin] {
-        // Another daemon cannot have made it: the locks are still ours.
-        let _ = std::fs::remove_file(socket);
+    while signals.next().await == Told::Reload {
+        reload.begin();
     }
-    failed.map_or(Ok(()), Err)
+    Ok(())
 }
 
 /// Everything that the daemon is made of.
@@ -140,8 +198,55 @@ struct Parts {
     containers: Arc<ContainerManager>,
     images: Arc<ImageManager>,
     stats: Stats,
-    launcher: Arc<Launcher>,
+    ground: Ground,
+}
+
+/// What the daemon makes on the machine before it serves. Dropping it takes away what nobody needs any more:
+/// with pods, everything they stand on stays. Blocks for a moment then.
+struct Ground {
     driver: Driver,
+    /// Mounted.
+    stage: Option<PathBuf>,
+    launcher: Option<Arc<Launcher>>,
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if let Some(launcher) = &self.launcher {
+            launcher.close();
+        }
+        self.driver.close();
+        if let Some(stage) = &self.stage
+            && let Err(error) = sys::mount::detach_unmount(stage)
+        {
+            tracing::warn!(%error, "cannot unmount the staging directory");
+        }
+    }
+}
+
+impl Ground {
+    fn new(driver: Driver) -> Self {
+        Self {
+            driver,
+            stage: None,
+            launcher: None,
+        }
+    }
+
+    fn make_stage(&mut self, state: &Path) -> Result<(), String> {
+        let stage = state.join("stage");
+        make_dir(&stage.join("rootfs"))?;
+        // Before it is mounted: what fails half-way is undone as well.
+        self.stage = Some(stage.clone());
+        sys::mount::make_private_mount(&stage)
+            .map_err(|e| format!("cannot make {} a private mount: {e}", stage.display()))?;
+        make_dir(&stage.join("rootfs"))
+    }
+
+    fn launch(&mut self, config: shim::LauncherConfig) -> Result<Arc<Launcher>, String> {
+        let launcher = Arc::new(Launcher::open(config).map_err(|e| chain(&e))?);
+        Ok(self.launcher.insert(launcher).clone())
+    }
 }
 
 impl Parts {
@@ -149,7 +254,7 @@ impl Parts {
         let facts = Arc::new(HostFacts::probe().map_err(|e| chain(&e))?);
         let open_files = sys::process::OpenFiles::raise()
             .map_err(|e| format!("cannot raise the limit of open files: {e}"))?;
-        let driver = Driver::choose(config, &facts)?;
+        let mut ground = Ground::new(Driver::choose(config, &facts)?);
         let metrics = Arc::new(Metrics::new());
         let events = Events::default();
         let storage = Storage::open(&config.root).map_err(|e| chain(&e))?;
@@ -175,23 +280,18 @@ impl Parts {
             plugin_timeout: network::DEFAULT_PLUGIN_TIMEOUT,
         });
         let network = Arc::new(network.map_err(|e| chain(&e))?);
-        let stage = config.state.join("stage");
-        make_dir(&stage.join("rootfs"))?;
-        sys::mount::make_private_mount(&stage)
-            .map_err(|e| format!("cannot make {} a private mount: {e}", stage.display()))?;
-        make_dir(&stage.join("rootfs"))?;
+        ground.make_stage(&config.state)?;
         let (sender, receiver) = mpsc::unbounded_channel();
-        let launcher = Launcher::open(shim::LauncherConfig {
+        let launcher = ground.launch(shim::LauncherConfig {
             shim: helper("berth-shim")?,
             worker: helper("berth-worker")?,
             state_dir: config.state.clone(),
-            shims: driver.shims(),
+            shims: ground.driver.shims(),
             open_files,
             events: sender,
             boot_id: facts.boot_id.clone(),
             left_behind: metrics.monitors_left_behind.clone(),
-        });
-        let launcher = Arc::new(launcher.map_err(|e| chain(&e))?);
+        })?;
         let pods = PodManager::open(pod::Deps {
             config: config.clone(),
             facts: facts.clone(),
@@ -202,7 +302,7 @@ impl Parts {
             apparmor: apparmor.clone(),
             events: events.clone(),
             metrics: metrics.clone(),
-            cgroups: driver.pods(),
+            cgroups: ground.driver.pods(),
         });
         let pods = Arc::new(pods.map_err(|e| chain(&e))?);
         let containers = ContainerManager::open(
@@ -240,25 +340,17 @@ impl Parts {
             containers,
             images,
             stats,
-            launcher,
-            driver,
+            ground,
         })
     }
 
-    /// Leaves nothing behind that nobody needs: with pods, everything they stand on stays.
-    async fn close(self, config: &Config) {
-        if let Err(error) = sys::mount::detach_unmount(&config.state.join("stage")) {
-            tracing::warn!(%error, "cannot unmount the staging directory");
-        }
+    /// Leaves nothing behind that nobody needs.
+    async fn close(self) {
         if let Err(error) = self.network.shutdown().await {
             tracing::warn!(error = %chain(&error), "cannot remove the built-in network");
         }
-        let (driver, launcher) = (self.driver, self.launcher);
-        crate::blocking::run("remove empty cgroups", move || {
-            launcher.close();
-            driver.close();
-        })
-        .await;
+        let ground = self.ground;
+        crate::blocking::run("remove empty cgroups", move || drop(ground)).await;
     }
 }
 
@@ -295,30 +387,9 @@ fn helper(name: &str) -> Result<PathBuf, String> {
         })
 }
 
-fn listen(path: &Path) -> Result<UnixListener, String> {
-    let failed = |e: io::Error| format!("cannot listen on {}: {e}", path.display());
+fn listen(key: &str, path: &Path) -> Result<(UnixListener, socket::Name), String> {
     if let Some(dir) = path.parent() {
         make_dir(dir)?;
     }
-    // The locks are ours, so a socket that is there belongs to a daemon that is dead.
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    Ok(listener)
-}
-
-async fn wait_for_stop() -> Result<(), String> {
-    let listen = |kind| signal(kind).map_err(|e| format!("cannot listen for signals: {e}"));
-    let (mut term, mut int) = (
-        listen(SignalKind::terminate())?,
-        listen(SignalKind::interrupt())?,
-    );
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
+    socket::listen(key, path)
 }

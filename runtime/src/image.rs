@@ -235,6 +235,11 @@ impl fmt::Debug for Inner {
 }
 
 impl ImageManager {
+    /// Takes up another configuration of the registries, for pulls that begin from now on.
+    pub fn reload(&self, registry: registry::Config) {
+        self.inner.registry.reload(registry);
+    }
+
     /// With the images that the index has. One that lost a layer is taken out of it, which writes the index.
     ///
     /// # Errors

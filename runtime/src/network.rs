@@ -10,6 +10,7 @@ mod builtin;
 mod cni;
 mod error;
 mod exec;
+mod keeper;
 mod netlink;
 mod nftables;
 mod record;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use self::builtin::{Builtin, POD_INTERFACE};
 use self::cni::Cni;
+use self::keeper::Keeper;
 use crate::id::PodId;
 use crate::model::{DnsConfig, PortMapping};
 use crate::sys::netns;
@@ -111,6 +113,7 @@ pub struct NetworkStatus {
 #[derive(Clone, Debug)]
 pub struct Network {
     builtin: Arc<Builtin>,
+    keeper: Arc<Keeper>,
     cni: Arc<Cni>,
 }
 
@@ -138,8 +141,10 @@ impl Network {
             &config.cache_dir.join("builtin"),
             &config.state_dir,
         )?;
+        let builtin = Arc::new(builtin);
         Ok(Self {
-            builtin: Arc::new(builtin),
+            keeper: Arc::new(Keeper::start(&builtin)?),
+            builtin,
             cni: Arc::new(Cni::open(&config)?),
         })
     }
@@ -149,11 +154,20 @@ impl Network {
         if !self.builtin.is_on() {
             return self.cni.status();
         }
+        let broken = self.keeper.broken();
         NetworkStatus {
-            ready: true,
-            reason: String::new(),
-            message: String::new(),
+            ready: broken.is_none(),
+            reason: broken
+                .as_ref()
+                .map_or_else(String::new, |_| "BuiltinNetworkBroken".into()),
+            message: broken.unwrap_or_default(),
         }
+    }
+
+    /// Puts back what the pods of an earlier daemon miss of the built-in network. What cannot be put back is told
+    /// by [`Network::status`], and tried again.
+    pub async fn restore(&self) {
+        self.keeper.look().await;
     }
 
     /// The network as verbose Status shows it, under the names that containerd uses there.
@@ -285,6 +299,7 @@ impl Network {
     /// # Errors
     /// When the kernel refuses.
     pub async fn shutdown(&self) -> Result<bool, Error> {
+        self.keeper.stop();
         let builtin = Arc::clone(&self.builtin);
         blocking(move || builtin.shutdown()).await
     }

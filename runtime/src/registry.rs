@@ -36,7 +36,7 @@ use std::time::Duration;
 
 pub use blob::{Blob, Resume};
 pub use explain::explain;
-pub use hosts::check_hosts;
+pub use hosts::{broken_hosts, check_hosts};
 pub use login::of_pull_secret;
 pub use manifest::{Content, Entry, Index, MAX_CONFIG, MAX_MANIFEST, Manifest, parse};
 pub use platform::Platform;

@@ -16,12 +16,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
+use crate::sys;
+
 pub use names::{Names, Refused, Reservation};
 pub use programs::Programs;
 pub use table::Table;
 
 /// The envelope's version.
 const VERSION: u32 = 1;
+
+/// More than any record has, bytes.
+const LIMIT: u64 = 64 << 20;
 
 /// File name of the record in the object's directory.
 const RECORD: &str = "record.json";
@@ -126,7 +131,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     /// When it is not there, or damaged, or of another kind or version.
     pub fn read(&self, id: &str) -> Result<T, Error> {
         let path = self.path(id).join(RECORD);
-        let bytes = std::fs::read(&path).map_err(io_error("read", &path))?;
+        let bytes = sys::fs::read_regular(&path, LIMIT).map_err(io_error("read", &path))?;
         let damaged = |problem: String| Error::Damaged {
             path: path.clone(),
             problem,

@@ -105,12 +105,19 @@ fn config_page() -> String {
         italic("/etc/berth/conf.d/*.toml"),
     ]);
     roff.control("SH", ["DESCRIPTION"]);
+    let reloaded = format!(
+        "SIGHUP (systemctl reload berth) has the daemon read the files again and take up {}, hosts, certificates and \
+         credentials of registries, and what the machine trusts. What is broken is logged, and the old stays in force; \
+         keys that wait for a restart are named in the log.",
+        berth::config::RELOADED.join(", ")
+    );
     for paragraph in [
         "TOML. No file needs to exist, for every key has a default. Files in conf.d, in the order of their names, win \
          over config.toml, and flags of berth serve win over all files; a list is replaced as a whole. A key that \
          Berth does not know, or a value of the wrong type, is an error with file and line, and the daemon does not start.",
         "berth config show prints every key with its value and where the value came from; berth config default prints \
          this list as a file. A change is in force after a restart of the daemon, which leaves containers running.",
+        &reloaded,
     ] {
         roff.control("PP", []).text([roman(paragraph)]);
     }
@@ -182,6 +189,7 @@ const HARMLESS: &[&str] = &[
     "Type",
     "ExecStartPre",
     "ExecStart",
+    "ExecReload",
     "Slice",
     "KillMode",
     "Delegate",

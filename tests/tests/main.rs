@@ -6,6 +6,7 @@
 // A future of a test may be as large as it likes: there are three of them.
 #![allow(clippy::large_futures)]
 
+mod beside;
 mod certificates;
 mod container;
 mod daemon;
@@ -71,6 +72,7 @@ fn tests() -> Vec<Test> {
         exec::TESTS,
         stress::TESTS,
         daemon::TESTS,
+        beside::TESTS,
         security::TESTS,
         holes::TESTS,
         identity::TESTS,

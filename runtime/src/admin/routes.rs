@@ -38,7 +38,7 @@ pub(super) async fn answer(state: &Arc<State>, request: Request<Incoming>) -> An
         ("/metrics", Method::GET) => measurements(state),
         ("/log-level", Method::GET) => Ok(text(format!("{}\n", state.log.current()))),
         ("/log-level", Method::PUT) => set_log_level(state, request).await,
-        ("/config", Method::GET) => json(&settings(&state.config)),
+        ("/config", Method::GET) => json(&settings(&state.config.get())),
         ("/log-level", _) => return not_allowed("GET, PUT"),
         ("/healthz" | "/readyz" | "/metrics" | "/config", _) => return not_allowed("GET"),
         _ => match images::answer(state, &path, request).await {

@@ -187,7 +187,9 @@ impl Rig {
             images: Arc::new(Fake::default()),
             metrics: Arc::new(Metrics::new()),
             log: crate::telemetry::tests::detached_filter("warn"),
-            config: Arc::new(Config::load(Some(&file), &[]).unwrap()),
+            config: Arc::new(Live::new(Arc::new(
+                crate::config::Config::load(Some(&file), &[]).unwrap(),
+            ))),
             ready: Arc::default(),
         });
         let listener = UnixListener::bind(&socket).unwrap();

@@ -42,8 +42,7 @@ fn memory_dir(facts: &CgroupFacts, path: &str) -> Option<PathBuf> {
 fn read(path: &Path) -> Result<Option<String>, Error> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) if super::gone(&error) => Ok(None),
         Err(source) => Err(Error::Read {
             path: path.to_owned(),
             source,

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use super::Error;
+use super::{Error, gone};
 use crate::sys::cgroup::{is_inner, wait_event, write_value};
 
 /// How long dying may take: exiting processes give back their memory first, and that can be a lot.
@@ -64,10 +64,6 @@ fn inner(path: &Path) -> Result<bool, Error> {
             source,
         }),
     }
-}
-
-fn gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 /// v2: one write kills the whole tree, forks included (kernel 5.14), and an event says when it is empty.

@@ -42,7 +42,10 @@ fn make_chain(mount: &Path, path: &str, made: &mut Vec<PathBuf>) -> Result<(), E
                 made.push(dir.clone());
                 enable(&above);
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::NotACgroup(dir));
+            }
             Err(source) => return Err(Error::Make { path: dir, source }),
         }
     }

@@ -265,3 +265,34 @@ fn roots_and_other_directories_are_left_alone() {
     }
     assert!(dir.path().exists());
 }
+
+#[test]
+fn a_parent_that_names_a_file_is_refused_and_counts_as_gone() {
+    let Some(place) = Place::new("file") else {
+        return;
+    };
+    for name in ["cgroup.procs", "cgroup.procs/pod1"] {
+        let path = format!("{}/{name}", place.path);
+        let refused = make_parents(&place.facts, &path).unwrap_err();
+        assert!(matches!(refused, Error::NotACgroup(_)), "{refused}");
+        assert_eq!(refused.kind(), Kind::InvalidArgument);
+        let leaves: Vec<String> = place
+            .dirs()
+            .iter()
+            .map(|dir| format!("{dir}/{name}"))
+            .collect();
+        let below: Vec<String> = leaves.iter().map(|leaf| format!("{leaf}/abc")).collect();
+        for leaves in [leaves, below] {
+            kill(&leaves).unwrap();
+            assert!(processes(&leaves).unwrap().is_empty());
+            remove(&leaves).unwrap();
+            remove_parents(&leaves.iter().map(PathBuf::from).collect::<Vec<_>>());
+        }
+        assert_eq!(memory_in_use(&place.facts, &path).unwrap(), None);
+        let mut reader = UsageReader::new(&place.facts);
+        assert_eq!(reader.processes(&path).unwrap(), None);
+    }
+    for dir in place.dirs() {
+        assert!(std::path::Path::new(&dir).join("cgroup.procs").exists());
+    }
+}

@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::limits::{self, ResourceLimit};
 use super::table::{self, KEYS};
 use super::{Origin, Value};
+use crate::sys;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +60,14 @@ pub enum Error {
     NoSuchKey(String),
 }
 
+/// More than any configuration has, bytes.
+const FILE_LIMIT: u64 = 1 << 20;
+
 type Values = BTreeMap<&'static str, (Value, Origin)>;
 
 /// Reads one file over what is there already. A missing file is fine unless `required`.
 pub(super) fn read_file(file: &Path, required: bool, values: &mut Values) -> Result<(), Error> {
-    let text = match std::fs::read_to_string(file) {
+    let text = match sys::fs::read_regular_text(file, FILE_LIMIT) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound && !required => return Ok(()),
         Err(source) => {

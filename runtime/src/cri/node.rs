@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::convert::Abilities;
-use crate::config::Config;
+use crate::config::Live;
 
 /// Who makes cgroups, once `auto` is decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ type Ask<T> = Box<dyn Fn() -> T + Send + Sync>;
 /// The node, as far as the RPCs that do not touch a manager need it.
 pub struct Node {
     /// The configuration, for verbose Status.
-    pub config: Arc<Config>,
+    pub config: Arc<Live>,
     /// Who makes cgroups.
     pub cgroup_driver: CgroupDriver,
     /// What requests may ask for, now.

@@ -283,7 +283,7 @@ pub(super) fn node(node: &Node, network: &NetworkReport) -> BTreeMap<String, Str
 /// Every setting under its own name in camel case, and beside them those that tools of the Kubernetes
 /// world look up under containerd's names (critest: `stateDir`; kubeadm: `sandboxImage`).
 fn node_config(node: &Node) -> Value {
-    let config = &node.config;
+    let config = node.config.get();
     let mut all = Map::new();
     for (key, value, _) in &config.origins {
         insert(&mut all, key, setting(value));

@@ -5,19 +5,19 @@ use std::sync::Arc;
 use super::Parts;
 use super::disks::Disks;
 use super::selinux::Labels;
-use crate::config::Config;
+use crate::config::Live;
 use crate::cri::{Abilities, Condition, NetworkReport, Node};
 use crate::host::HostFacts;
 use crate::model::chain;
 use crate::network::Network;
 
-pub(super) fn describe(config: &Arc<Config>, parts: &Parts, disks: Disks) -> Node {
+pub(super) fn describe(config: &Arc<Live>, parts: &Parts, disks: Disks) -> Node {
     let facts = &parts.facts;
     let (notices, apparmor) = (notices(facts), parts.apparmor.clone());
     let profiles = apparmor.clone();
     let labels = Labels {
         host: facts.selinux.clone(),
-        setting: config.selinux,
+        setting: config.get().selinux,
     };
     if let Some(notice) = labels.notice() {
         tracing::warn!("{notice}");
@@ -27,7 +27,7 @@ pub(super) fn describe(config: &Arc<Config>, parts: &Parts, disks: Disks) -> Nod
     let (reported, told) = (parts.network.clone(), parts.network.clone());
     Node {
         config: config.clone(),
-        cgroup_driver: parts.driver.name(),
+        cgroup_driver: parts.ground.driver.name(),
         abilities: Box::new(move || Abilities {
             apparmor: profiles.works(),
             selinux: asked.options(),

@@ -7,6 +7,7 @@
 mod conntrack;
 mod lease;
 mod links;
+mod mend;
 mod rules;
 mod subnet;
 #[cfg(test)]
@@ -14,13 +15,14 @@ mod tests;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use self::lease::{Lease, Leases};
 use self::links::{Bridge, Pair};
+use self::mend::Seen;
 use self::rules::{HostPort, Rules};
 use super::netlink::{NetfilterPool, Netlink};
 use super::{Error, NetworkResult, PodNetwork};
@@ -42,6 +44,10 @@ pub(super) struct Builtin {
     /// Serialises making, repairing and removing what all pods share. Held across a few netlink
     /// requests, which the kernel answers at once and serialises itself.
     shared: Mutex<()>,
+    /// Held for reading while a pod is being connected or disconnected, for a few netlink requests, so that
+    /// whoever repairs can wait for a moment in which leases and kernel agree.
+    moving: RwLock<()>,
+    seen: Mutex<Seen>,
 }
 
 /// Names that several Berths on one machine must not share.
@@ -79,6 +85,8 @@ impl Builtin {
             },
             forwarding_note: state_dir.join("ip_forward"),
             shared: Mutex::new(()),
+            moving: RwLock::new(()),
+            seen: Mutex::default(),
         })
     }
 
@@ -112,8 +120,9 @@ impl Builtin {
             .subnet
             .ok_or_else(|| Error::NotReady("the built-in network is switched off".into()))?;
         let ports = host_ports(&pod.port_mappings)?;
+        let _moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
         if self.holds(&pod.id) {
-            self.teardown(&pod.id)?;
+            self.disconnect(&pod.id)?;
         }
         let mut netlink = Netlink::route()?;
         let bridge = self.ensure_shared(&mut netlink, subnet)?;
@@ -126,7 +135,7 @@ impl Builtin {
         let done = self.connect(&mut netlink, bridge, subnet, pod, &lease, &ports);
         if let Err(error) = done {
             // What cannot be undone keeps the lease, and `known` names the pod.
-            let _ = self.teardown(&pod.id);
+            let _ = self.disconnect(&pod.id);
             return Err(error);
         }
         Ok(result(lease))
@@ -157,17 +166,24 @@ impl Builtin {
 
     /// Disconnects a pod and gives its address back. The pod's namespace may be gone.
     pub(super) fn teardown(&self, pod: &PodId) -> Result<(), Error> {
+        let _moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
+        self.disconnect(pod)
+    }
+
+    fn disconnect(&self, pod: &PodId) -> Result<(), Error> {
         let Some(lease) = self.leases.get(pod) else {
             return Ok(());
         };
         let mut errors = Vec::new();
         let mut netlink = Netlink::route()?;
-        if !lease.ports.is_empty() {
-            errors.extend(self.rules.withdraw(pod).err());
+        // Those of a lease were checked when it was taken.
+        let ports = host_ports(&lease.ports).unwrap_or_default();
+        if !ports.is_empty() {
+            errors.extend(self.rules.withdraw(pod, &ports).err());
         }
         let removed = links::remove(&mut netlink, &host_interface(pod));
         errors.extend(removed.err().map(Error::from));
-        if let Ok(ports) = host_ports(&lease.ports) {
+        if !ports.is_empty() {
             let forgotten = conntrack::forget(&self.rules.sockets, &ports, lease.address);
             errors.extend(forgotten.err().map(Error::from));
         }
@@ -219,15 +235,31 @@ impl Builtin {
         Ok(())
     }
 
-    /// Removes bridge and table if no pod is left; says whether it did.
+    /// Removes bridge and table if no pod is left; says whether it did. What has ports all the same is
+    /// somebody else's by now, whatever its name, and stays.
     pub(super) fn shutdown(&self) -> Result<bool, Error> {
         let _serial = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.leases.all().is_empty() {
+        if self.leases.any() {
+            return Ok(false);
+        }
+        let mut netlink = Netlink::route()?;
+        let bridge = links::find_bridge(&mut netlink, &self.rules.bridge)?;
+        let used = match bridge {
+            Some(bridge) => links::ports(&mut netlink)?
+                .values()
+                .any(|port| port.bridge == Some(bridge.index)),
+            None => false,
+        };
+        if used || !self.rules.is_empty()? {
+            tracing::warn!(
+                bridge = self.rules.bridge,
+                "bridge and rules of the built-in network stay: there are links or host ports of pods that this daemon does not know"
+            );
             return Ok(false);
         }
         let mut errors = Vec::new();
         errors.extend(self.rules.remove().err());
-        let removed = Netlink::route().and_then(|mut n| links::remove(&mut n, &self.rules.bridge));
+        let removed = links::remove(&mut netlink, &self.rules.bridge);
         errors.extend(removed.err().map(Error::from));
         Error::collect(errors).map(|()| true)
     }
@@ -289,5 +321,11 @@ fn host_ports(mappings: &[PortMapping]) -> Result<Vec<HostPort>, Error> {
     }
     ports.sort_unstable();
     ports.dedup();
+    if let Some([one, other]) = ports.array_windows().find(|[a, b]| a.is_the_same_as(*b)) {
+        let (target, second) = (one.target(), other.target());
+        return Err(Error::Invalid(format!(
+            "host port {one} is mapped twice, to {target} and to {second}: leave one of them out"
+        )));
+    }
     Ok(ports)
 }

@@ -80,10 +80,17 @@ pub(super) struct Answer<'a> {
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// The kernel fills at most 32 KiB of an answer at once.
 const DATAGRAM: usize = 64 << 10;
+/// What a socket should hold of answers that were not read yet: some thousand acknowledgements.
+const RECEIVE_BUFFER: usize = 2 << 20;
+/// Questions asked at once: their answers have to find room in the socket, whatever its size.
+const QUESTIONS: usize = 64;
+/// How often a list is asked for again that changed while the kernel wrote it.
+const DUMP_ATTEMPTS: u32 = 64;
 /// Far more than any request takes; a kernel that does not answer must not hold a thread for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -127,6 +134,10 @@ impl Netlink {
         // The explanation is a convenience; and an answer need not repeat the request.
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
+        // Answers wait in the socket until the request is worked off; without room they are lost, and with them
+        // whether it was. Without the privilege the limit of the machine counts, which small requests stay below.
+        let forced = sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER);
+        forced.or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER))?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))?;
         Ok(Self {
             socket,
@@ -192,29 +203,91 @@ impl Netlink {
         }
     }
 
-    /// Asks one question and hands every part of the answer to `each`.
-    pub(super) fn ask(
+    /// Asks one question and gives what `each` makes of the parts of the answer. A list that changed while it
+    /// was written is asked for again: things that stayed may be missing in it.
+    pub(super) fn ask<T>(
         &mut self,
         what: &str,
-        request: &[u8],
-        sequence: u32,
+        request: impl Fn(u32) -> Vec<u8>,
+        mut each: impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut found = Vec::new();
+            let part = |answer: &Answer<'_>| found.extend(each(answer));
+            let whole = self.ask_once(what, &request, part)?;
+            if whole {
+                return Ok(found);
+            }
+        }
+        let source = io::Error::from_raw_os_error(libc::EINTR);
+        Err(NetlinkError::new(what, source))
+    }
+
+    /// Says whether the answer is of one moment.
+    fn ask_once(
+        &mut self,
+        what: &str,
+        request: impl Fn(u32) -> Vec<u8>,
         mut each: impl FnMut(&Answer<'_>),
-    ) -> Result<(), NetlinkError> {
+    ) -> Result<bool, NetlinkError> {
+        let sequence = self.next_sequence();
         let transport = |e| NetlinkError::new(what, e);
-        self.socket.send(request, 0).map_err(transport)?;
+        self.socket.send(&request(sequence), 0).map_err(transport)?;
+        let mut whole = true;
         loop {
             let datagram = self.receive().map_err(transport)?;
             for answer in answers(&datagram) {
                 if answer.sequence != sequence {
                     continue;
                 }
+                whole &= u16_at(answer.bytes, 6).is_none_or(|f| f & NLM_F_DUMP_INTR == 0);
                 match answer.kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => return acknowledged(&answer, what),
+                    // A list that broke off says why in the place of an acknowledgement's code.
+                    NLMSG_DONE if answer.bytes.len() >= HEADER + 4 => {
+                        return acknowledged(&answer, what).map(|()| whole);
+                    }
+                    NLMSG_DONE => return Ok(whole),
+                    NLMSG_ERROR => return acknowledged(&answer, what).map(|()| whole),
                     _ => each(&answer),
                 }
             }
         }
+    }
+
+    /// Asks questions that have one answer each, or none (`ENOENT`), and gives what `each` makes of the answers.
+    pub(super) fn ask_each<T>(
+        &mut self,
+        what: &str,
+        questions: &[Vec<u8>],
+        request: impl Fn(u32, &[u8]) -> Vec<u8>,
+        mut each: impl FnMut(&Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let transport = |e| NetlinkError::new(what, e);
+        let mut found = Vec::new();
+        for some in questions.chunks(QUESTIONS) {
+            let mut bytes = Vec::new();
+            for question in some {
+                let sequence = self.next_sequence();
+                bytes.extend(request(sequence, question));
+            }
+            self.socket.send(&bytes, 0).map_err(transport)?;
+            let mut open = some.len();
+            while open > 0 {
+                let datagram = self.receive().map_err(transport)?;
+                for answer in answers(&datagram) {
+                    if answer.kind != NLMSG_ERROR {
+                        found.extend(each(&answer));
+                        continue;
+                    }
+                    open = open.saturating_sub(1);
+                    match acknowledged(&answer, what) {
+                        Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                        other => other?,
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
@@ -251,18 +324,15 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        let sequence = self.next_sequence();
-        let request = encode(message, flags, sequence);
-        let mut found = Vec::new();
-        self.ask(what, &request, sequence, |answer| {
+        let request = |sequence| encode(message.clone(), flags, sequence);
+        self.ask(what, request, |answer| {
             // A message of a kind that the decoder does not know is not one we asked for.
-            if let Ok(decoded) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer.bytes)
-                && let NetlinkPayload::InnerMessage(message) = decoded.payload
-            {
-                found.push(message);
+            let decoded = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer.bytes).ok()?;
+            match decoded.payload {
+                NetlinkPayload::InnerMessage(message) => Some(message),
+                _ => None,
             }
-        })?;
-        Ok(found)
+        })
     }
 }
 

@@ -2,11 +2,17 @@
 //! network needs. Written by hand, because no crate has its nat, masquerade, fib and ct expressions:
 //! netlink-packet-netfilter 0.4 stops at payload, cmp, bitwise, meta, immediate and lookup.
 //!
-//! A [`Batch`] is one transaction: the kernel does all of it or nothing.
+//! A [`Batch`] is one transaction: the kernel does all of it or nothing. What may be any number goes in
+//! [`chunks`], one transaction each: a request has to fit into the socket's buffer (`EMSGSIZE`), and so have
+//! the answers to its parts (`ENOBUFS`, when the transaction is done and nobody learns of it).
+
+mod read;
 
 use super::netlink::{
     Answer, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, attributes,
 };
+
+pub(super) use read::{dropping_forward, elements, find_elements, generation, rules, table_exists};
 
 /// Address family of all our tables (`NFPROTO_IPV4`).
 pub(super) const FAMILY: u8 = 2;
@@ -14,22 +20,26 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
 const NESTED: u16 = 0x8000;
 
 const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
 const DEL_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
-const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
-const GET_ELEMENTS: u16 = 13;
 const DEL_ELEMENTS: u16 = 14;
 
 /// Elements in one message: their list is one attribute, at most 64 KiB long.
 const ELEMENTS_PER_MESSAGE: usize = 200;
+
+/// Elements in one transaction: with their comments some 120 KiB, below the 208 KiB that a socket takes.
+const ELEMENTS_PER_BATCH: usize = 1000;
+
+/// The parts of a list that fit into one transaction each.
+pub(super) fn chunks<T>(all: &[T]) -> std::slice::Chunks<'_, T> {
+    all.chunks(ELEMENTS_PER_BATCH)
+}
 
 /// Registers of 4 bytes, `NFT_REG32_00` and up. Only the first few are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,92 +288,6 @@ impl Batch {
             &[],
         ));
         netlink.exchange(&bytes, &names)
-    }
-}
-
-/// Whether the table exists.
-pub(super) fn table_exists(netlink: &mut Netlink, table: &str) -> Result<bool, NetlinkError> {
-    let mut found = false;
-    let what = format!("look for nftables table {table:?}");
-    let asked = get(
-        netlink,
-        &what,
-        GET_TABLE,
-        NLM_F_ACK,
-        &text(1, table),
-        |_| found = true,
-    );
-    absent_is_fine(asked).map(|_| found)
-}
-
-/// The elements of a map; none when there is no such map.
-pub(super) fn elements(
-    netlink: &mut Netlink,
-    table: &str,
-    map: &str,
-) -> Result<Vec<Element>, NetlinkError> {
-    let mut found = Vec::new();
-    let what = format!("list nftables map {map:?}");
-    let body = [text(1, table), text(2, map)].concat();
-    let asked = get(netlink, &what, GET_ELEMENTS, NLM_F_DUMP, &body, |answer| {
-        let list = attributes(body_of(answer)).filter(|(kind, _)| *kind == 3);
-        for (_, element) in list.flat_map(|(_, list)| attributes(list)) {
-            found.push(Element {
-                key: data_of(element, 1),
-                data: data_of(element, 2),
-                comment: comment_of(element),
-            });
-        }
-    });
-    absent_is_fine(asked).map(|()| found)
-}
-
-/// Tables other than `ours` that drop forwarded packets unless a rule of theirs lets them pass.
-pub(super) fn dropping_forward(
-    netlink: &mut Netlink,
-    ours: &str,
-) -> Result<Vec<String>, NetlinkError> {
-    const NF_INET_FORWARD: [u8; 4] = [0, 0, 0, 2];
-    const NF_DROP: [u8; 4] = [0; 4];
-    let mut found = Vec::new();
-    get(
-        netlink,
-        "list nftables chains",
-        GET_CHAIN,
-        NLM_F_DUMP,
-        &[],
-        |answer| {
-            let find = |wanted| attributes(body_of(answer)).find(|(kind, _)| *kind == wanted);
-            let forward = find(4).is_some_and(|(_, hook)| {
-                attributes(hook).any(|(kind, value)| kind == 1 && value == NF_INET_FORWARD)
-            });
-            let drops = find(5).is_some_and(|(_, policy)| policy == NF_DROP);
-            let table = find(1).map(|(_, name)| String::from_utf8_lossy(name).replace('\0', ""));
-            if let Some(table) = table.filter(|table| forward && drops && table != ours) {
-                found.push(table);
-            }
-        },
-    )?;
-    Ok(found)
-}
-
-fn get(
-    netlink: &mut Netlink,
-    what: &str,
-    kind: u16,
-    flags: u16,
-    body: &[u8],
-    each: impl FnMut(&Answer<'_>),
-) -> Result<(), NetlinkError> {
-    let sequence = netlink.next_sequence();
-    let request = message(SUBSYSTEM << 8 | kind, flags, sequence, FAMILY, 0, body);
-    netlink.ask(what, &request, sequence, each)
-}
-
-fn absent_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    match result {
-        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
-        other => other,
     }
 }
 

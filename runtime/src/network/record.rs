@@ -13,7 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::sys;
+
 const VERSION: u32 = 1;
+/// More than any record has, bytes: a pod's annotations and the result of its plugins are in it.
+const LIMIT: u64 = 64 << 20;
 /// Prefix of files that are being written; left behind only by a crash.
 const UNFINISHED: &str = ".new-";
 
@@ -61,7 +65,7 @@ fn place<T: Serialize>(dir: &Path, name: &str, body: &T, flags: RenameFlags) -> 
 /// # Errors
 /// `InvalidData` when it is torn, altered, or of a version that this Berth does not know.
 pub(super) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> io::Result<Option<T>> {
-    let bytes = match fs::read(dir.join(name)) {
+    let bytes = match sys::fs::read_regular(&dir.join(name), LIMIT) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };

@@ -536,3 +536,27 @@ fn real_plugins_connect_a_pod() {
     };
     netns::run_in(&host, work).unwrap();
 }
+
+#[tokio::test]
+async fn many_port_mappings_reach_the_plugins() {
+    let mut node = Node::new();
+    node.configure("1.0.0");
+    let network = node.open();
+    let mut pod = node.pod();
+    pod.port_mappings = (1..=5000)
+        .map(|port| PortMapping {
+            protocol: Protocol::Sctp,
+            container_port: port,
+            host_port: port,
+            host_ip: "192.0.2.1".into(),
+        })
+        .collect();
+    network.setup(&pod).await.unwrap();
+    for what in ["one.ADD", "two.ADD"] {
+        let ports = node.input(what)["runtimeConfig"]["portMappings"].clone();
+        assert_eq!(ports.as_array().unwrap().len(), 5000);
+    }
+    network.teardown(&pod).await.unwrap();
+    let ports = node.input("one.DEL")["runtimeConfig"]["portMappings"].clone();
+    assert_eq!(ports.as_array().unwrap().len(), 5000);
+}

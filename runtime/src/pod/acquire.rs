@@ -101,7 +101,7 @@ impl<'a> Acquiring<'a> {
             inner.parents.make(&inner.deps.facts.cgroup, &path)
         });
         made.await
-            .map_err(|e| self.failed("make the parent cgroup", Kind::Unknown, chain(&e)))
+            .map_err(|e| self.failed("make the parent cgroup", e.kind(), chain(&e)))
     }
 
     /// Pause is confined like a container: it is the first process of a PID namespace that they may share,

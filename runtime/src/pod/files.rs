@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode;
 
 use crate::model::{DnsConfig, NamespaceMode, PodSpec};
-use crate::sys::fs::{read_file_limited, write_atomic};
+use crate::sys::fs::{read_regular, write_atomic};
 use crate::sys::mount::{
     TmpfsOptions, attach, detach_unmount, detached_bind, detached_tmpfs, is_mount_point,
     mount_tmpfs,
@@ -109,7 +109,7 @@ fn mount_shm(dir: &Path, shm: &Path) -> io::Result<()> {
 }
 
 fn host_file(path: &str) -> Result<Vec<u8>, String> {
-    match read_file_limited(Path::new(path), HOST_FILE) {
+    match read_regular(Path::new(path), HOST_FILE) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         other => other.map_err(|e| format!("cannot read the host's {path}: {e}")),
     }

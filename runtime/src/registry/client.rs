@@ -120,6 +120,12 @@ impl Clients {
         }
     }
 
+    /// Those that come are made anew; requests under way go on.
+    pub(crate) fn forget(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.clear();
+    }
+
     /// For what a host sends.
     pub(crate) fn pace(&self) -> Pace {
         Pace::new(self.silence)

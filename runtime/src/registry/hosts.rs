@@ -216,14 +216,7 @@ pub(crate) fn read(path: &Path) -> io::Result<String> {
 
 /// A file of certificates may have comments in any encoding.
 fn read_bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    use io::Read as _;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(io::Error::other(format!("longer than {} MiB", limit >> 20)));
-    }
-    Ok(bytes)
+    crate::sys::fs::read_regular(path, limit)
 }
 
 /// The registry itself, as its name says.
@@ -278,6 +271,40 @@ pub fn check_hosts(text: &str, registry: &str) -> Result<usize, String> {
     parse(text, Path::new("/nonexistent"), registry)
         .map(|endpoints| endpoints.len())
         .map_err(|(_, reason)| reason)
+}
+
+/// What is wrong with the hosts of any registry, or with the node's credentials, each in a sentence. Reads files.
+pub fn broken_hosts(dir: &Path, credentials: &Path) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut names: Vec<String> = match std::fs::read_dir(dir) {
+        Ok(entries) => entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            problems.push(hosts_error(dir, &error).to_string());
+            Vec::new()
+        }
+    };
+    names.sort();
+    for name in names {
+        // As the directory of a port is named; it is `_default`'s own name otherwise.
+        let host = match name
+            .strip_suffix('_')
+            .and_then(|name| name.rsplit_once('_'))
+        {
+            Some((host, port)) if !host.is_empty() => format!("{host}:{port}"),
+            _ => name,
+        };
+        problems.extend(load(dir, &host).err().map(|error| error.to_string()));
+    }
+    problems.extend(
+        super::login::Node::load(credentials)
+            .err()
+            .map(|error| error.to_string()),
+    );
+    problems
 }
 
 fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Reason> {

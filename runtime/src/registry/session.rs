@@ -1,7 +1,7 @@
 //! One pull's way to its repository.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use oci_spec::image::Descriptor;
@@ -32,7 +32,7 @@ const LONGEST_REST: Duration = Duration::from_secs(86_400);
 /// What outlives a pull: connections and tokens.
 #[derive(Debug)]
 pub struct Registry {
-    config: Config,
+    config: RwLock<Arc<Config>>,
     pub(crate) clients: Clients,
     pub(crate) tokens: Tokens,
 }
@@ -105,8 +105,19 @@ impl Registry {
         Arc::new(Self {
             clients: Clients::new(config.silence, proxies),
             tokens: Tokens::default(),
-            config,
+            config: RwLock::new(Arc::new(config)),
         })
+    }
+
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes up another configuration, for pulls that begin from now on, and forgets connections: those that
+    /// come trust what the machine trusts by now. How long a silence is borne stays.
+    pub fn reload(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.clients.forget();
     }
 
     /// The way to a reference's repository. Asks nobody yet.
@@ -127,7 +138,9 @@ impl Registry {
         auth: Option<&RegistryAuth>,
         trace: Trace,
     ) -> Result<Session, Error> {
-        let (config, name) = (self.config.clone(), reference.registry().to_owned());
+        let (config, name) = (self.config(), reference.registry().to_owned());
+        let hosts_dir = config.hosts_dir.clone();
+        let services = token_services(&config, reference.registry());
         let read = move || {
             let node = match &config.credentials_file {
                 Some(path) => Node::load(path)?,
@@ -139,10 +152,9 @@ impl Registry {
             tokio::task::spawn_blocking(read)
                 .await
                 .map_err(|error| Error::Hosts {
-                    path: self.config.hosts_dir.clone(),
+                    path: hosts_dir,
                     reason: error.to_string(),
                 })??;
-        let services = self.token_services(reference.registry());
         let mut hosts = Vec::with_capacity(endpoints.len());
         for mut endpoint in endpoints {
             endpoint.token_services.clone_from(&services);
@@ -161,15 +173,15 @@ impl Registry {
             trace,
         })
     }
+}
 
-    fn token_services(&self, registry: &str) -> Vec<String> {
-        let pairs = self.config.token_services.iter();
-        let pairs = pairs.filter_map(|entry| entry.split_once('='));
-        pairs
-            .filter(|(name, _)| canonical(name.trim()) == canonical(registry))
-            .map(|(_, host)| host.trim().to_owned())
-            .collect()
-    }
+fn token_services(config: &Config, registry: &str) -> Vec<String> {
+    let pairs = config.token_services.iter();
+    let pairs = pairs.filter_map(|entry| entry.split_once('='));
+    pairs
+        .filter(|(name, _)| canonical(name.trim()) == canonical(registry))
+        .map(|(_, host)| host.trim().to_owned())
+        .collect()
 }
 
 impl Session {

@@ -7,6 +7,11 @@ use serde::Deserialize;
 use shim_protocol::monitor::Exit;
 use shim_protocol::{EXIT_RECORD_NAME, record};
 
+use crate::sys;
+
+/// More than any exit record has, bytes.
+const LIMIT: u64 = 1 << 20;
+
 /// How a container ended, as its monitor wrote it down.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExitRecord {
@@ -54,7 +59,7 @@ struct Body {
 /// See [`RecordError`].
 pub fn read_exit(dir: &Path) -> Result<Option<ExitRecord>, RecordError> {
     let path = dir.join(EXIT_RECORD_NAME);
-    let text = match std::fs::read(&path) {
+    let text = match sys::fs::read_regular(&path, LIMIT) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(RecordError::Io { path, source }),

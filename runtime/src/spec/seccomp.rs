@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{Kind, Kinded, SeccompProfile};
-use crate::sys::fs::read_file_limited;
+use crate::sys::fs::read_regular;
 
 pub use arch::Arch;
 pub use profile::Profile;
@@ -143,7 +143,7 @@ impl Compiler {
                 self.compile(Source::RuntimeDefault, capabilities).map(Some)
             }
             SeccompProfile::Localhost(file) => {
-                let bytes = read_file_limited(Path::new(file), MAX_PROFILE);
+                let bytes = read_regular(Path::new(file), MAX_PROFILE);
                 let bytes = bytes.map_err(|source| Error::File {
                     file: file.clone(),
                     source,

@@ -33,9 +33,12 @@ pub fn write_value(path: &Path, value: &str) -> io::Result<()> {
 /// Is this a cgroup below the root of its hierarchy?
 ///
 /// # Errors
-/// When it cannot be looked at.
+/// When it cannot be looked at; `ENOTDIR` for a file, which no cgroup is.
 pub fn is_inner(path: &Path) -> io::Result<bool> {
     let kind = rustix::fs::statfs(path)?.f_type;
+    if !std::fs::symlink_metadata(path)?.is_dir() {
+        return Err(rustix::io::Errno::NOTDIR.into());
+    }
     let known = u64::try_from(kind).is_ok_and(|kind| kind == CGROUP || kind == CGROUP2);
     let Some(parent) = path.parent().filter(|_| known) else {
         return Ok(false);

@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 mod copy;
+mod regular;
 mod remove;
 mod unlock;
 mod visit;
@@ -23,6 +24,7 @@ mod walk;
 mod writeback;
 
 pub use copy::copy_tree;
+pub use regular::{kind, read_open, read_regular, read_regular_text};
 pub use remove::remove_tree;
 pub use unlock::unlock_tree;
 pub use visit::{Next, TreeUsage, Visit, tree_usage, visit_tree};
@@ -192,15 +194,6 @@ pub fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {
 pub fn read_limited(dir: BorrowedFd<'_>, name: &OsStr, limit: u64) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     limited(rustix::fs::openat(dir, name, flags, Mode::empty())?, limit)
-}
-
-/// Reads at most `limit` bytes of the regular file that a path leads to; waits for no fifo.
-///
-/// # Errors
-/// `InvalidData` when it is longer or no regular file, else what the kernel says.
-pub fn read_file_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    limited(rustix::fs::open(path, flags, Mode::empty())?, limit)
 }
 
 fn limited(file: OwnedFd, limit: u64) -> io::Result<Vec<u8>> {

@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex};
 use berth_cri_api::v1;
 
 use super::{runtime_config, status, update_runtime_config, version};
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::cri::{Abilities, CgroupDriver, Condition, NetworkReport, Node};
 
 fn node(network: NetworkReport, cidr: Arc<Mutex<String>>) -> Node {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "state = \"/run/other\"\n").unwrap();
     Node {
-        config: Arc::new(Config::load(Some(file.path()), &[]).unwrap()),
+        config: Arc::new(Live::new(Arc::new(
+            Config::load(Some(file.path()), &[]).unwrap(),
+        ))),
         cgroup_driver: CgroupDriver::Cgroupfs,
         abilities: Box::new(|| Abilities {
             mount_options: true,

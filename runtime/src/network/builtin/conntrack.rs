@@ -61,27 +61,19 @@ fn stale(
     local: &BTreeSet<Ipv4Addr>,
     pod: Ipv4Addr,
 ) -> Result<Vec<Vec<u8>>, NetlinkError> {
-    let mut stale = Vec::new();
-    let sequence = netlink.next_sequence();
-    let request = message(CT_GET, NLM_F_DUMP, sequence, FAMILY, 0, &[]);
-    netlink.ask("list tracked connections", &request, sequence, |answer| {
+    let request = |sequence| message(CT_GET, NLM_F_DUMP, sequence, FAMILY, 0, &[]);
+    netlink.ask("list tracked connections", request, |answer| {
         let find = |wanted| attributes(body_of(answer)).find(|(kind, _)| *kind == wanted);
-        let (Some((_, original)), Some((_, reply))) = (find(TUPLE_ORIGINAL), find(TUPLE_REPLY))
-        else {
-            return;
-        };
+        let ((_, original), (_, reply)) = (find(TUPLE_ORIGINAL)?, find(TUPLE_REPLY)?);
         let (sent, answered) = (tuple(original), tuple(reply));
         let to_us = sent
             .destination
             .is_some_and(|address| address.is_loopback() || local.contains(&address));
-        if sent.protocol == Some(UDP)
+        let stale = sent.protocol == Some(UDP)
             && sent.port.is_some_and(|port| ports.contains(&port))
-            && (to_us || answered.source == Some(pod))
-        {
-            stale.push(attribute_bytes(TUPLE_ORIGINAL | NESTED, original));
-        }
-    })?;
-    Ok(stale)
+            && (to_us || answered.source == Some(pod));
+        stale.then(|| attribute_bytes(TUPLE_ORIGINAL | NESTED, original))
+    })
 }
 
 fn delete(netlink: &mut Netlink, original: &[u8]) -> Result<(), NetlinkError> {

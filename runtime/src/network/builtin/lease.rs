@@ -94,6 +94,11 @@ impl Leases {
         self.memory().leases.get(pod).cloned()
     }
 
+    /// Whether there are any.
+    pub(super) fn any(&self) -> bool {
+        !self.memory().leases.is_empty()
+    }
+
     /// All leases.
     pub(super) fn all(&self) -> Vec<Lease> {
         self.memory().leases.values().cloned().collect()

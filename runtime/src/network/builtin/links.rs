@@ -1,8 +1,9 @@
 //! Bridge, veth pairs, addresses and routes of the built-in network.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -30,6 +31,18 @@ pub(super) struct Bridge {
     pub(super) index: u32,
     /// What it can carry in one piece, bytes.
     pub(super) mtu: u32,
+    /// Whether it was brought up.
+    pub(super) up: bool,
+}
+
+/// An interface that may be a port of the bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    name: String,
+    /// Index of the bridge that it is a port of.
+    pub(super) bridge: Option<u32>,
+    /// Whether it was brought up.
+    pub(super) up: bool,
 }
 
 /// Both ends of a pod's link.
@@ -102,7 +115,86 @@ pub(super) fn find_bridge(netlink: &mut Netlink, name: &str) -> Result<Option<Br
     Ok(Some(Bridge {
         index: link.header.index,
         mtu: mtu(&link).unwrap_or(DEFAULT_MTU),
+        up: link.header.flags.contains(LinkFlags::Up),
     }))
+}
+
+/// All interfaces by their names.
+pub(super) fn ports(netlink: &mut Netlink) -> Result<BTreeMap<String, Port>, NetlinkError> {
+    let links = netlink.dump("list interfaces", Message::GetLink(LinkMessage::default()))?;
+    let port = |message| {
+        let Message::NewLink(link) = message else {
+            return None;
+        };
+        let mut port = Port {
+            name: String::new(),
+            bridge: None,
+            up: link.header.flags.contains(LinkFlags::Up),
+        };
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => port.name = name,
+                LinkAttribute::Controller(index) => port.bridge = Some(index),
+                _ => {}
+            }
+        }
+        Some((port.name.clone(), port))
+    };
+    Ok(links.into_iter().filter_map(port).collect())
+}
+
+/// Makes an interface a port of the bridge (again), and brings it up.
+pub(super) fn attach(
+    netlink: &mut Netlink,
+    bridge: Bridge,
+    port: &Port,
+) -> Result<(), NetlinkError> {
+    let mut enslaved = up(by_name(&port.name));
+    enslaved
+        .attributes
+        .push(LinkAttribute::Controller(bridge.index));
+    netlink.run(vec![
+        Step::new(
+            format!("put {:?} on the bridge", port.name),
+            Message::SetLink(enslaved),
+            0,
+        ),
+        Step::new(
+            format!("set up bridge port {:?}", port.name),
+            Message::NewLink(hairpin(&port.name)),
+            0,
+        ),
+    ])
+}
+
+/// A pod that reaches itself through a host port goes back out of the port it came in by, when
+/// br_netfilter translates on the bridge.
+fn hairpin(name: &str) -> LinkMessage {
+    let mut port = by_name(name);
+    port.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(
+            true,
+        )])),
+    ]));
+    port
+}
+
+/// The IPv4 addresses of an interface.
+pub(super) fn addresses(netlink: &mut Netlink, index: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+    let mut request = AddressMessage::default();
+    request.header.family = AddressFamily::Inet;
+    let all = netlink.dump("list addresses", Message::GetAddress(request))?;
+    let address = |message| match message {
+        Message::NewAddress(found) if found.header.index == index => {
+            found.attributes.into_iter().find_map(|a| match a {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(address),
+                _ => None,
+            })
+        }
+        _ => None,
+    };
+    Ok(all.into_iter().filter_map(address).collect())
 }
 
 const DEFAULT_MTU: u32 = 1500;
@@ -258,18 +350,9 @@ pub(super) fn connect(
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]),
     ]);
-    // A pod that reaches itself through a host port goes back out of the port it came in by, when
-    // br_netfilter translates on the bridge.
-    let mut port = by_name(pair.host);
-    port.attributes.extend([
-        LinkAttribute::IfAlias(pair.alias.into()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(
-                true,
-            )])),
-        ]),
-    ]);
+    let mut port = hairpin(pair.host);
+    port.attributes
+        .push(LinkAttribute::IfAlias(pair.alias.into()));
     netlink.run(vec![
         Step::new(
             format!("make veth pair {:?}", pair.host),

@@ -2,11 +2,11 @@
 //! loopback.
 //!
 //! Everything is in one table of our own. Host ports are elements of two maps, so that a pod's are
-//! added and removed by one transaction each, whatever their number, and found again by the pod's
-//! id in their comment. There is no accept rule for forwarded packets: an accept in one table does
+//! added and removed by a transaction for each thousand of them; whose each one is says the pod's
+//! id in its comment. There is no accept rule for forwarded packets: an accept in one table does
 //! not overrule a drop in another, and with nobody else dropping there is nothing to accept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::Subnet;
@@ -14,10 +14,10 @@ use super::lease::Lease;
 use crate::id::PodId;
 use crate::model::{PortMapping, Protocol};
 use crate::network::Error;
-use crate::network::netlink::{NetfilterPool, NetlinkError};
+use crate::network::netlink::{NetfilterPool, Netlink, NetlinkError};
 use crate::network::nftables::{
-    Batch, Element, Expression as E, Field, Hook, Meta, R0, R1, R2, Verdict, dropping_forward,
-    elements, interface_name, table_exists,
+    Batch, Element, Expression as E, Field, Hook, Meta, R0, R1, R2, Verdict, chunks,
+    dropping_forward, elements, find_elements, generation, interface_name, rules, table_exists,
 };
 
 /// Ports on every address of the host: protocol, port to address, port.
@@ -25,6 +25,18 @@ const PORTS: &str = "hostports";
 /// Ports on one address: address, protocol, port to address, port.
 const ADDRESS_PORTS: &str = "hostports_by_address";
 const JUMP_TARGET: &str = "hostport";
+
+/// How often it is begun anew when somebody else removes elements at the same time.
+const WITHDRAW_ATTEMPTS: u32 = 8;
+
+/// The rules that each chain has.
+const CHAINS: [(&str, usize); 5] = [
+    ("guard", 2),
+    (JUMP_TARGET, 2),
+    ("prerouting", 1),
+    ("output", 1),
+    ("postrouting", 3),
+];
 
 // Data types as nft numbers them for its listings; a concatenation is 6 bits for each.
 const TYPE_ADDRESS: u32 = 7;
@@ -73,6 +85,16 @@ impl HostPort {
             port: mapping.host_port,
             target: mapping.container_port,
         }))
+    }
+
+    /// Whether this and another one cannot both be: they are one port of the host.
+    pub(super) fn is_the_same_as(self, other: Self) -> bool {
+        (self.address, self.protocol, self.port) == (other.address, other.protocol, other.port)
+    }
+
+    /// The port in the pod.
+    pub(super) fn target(self) -> u16 {
+        self.target
     }
 
     /// Whether this is a UDP port.
@@ -158,10 +180,24 @@ impl Rules {
         self.add_guard(&mut batch);
         add_host_ports(&mut batch);
         self.add_source_nat(&mut batch, subnet);
-        for (map, elements) in published(leases) {
-            batch.add_elements(map, &elements);
+        self.sockets.with(|netlink| batch.commit(netlink))?;
+        let filled = published(leases)
+            .iter()
+            .try_for_each(|(map, elements)| self.add(map, elements));
+        if filled.is_err() {
+            // Without the table the next attempt begins anew; with half of it, it would not.
+            let _ = self.remove();
         }
-        Ok(self.sockets.with(|netlink| batch.commit(netlink))?)
+        Ok(filled?)
+    }
+
+    /// Adds elements to a map, in as many transactions as it takes. After an error some may be there.
+    fn add(&self, map: &str, elements: &[Element]) -> Result<(), NetlinkError> {
+        chunks(elements).try_for_each(|some| {
+            let mut batch = Batch::new(&self.table);
+            batch.add_elements(map, some);
+            self.sockets.with(|netlink| batch.commit(netlink))
+        })
     }
 
     /// `route_localnet` lets the bridge carry 127.0.0.0/8, which host ports on 127.0.0.1 need. What
@@ -236,50 +272,136 @@ impl Rules {
         address: Ipv4Addr,
         ports: &[HostPort],
     ) -> Result<(), Error> {
-        let mut batch = Batch::new(&self.table);
-        for port in ports {
-            batch.add_elements(port.map(), &[port.element(pod, address)]);
-        }
-        self.sockets
-            .with(|netlink| batch.commit(netlink))
-            .map_err(|error| {
-                let taken = matches!(error.errno(), Some(libc::EEXIST | libc::EBUSY));
-                taken
-                    .then(|| self.owner(pod, ports))
-                    .flatten()
-                    .unwrap_or_else(|| error.into())
-            })
+        let done = by_map(pod, address, ports)
+            .iter()
+            .try_for_each(|(map, elements)| self.add(map, elements));
+        done.map_err(|error| {
+            let taken = matches!(error.errno(), Some(libc::EEXIST | libc::EBUSY));
+            let told = taken.then(|| self.owner(pod, ports)).flatten();
+            let told = told.unwrap_or_else(|| error.into());
+            match self.withdraw(pod, ports) {
+                Ok(()) => told,
+                Err(undo) => Error::Several(vec![told, undo]),
+            }
+        })
     }
 
     /// Which of these ports another pod has.
     fn owner(&self, pod: &PodId, ports: &[HostPort]) -> Option<Error> {
-        let list = |map| {
-            self.sockets
-                .with(|netlink| elements(netlink, &self.table, map))
-        };
-        let held = [PORTS, ADDRESS_PORTS].map(|map| (map, list(map).unwrap_or_default()));
-        ports.iter().find_map(|port| {
-            let wanted = port.element(pod, Ipv4Addr::UNSPECIFIED).key;
-            let (_, elements) = held.iter().find(|(map, _)| *map == port.map())?;
-            let element = elements.iter().find(|element| element.key == wanted)?;
-            Some(Error::HostPortTaken {
-                port: port.to_string(),
-                owner: element.comment.clone(),
-            })
+        for (map, elements) in by_map(pod, Ipv4Addr::UNSPECIFIED, ports) {
+            let find = |netlink: &mut Netlink| self.there(netlink, map, &elements);
+            let held = self.sockets.with(find).ok()?;
+            let Some(taken) = held.into_iter().find(|held| held.comment != pod.as_str()) else {
+                continue;
+            };
+            let is_it =
+                |port: &&HostPort| port.element(pod, Ipv4Addr::UNSPECIFIED).key == taken.key;
+            return Some(Error::HostPortTaken {
+                port: ports.iter().find(is_it)?.to_string(),
+                owner: taken.comment,
+            });
+        }
+        None
+    }
+
+    /// Those of these elements that are in the map, as they are there.
+    fn there(
+        &self,
+        netlink: &mut Netlink,
+        map: &str,
+        elements: &[Element],
+    ) -> Result<Vec<Element>, NetlinkError> {
+        let keys: Vec<_> = elements.iter().map(|element| element.key.clone()).collect();
+        find_elements(netlink, &self.table, map, &keys)
+    }
+
+    /// Withdraws those of these ports that a pod has; none, or no table, is fine.
+    pub(super) fn withdraw(&self, pod: &PodId, ports: &[HostPort]) -> Result<(), Error> {
+        Ok(self.sockets.with(|netlink| {
+            for (map, elements) in by_map(pod, Ipv4Addr::UNSPECIFIED, ports) {
+                self.withdraw_from(netlink, map, pod, &elements)?;
+            }
+            Ok::<_, NetlinkError>(())
+        })?)
+    }
+
+    fn withdraw_from(
+        &self,
+        netlink: &mut Netlink,
+        map: &str,
+        pod: &PodId,
+        elements: &[Element],
+    ) -> Result<(), NetlinkError> {
+        let mut attempts = 0..WITHDRAW_ATTEMPTS;
+        loop {
+            let mut found = self.there(netlink, map, elements)?;
+            found.retain(|element| element.comment == pod.as_str());
+            let done = chunks(&found).try_for_each(|some| {
+                let mut batch = Batch::new(&self.table);
+                batch.delete_elements(map, some);
+                batch.commit(netlink)
+            });
+            match done {
+                // Somebody else took one of them, or the table: the rest is still to go.
+                Err(error) if error.errno() == Some(libc::ENOENT) && attempts.next().is_some() => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether nobody's ports are in the table.
+    pub(super) fn is_empty(&self) -> Result<bool, NetlinkError> {
+        self.sockets.with(|netlink| {
+            for map in [PORTS, ADDRESS_PORTS] {
+                if !elements(netlink, &self.table, map)?.is_empty() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         })
     }
 
-    /// Withdraws all ports of a pod; none, or no table, is fine.
-    pub(super) fn withdraw(&self, pod: &PodId) -> Result<(), Error> {
-        Ok(self.sockets.with(|netlink| {
-            let mut batch = Batch::new(&self.table);
+    /// What has changed when anybody changed any rule.
+    pub(super) fn generation(&self) -> Result<u32, NetlinkError> {
+        self.sockets.with(generation)
+    }
+
+    /// What is missing of the table, with the ports of these leases; `None`: nothing.
+    pub(super) fn missing(&self, leases: &[Lease]) -> Result<Option<String>, NetlinkError> {
+        let table = &self.table;
+        let (there, held) = self.sockets.with(|netlink| {
+            let there = rules(netlink, table)?;
+            let mut held = BTreeSet::new();
             for map in [PORTS, ADDRESS_PORTS] {
-                let mut found = elements(netlink, &self.table, map)?;
-                found.retain(|element| element.comment == pod.as_str());
-                batch.delete_elements(map, &found);
+                let elements = elements(netlink, table, map)?;
+                held.extend(elements.into_iter().map(|element| (map, element.key)));
             }
-            batch.commit(netlink)
-        })?)
+            Ok::<_, NetlinkError>((there, held))
+        })?;
+        for (chain, wanted) in CHAINS {
+            let count = there.get(chain).copied().unwrap_or_default();
+            if count < wanted {
+                let gone = wanted - count;
+                return Ok(Some(format!(
+                    "{gone} of {wanted} rules of chain {chain:?} in nftables table {table:?}"
+                )));
+            }
+        }
+        for (map, mut wanted) in published(leases) {
+            // By key alone: which of two leases that claim a port has it, the kernel has decided.
+            wanted.retain(|element| !held.contains(&(map, element.key.clone())));
+            let there = self
+                .sockets
+                .with(|netlink| self.there(netlink, map, &wanted))?;
+            let there: BTreeSet<_> = there.into_iter().map(|element| element.key).collect();
+            if let Some(gone) = wanted.iter().find(|element| !there.contains(&element.key)) {
+                let pod = &gone.comment;
+                return Ok(Some(format!(
+                    "a host port of pod {pod} in map {map:?} of nftables table {table:?}"
+                )));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes the table, if there is one.
@@ -296,10 +418,25 @@ impl Rules {
     }
 }
 
+/// The elements of each map that these ports of a pod are.
+fn by_map(
+    pod: &PodId,
+    address: Ipv4Addr,
+    ports: &[HostPort],
+) -> BTreeMap<&'static str, Vec<Element>> {
+    let mut maps: BTreeMap<_, Vec<Element>> = BTreeMap::new();
+    for port in ports {
+        let elements = maps.entry(port.map()).or_default();
+        elements.push(port.element(pod, address));
+    }
+    maps
+}
+
 /// The elements of each map that these leases make. A port counts once: a crash before a refused
 /// port was undone leaves a lease that claims it too, and must not keep everybody else out.
 fn published(leases: &[Lease]) -> BTreeMap<&'static str, Vec<Element>> {
     let mut all: BTreeMap<_, Vec<Element>> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for lease in leases {
         for port in lease
             .ports
@@ -307,9 +444,8 @@ fn published(leases: &[Lease]) -> BTreeMap<&'static str, Vec<Element>> {
             .filter_map(|p| HostPort::new(p).ok().flatten())
         {
             let element = port.element(&lease.pod, lease.address);
-            let map = all.entry(port.map()).or_default();
-            if !map.iter().any(|held| held.key == element.key) {
-                map.push(element);
+            if seen.insert(element.key.clone()) {
+                all.entry(port.map()).or_default().push(element);
             }
         }
     }

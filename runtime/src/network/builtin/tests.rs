@@ -2,6 +2,9 @@
 //! pods and the world outside, so nothing of the real host is touched. They need root, `ip`, and
 //! `nft` to read back what was written.
 
+mod many;
+mod mend;
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;

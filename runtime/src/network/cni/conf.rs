@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::version::Version;
 use crate::network::exec::is_plain_name;
+use crate::sys;
 
 /// More than any configuration needs, bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -45,6 +46,16 @@ pub(super) struct Found {
     pub(super) network: Option<(PathBuf, NetworkList)>,
     /// What is wrong with the files before it (or all of them).
     pub(super) problems: Vec<String>,
+}
+
+impl Found {
+    /// Nothing but a reason why.
+    pub(super) fn nothing(problem: String) -> Self {
+        Self {
+            network: None,
+            problems: vec![problem],
+        }
+    }
 }
 
 /// Looks through a directory: the first file in the order of names that holds a usable network
@@ -87,11 +98,7 @@ fn candidates(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(path: &Path) -> Result<NetworkList, String> {
-    let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
-    if size > FILE_LIMIT {
-        return Err(format!("it has {size} bytes, more than {FILE_LIMIT}"));
-    }
-    let text = fs::read(path).map_err(|e| e.to_string())?;
+    let text = sys::fs::read_regular(path, FILE_LIMIT).map_err(|e| e.to_string())?;
     let value: Value = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
     let is_list = path.extension().is_some_and(|e| e == "conflist");
     parse(value, is_list)
@@ -202,6 +209,34 @@ mod tests {
         let (_, network) = load(dir.path()).network.unwrap();
         assert_eq!((network.name.as_str(), network.plugins.len()), ("old", 1));
         assert_eq!(network.version.to_string(), "0.4.0");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_passed_over_with_a_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, at("01-fifo.conflist"), fifo, mode, 0).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("02-endless.conf")).unwrap();
+        std::os::unix::fs::symlink("/nonexistent", at("03-dangling.json")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("04-socket.conf")).unwrap();
+        fs::write(at("05-huge.conf"), vec![b' '; (1 << 20) + 1]).unwrap();
+        fs::write(at("06-real"), r#"{"name":"real","type":"a"}"#).unwrap();
+        std::os::unix::fs::symlink("06-real", at("06-link.conf")).unwrap();
+        let found = load(dir.path());
+        assert_eq!(found.network.unwrap().1.name, "real");
+        let problems = found.problems.join("\n");
+        assert_eq!(found.problems.len(), 5, "{problems}");
+        for what in [
+            "is a FIFO",
+            "is a device",
+            "No such file",
+            "is a socket",
+            "more than 1048576",
+        ] {
+            assert!(problems.contains(what), "{problems}");
+        }
     }
 
     #[test]

@@ -7,8 +7,23 @@ use serde_json::{Map, Value, json};
 use super::version::Version;
 
 /// More addresses than any pod has: what is beyond is a broken plugin.
-const ADDRESS_LIMIT: usize = 64;
-const INTERFACE_LIMIT: usize = 256;
+const ADDRESS_LIMIT: usize = 1024;
+const INTERFACE_LIMIT: usize = 1024;
+
+/// The names of the specification, for the result and for the members of its lists.
+const RESULT: &[&str] = &[
+    "cniVersion",
+    "interfaces",
+    "ips",
+    "routes",
+    "dns",
+    "ip4",
+    "ip6",
+];
+const INTERFACE: &[&str] = &["name", "mac", "mtu", "sandbox", "socketPath", "pciID"];
+const ADDRESS: &[&str] = &["version", "interface", "address", "gateway"];
+const ROUTE: &[&str] = &["dst", "gw", "mtu", "advmss", "priority", "table", "scope"];
+const OLD_ADDRESS: &[&str] = &["ip", "gateway", "routes"];
 
 /// Reads a plugin's output and converts it to the version that is spoken with the network.
 pub(super) fn parse(output: &[u8], spoken: Version) -> Result<Value, String> {
@@ -16,6 +31,7 @@ pub(super) fn parse(output: &[u8], spoken: Version) -> Result<Value, String> {
     let Value::Object(mut result) = value else {
         return Err("it is not a JSON object".into());
     };
+    respell_all(&mut result)?;
     // Old plugins leave it out: then it is what they were asked in.
     let written = match result.get("cniVersion") {
         None | Some(Value::Null) => spoken,
@@ -27,6 +43,45 @@ pub(super) fn parse(output: &[u8], spoken: Version) -> Result<Value, String> {
     convert(&mut result, written, spoken)?;
     result.insert("cniVersion".into(), spoken.to_string().into());
     Ok(Value::Object(result))
+}
+
+/// Plugins are written against Go's decoder, which does not look at the case of a name; what is handed on to
+/// the next plugin has the names of the specification.
+fn respell_all(result: &mut Map<String, Value>) -> Result<(), String> {
+    respell(result, RESULT)?;
+    for (list, names) in [
+        ("interfaces", INTERFACE),
+        ("ips", ADDRESS),
+        ("routes", ROUTE),
+    ] {
+        let objects = list_mut(result, list).iter_mut();
+        for object in objects.filter_map(Value::as_object_mut) {
+            respell(object, names)?;
+        }
+    }
+    for family in ["ip4", "ip6"] {
+        if let Some(Value::Object(old)) = result.get_mut(family) {
+            respell(old, OLD_ADDRESS)?;
+        }
+    }
+    Ok(())
+}
+
+fn respell(object: &mut Map<String, Value>, names: &[&str]) -> Result<(), String> {
+    for name in names {
+        let others: Vec<String> = object
+            .keys()
+            .filter(|key| key.eq_ignore_ascii_case(name) && key != name)
+            .cloned()
+            .collect();
+        for other in others {
+            let value = object.remove(&other).unwrap_or_default();
+            if object.insert((*name).to_owned(), value).is_some() {
+                return Err(format!("it has {name:?} twice, once as {other:?}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn convert(result: &mut Map<String, Value>, from: Version, to: Version) -> Result<(), String> {
@@ -148,10 +203,12 @@ pub(super) fn addresses(result: &Value, interface: &str) -> Result<Vec<IpAddr>, 
     }
 }
 
-/// Whether an address is the pod interface's. Without an index it is.
+/// Whether an address is the pod interface's. Without an index it is; -1 is how plugins wrote that when the
+/// index was not optional.
 fn is_of(index: Option<&Value>, interfaces: &[Value], name: &str) -> Result<bool, String> {
     let index = match index {
         None | Some(Value::Null) => return Ok(true),
+        Some(index) if index.as_i64() == Some(-1) => return Ok(true),
         Some(index) => index,
     };
     let interface = index
@@ -159,21 +216,23 @@ fn is_of(index: Option<&Value>, interfaces: &[Value], name: &str) -> Result<bool
         .and_then(|index| usize::try_from(index).ok())
         .and_then(|index| interfaces.get(index))
         .ok_or_else(|| format!("there is no interface {index}"))?;
-    let text = |key| {
-        interface
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
-    // The host may have an interface of the same name; that one has no sandbox.
-    Ok(text("name") == name && !text("sandbox").is_empty())
+    let named = |one: &Value| member(one, "name") == name;
+    let inside = |one: &Value| !member(one, "sandbox").is_empty();
+    // Many plugins name no sandbox. Where one of several interfaces of this name has one, the others are the host's.
+    let told_apart = || interfaces.iter().any(|one| named(one) && inside(one));
+    Ok(named(interface) && (inside(interface) || !told_apart()))
+}
+
+fn member<'a>(object: &'a Value, key: &str) -> &'a str {
+    object.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn parse_address(text: &str) -> Option<IpAddr> {
     let (address, prefix) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
     let prefix: u8 = prefix.parse().ok()?;
-    (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some(address)
+    // An IPv4 address in the clothes of IPv6 is one to everybody who gets it from Go.
+    (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some(address.to_canonical())
 }
 
 #[cfg(test)]
@@ -232,9 +291,22 @@ mod tests {
                 "no interface 0",
             ),
             (
-                json!({"ips": [{"address": "10.0.0.1/8", "interface": -1}]}),
-                "no interface -1",
+                json!({"ips": [{"address": "10.0.0.1/8", "interface": -2}]}),
+                "no interface -2",
             ),
+            (
+                json!({"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.0.0.1/8", "interface": 1}]}),
+                "no interface 1",
+            ),
+            (
+                json!({"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.0.0.1/8", "interface": "0"}]}),
+                "no interface \"0\"",
+            ),
+            (
+                json!({"interfaces": [{"name": "net1", "sandbox": "/x"}], "ips": [{"address": "10.0.0.1/8", "interface": 0}]}),
+                "no address for eth0",
+            ),
+            (json!({"ips": [null]}), "not an address"),
             (json!({"ips": many}), "too many"),
         ] {
             let error = addresses(&result, "eth0").unwrap_err();
@@ -245,6 +317,50 @@ mod tests {
         assert!(parse("[".repeat(1000).as_bytes(), Version::V1_0).is_err());
         assert!(parse(br#"{"cniVersion":"7"}"#, Version::V1_0).is_err());
         assert!(parse(br#"{"cniVersion":"1.0.0"}"#, Version::V0_2).is_err());
+    }
+
+    /// What plugins in the field leave out or write otherwise, as Go's decoder and containerd take it.
+    #[test]
+    fn what_a_plugin_may_leave_out_is_not_missed() {
+        let one = |interfaces: Value, index: Value| json!({"interfaces": interfaces, "ips": [{"address": "10.0.0.5/24", "interface": index}]});
+        for result in [
+            one(json!([{"name": "eth0"}]), json!(0)),
+            one(json!([{"name": "eth0", "sandbox": null}]), json!(0)),
+            one(json!([{"name": "eth0", "sandbox": ""}]), json!(0)),
+            one(json!([{"name": "veth1"}, {"name": "eth0"}]), json!(1)),
+            one(
+                json!([{"name": "eth0"}, {"name": "eth0", "sandbox": "/x"}]),
+                json!(1),
+            ),
+            one(json!([null, {"name": "eth0"}]), json!(1)),
+            one(json!([{"name": "other"}]), json!(null)),
+            one(json!([{"name": "other"}]), json!(-1)),
+            one(json!([]), json!(null)),
+            one(json!(null), json!(-1)),
+            json!({"ips": [{"address": "10.0.0.5/24"}], "routes": null, "dns": null, "more": {"x": [1]}}),
+            json!({"ips": [{"version": null, "address": "10.0.0.5/24", "gateway": null}]}),
+            json!({"CNIVersion": null, "Interfaces": [{"Name": "eth0", "Mac": "x"}], "IPs": [{"Address": "10.0.0.5/24", "Interface": 0}]}),
+            json!({"ips": [{"address": "::ffff:10.0.0.5/120"}]}),
+        ] {
+            for spoken in [Version::V0_3_1, Version::V0_4, Version::V1_0, Version::V1_1] {
+                let read = parse_json(&result, spoken).unwrap();
+                let found = addresses(&read, "eth0").unwrap_or_else(|e| panic!("{result}: {e}"));
+                assert_eq!(found, [IpAddr::from([10, 0, 0, 5])], "{result}");
+                assert_eq!(read["cniVersion"], spoken.to_string());
+            }
+        }
+        // The host's interface of the same name is not the pod's when the plugin tells them apart.
+        let host = one(
+            json!([{"name": "eth0"}, {"name": "eth0", "sandbox": "/x"}]),
+            json!(0),
+        );
+        assert!(addresses(&host, "eth0").is_err());
+        let twice = json!({"ips": [], "IPs": []});
+        assert!(
+            parse_json(&twice, Version::V1_0)
+                .unwrap_err()
+                .contains("twice")
+        );
     }
 
     #[test]

@@ -1,21 +1,23 @@
 //! Keeps the network configuration current, and knows whether its plugins are ready.
 //!
 //! inotify tells of changes at once; a look every few seconds finds what it does not see: a
-//! directory that did not exist, was replaced, or lies where there are no events.
+//! directory that did not exist, was replaced, or lies where there are no events. Looking is done on a
+//! thread of its own, one at a time: a directory on a disk that hangs costs that thread and nothing else.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::conf::{self, Found};
 use super::version::Version;
-use super::{Error, NetworkStatus, Plugins, SharedNetwork, blocking};
+use super::{Error, NetworkStatus, Plugins, SharedNetwork};
 
 /// How long changes are given to settle: an editor makes several.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -23,6 +25,8 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_secs(5);
 /// How old an answer to STATUS may be before it is asked for again.
 const STATUS_AGE: Duration = Duration::from_secs(5);
+/// How long a look is waited for. What comes later still counts.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is known at the moment.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +56,24 @@ struct Shared {
     moved: AtomicBool,
     /// Somebody wants a fresh answer to STATUS.
     stale: Notify,
+    look: Mutex<Look>,
+    /// Reads the directory.
+    load: fn(&Path) -> Found,
+}
+
+/// Where the looking stands.
+#[derive(Debug, Default)]
+struct Look {
+    /// `None` while a look has it.
+    eye: Option<Eye>,
+    under_way: Option<(Instant, oneshot::Receiver<(Eye, Found)>)>,
+}
+
+/// What is kept from look to look.
+#[derive(Debug, Default)]
+struct Eye {
+    watched: Option<(u64, u64)>,
+    watcher: Option<RecommendedWatcher>,
 }
 
 impl Drop for Watch {
@@ -63,6 +85,10 @@ impl Drop for Watch {
 impl Watch {
     /// Reads the configuration and starts the watching task.
     pub(super) fn start(dir: PathBuf, plugins: Plugins) -> Result<Self, Error> {
+        Self::start_with(dir, plugins, conf::load)
+    }
+
+    fn start_with(dir: PathBuf, plugins: Plugins, load: fn(&Path) -> Found) -> Result<Self, Error> {
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| Error::NotReady(format!("no tokio runtime: {error}")))?;
         let shared = Arc::new(Shared {
@@ -72,8 +98,10 @@ impl Watch {
             changed: Notify::new(),
             moved: AtomicBool::new(false),
             stale: Notify::new(),
+            look: Mutex::default(),
+            load,
         });
-        shared.publish(conf::load(&shared.dir));
+        shared.first_look();
         let task = runtime.spawn(watch(Arc::clone(&shared)));
         Ok(Self { shared, task })
     }
@@ -94,7 +122,7 @@ impl Watch {
         if let Some(network) = self.current() {
             return Ok(network);
         }
-        self.shared.reload().await?;
+        self.shared.look().await;
         self.current()
             .ok_or_else(|| Error::NotReady(self.shared.view().missing(&self.shared.dir)))
     }
@@ -182,10 +210,95 @@ impl Shared {
         !same
     }
 
-    async fn reload(&self) -> Result<bool, Error> {
-        let dir = self.dir.clone();
-        let found = blocking(move || Ok(conf::load(&dir))).await?;
-        Ok(self.publish(found))
+    /// The look at start, which is waited for as any other.
+    fn first_look(self: &Arc<Self>) {
+        let Ok(mut look) = self.look.try_lock() else {
+            return;
+        };
+        let begun = Instant::now();
+        let mut answer = self.begin(Eye::default());
+        while begun.elapsed() < LOOK_LIMIT {
+            match answer.try_recv() {
+                Ok((eye, found)) => {
+                    look.eye = Some(eye);
+                    self.publish(found);
+                    return;
+                }
+                Err(oneshot::error::TryRecvError::Empty) => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(oneshot::error::TryRecvError::Closed) => break,
+            }
+        }
+        look.under_way = Some((begun, answer));
+        self.hangs();
+    }
+
+    /// Looks, or waits for the look that is under way; says whether the network is another one than before.
+    async fn look(self: &Arc<Self>) -> bool {
+        let mut look = self.look.lock().await;
+        let (begun, mut answer) = match look.under_way.take() {
+            Some(under_way) => under_way,
+            None => {
+                let eye = look.eye.take().unwrap_or_default();
+                (Instant::now(), self.begin(eye))
+            }
+        };
+        let left = LOOK_LIMIT.saturating_sub(begun.elapsed());
+        match tokio::time::timeout(left, &mut answer).await {
+            Ok(Ok((eye, found))) => {
+                look.eye = Some(eye);
+                self.publish(found)
+            }
+            Ok(Err(_)) => {
+                let dir = self.dir.display();
+                let why = format!("{dir} cannot be looked at: there is no thread for it");
+                self.publish(Found::nothing(why))
+            }
+            Err(_) => {
+                look.under_way = Some((begun, answer));
+                // Told once for each look that hangs.
+                if !left.is_zero() {
+                    self.hangs();
+                }
+                false
+            }
+        }
+    }
+
+    /// Looks on a thread of its own, and not on one of tokio's: those are for work that ends.
+    fn begin(self: &Arc<Self>, mut eye: Eye) -> oneshot::Receiver<(Eye, Found)> {
+        let (answer, answered) = oneshot::channel();
+        let shared = Arc::clone(self);
+        let work = move || {
+            let seen = identity(&shared.dir);
+            let moved = shared.moved.swap(false, Ordering::AcqRel);
+            if seen != eye.watched || eye.watcher.is_none() || moved {
+                drop(eye.watcher.take());
+                eye.watcher = seen.and_then(|_| observe(&shared));
+                eye.watched = seen;
+            }
+            // After the watch is in place, so that nothing falls between.
+            let found = (shared.load)(&shared.dir);
+            // Whoever asked may be gone, at the daemon's end.
+            let _ = answer.send((eye, found));
+        };
+        // Without a thread the sender is dropped, which tells.
+        let _ = thread::Builder::new().name("cni-conf".into()).spawn(work);
+        answered
+    }
+
+    /// A directory that does not answer: a network that is known stays in use, for its plugins may well work.
+    fn hangs(&self) {
+        if self.view().found.is_some() {
+            tracing::warn!(dir = %self.dir.display(), "the cni configuration cannot be looked at: its disk does not answer; what was read before stays in force");
+            return;
+        }
+        self.publish(Found::nothing(format!(
+            "{} does not answer within {} s: see the kernel's log, and what it is mounted from",
+            self.dir.display(),
+            LOOK_LIMIT.as_secs()
+        )));
     }
 
     /// Asks the plugins for their STATUS, if they know that verb.
@@ -220,21 +333,9 @@ fn identity(dir: &Path) -> Option<(u64, u64)> {
 }
 
 async fn watch(shared: Arc<Shared>) {
-    let mut watched = None;
-    let mut watcher: Option<RecommendedWatcher> = None;
     shared.ask().await;
     loop {
-        let dir = shared.dir.clone();
-        let seen = blocking(move || Ok(identity(&dir)))
-            .await
-            .unwrap_or_default();
-        if seen != watched || watcher.is_none() || shared.moved.swap(false, Ordering::AcqRel) {
-            drop(watcher.take());
-            watcher = seen.and_then(|_| observe(&shared));
-            watched = seen;
-        }
-        // After the watch is in place, so that nothing falls between.
-        if shared.reload().await.unwrap_or(false) {
+        if shared.look().await {
             shared.ask().await;
         }
         tokio::select! {
@@ -268,5 +369,50 @@ fn observe(shared: &Arc<Shared>) -> Option<RecommendedWatcher> {
         Ok(()) => Some(watcher),
         // The look every few seconds goes on.
         Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    static LOOKS: AtomicUsize = AtomicUsize::new(0);
+
+    /// A directory whose disk answers after a while, and says something then.
+    fn slow(dir: &Path) -> Found {
+        LOOKS.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(LOOK_LIMIT + Duration::from_secs(2));
+        conf::load(dir)
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_hangs_keeps_nobody_and_counts_when_it_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = r#"{"name":"n","cniVersion":"1.0.0","plugins":[{"type":"a"}]}"#;
+        std::fs::write(dir.path().join("1.conflist"), conf).unwrap();
+        let plugins = Plugins {
+            dirs: Vec::new(),
+            timeout: LOOK_LIMIT,
+        };
+        let begun = Instant::now();
+        let watch = Watch::start_with(dir.path().into(), plugins, slow).unwrap();
+        assert!(begun.elapsed() < LOOK_LIMIT + Duration::from_secs(1));
+        let status = watch.status();
+        assert!(!status.ready);
+        assert!(
+            status.message.contains("does not answer"),
+            "{}",
+            status.message
+        );
+        let asked = Instant::now();
+        let error = watch.network().await.unwrap_err().to_string();
+        assert!(error.contains("does not answer"), "{error}");
+        assert!(asked.elapsed() < Duration::from_secs(1));
+        assert_eq!(LOOKS.load(Ordering::Relaxed), 1, "one thread at a time");
+        while !watch.status().ready {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
