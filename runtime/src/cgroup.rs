@@ -12,7 +12,7 @@ mod usage;
 use std::io;
 use std::path::PathBuf;
 
-pub use count::{distributes, memory_in_use};
+pub use count::memory_in_use;
 pub use end::{kill, processes, remove, remove_parents, remove_shims};
 pub use make::{cpuset, ensure_shims, join, make_parents};
 pub use update::apply_writes;

@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{self, Config};
-use crate::model::chain;
+use crate::model::{chain, lines_for_terminal};
 
 /// A Kubernetes container runtime.
 #[derive(Debug, Parser)]
@@ -109,12 +109,13 @@ pub fn main() -> ExitCode {
         Command::Pulls(args) => images::pulls(&args),
         Command::Df(args) => images::df(&args),
         Command::Explain(command) => explain::run(&command),
-        Command::Completions { shell } => print(&completions(shell)),
+        Command::Completions { shell } => print_as_it_is(&completions(shell)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             // Nobody is left to tell when standard error is gone too.
+            let problem = lines_for_terminal(&problem);
             let _ = writeln!(std::io::stderr(), "berth: {problem}");
             ExitCode::FAILURE
         }
@@ -127,8 +128,13 @@ fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&script).into_owned()
 }
 
-/// Writes to standard output; a reader that has left (`berth … | head`) is no error.
+/// Writes for people to standard output, with what could steer a terminal escaped.
 fn print(text: &str) -> Result<(), String> {
+    print_as_it_is(&lines_for_terminal(text))
+}
+
+/// Writes for programs to standard output; a reader that has left (`berth … | head`) is no error.
+fn print_as_it_is(text: &str) -> Result<(), String> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot write: {e}")),
         _ => Ok(()),

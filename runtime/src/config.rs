@@ -53,6 +53,15 @@ pub enum CgroupDriver {
     Systemd,
 }
 
+/// What is done where SELinux enforces, as long as Berth does not label containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelinuxSetting {
+    /// No containers are run.
+    Auto,
+    /// Containers are run without labels.
+    Off,
+}
+
 /// How log records are written to standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -111,6 +120,8 @@ pub struct Config {
     pub streaming_address: SocketAddr,
     /// Longest payload of one log record, bytes.
     pub log_line_max: u32,
+    /// What is done where SELinux enforces.
+    pub selinux: SelinuxSetting,
     /// Resource limits of every container's processes; those that are not named are the daemon's own.
     pub default_ulimits: Vec<ResourceLimit>,
     /// Each key with its value and where it came from, in the table's order.
@@ -185,6 +196,10 @@ impl Config {
             default_cgroup_parent: settings.text("cgroup.default_parent"),
             streaming_address: settings.address("streaming.address")?,
             log_line_max: settings.number("containers.log_line_max", 256..=1 << 20)?,
+            selinux: settings.choice(
+                "containers.selinux",
+                &[("auto", SelinuxSetting::Auto), ("off", SelinuxSetting::Off)],
+            )?,
             default_ulimits: settings.limits("containers.default_ulimits")?,
             origins,
         })

@@ -11,6 +11,7 @@ mod exit;
 mod log;
 mod measure;
 mod mounts;
+mod output;
 mod record;
 mod remove;
 mod restore;
@@ -34,7 +35,7 @@ use crate::host::HostFacts;
 use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
-    ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus, ExecOutput,
+    ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus,
     ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
@@ -42,6 +43,7 @@ use crate::spec::seccomp::Compiler;
 use crate::storage::Storage;
 use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
+pub use output::{Captured, ExecOutput, Held};
 pub use record::ContainerRecord;
 
 /// Why a container operation failed.
@@ -153,6 +155,12 @@ pub struct Deps {
     pub metrics: Arc<Metrics>,
 }
 
+/// How long the directory of a log may take to be opened anew.
+const LOG_DISK: Duration = Duration::from_secs(10);
+
+/// Threads that may wait for the disks of logs at once: one that hangs must not take them all.
+const LOG_THREADS: usize = 8;
+
 /// All containers of this daemon.
 #[derive(Debug, Clone)]
 pub struct ContainerManager(Arc<Inner>);
@@ -166,6 +174,10 @@ struct Inner {
     names: Names<Name, ContainerId, create::Request, Error>,
     containers: Table<ContainerId, Container>,
     exec_ids: AtomicU64,
+    /// What the output of all commands may take together.
+    output: Arc<output::Budget>,
+    /// Turns of those who open logs anew.
+    log_disk: Arc<tokio::sync::Semaphore>,
 }
 
 /// One container in memory.
@@ -187,6 +199,8 @@ struct Container {
     state: watch::Sender<ContainerState>,
     /// The stop signal was sent: it is sent once.
     stop_sent: AtomicBool,
+    /// Those that end a container past a silent monitor take turns.
+    silence: tokio::sync::Mutex<()>,
     /// A start is under way.
     starting: AtomicBool,
 }
@@ -203,6 +217,7 @@ impl Container {
             saving: Arc::default(),
             monitor: Mutex::new(monitor),
             stop_sent: AtomicBool::new(false),
+            silence: tokio::sync::Mutex::default(),
             starting: AtomicBool::new(false),
         })
     }
@@ -217,6 +232,14 @@ impl Container {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Takes a monitor up, and notes where it is found if it ever does not answer.
+    fn attach(&self, monitor: Monitor) {
+        if let Some((pid, start_time)) = monitor.process() {
+            self.now().monitor = Some(record::Process { pid, start_time });
+        }
+        *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = Some(monitor);
     }
 
     fn drop_monitor(&self) {
@@ -276,6 +299,8 @@ impl ContainerManager {
             names: Names::default(),
             containers: Table::default(),
             exec_ids: AtomicU64::new(0),
+            output: Arc::default(),
+            log_disk: Arc::new(tokio::sync::Semaphore::new(LOG_THREADS)),
         });
         tokio::spawn(exit::follow(Arc::downgrade(&inner), events));
         Ok(Self(inner))
@@ -409,11 +434,24 @@ impl ContainerManager {
             container.now().log_path.clone(),
             container.spec.log_path.clone(),
         );
+        let late = || {
+            let problem = "its directory is not opened in time: is the disk of its log hanging?";
+            container.step(STEP, Kind::Unavailable, problem)
+        };
+        let limit = tokio::time::Instant::now() + LOG_DISK;
+        let turn = self.0.log_disk.clone().acquire_owned();
+        let turn = match tokio::time::timeout_at(limit, turn).await {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(_)) | Err(_) => return Err(late()),
+        };
         let opened = crate::blocking::run("open the directory of a log", move || {
+            // Kept until the disk has answered, however long nobody waits for it any more.
+            let _turn = turn;
             log::open(log::directory_of(&path, &below), &below)
         });
-        let log = opened
+        let log = tokio::time::timeout_at(limit, opened)
             .await
+            .map_err(|_| late())?
             .map_err(|e| container.step(STEP, Kind::Unknown, e))?;
         match monitor.reopen_log(log.map(|log| log.dir)).await {
             Ok(()) => Ok(()),
@@ -421,7 +459,7 @@ impl ContainerManager {
         }
     }
 
-    /// Runs a command and collects its output.
+    /// Runs a command and collects its output. Dropping the future kills the command with all that it started.
     ///
     /// # Errors
     /// Not found, not running, could not be executed, or [`Kind::DeadlineExceeded`].

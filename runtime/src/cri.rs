@@ -5,11 +5,12 @@
 //! `status`, and protobuf types go no further than this module.
 //!
 //! Whatever changes something runs detached from its call (`detach`): a caller that gives up, and every
-//! caller has a deadline, must not leave half-made things behind.
+//! caller has a deadline, must not leave half-made things behind. A command of ExecSync alone ends with its caller.
 
 mod batch;
 mod convert;
 mod detach;
+mod fit;
 mod image;
 mod layer;
 mod method;
@@ -34,7 +35,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 pub use crate::events::Ready;
-pub use convert::Abilities;
+pub use convert::{Abilities, SelinuxOptions};
 pub use node::{CgroupDriver, Condition, NetworkReport, Node};
 
 use crate::container::ContainerManager;

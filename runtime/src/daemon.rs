@@ -5,6 +5,7 @@ mod driver;
 mod lock;
 mod node;
 mod observe;
+mod selinux;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -50,6 +51,7 @@ pub fn main(config: Config) -> Result<(), String> {
         LogFormat::Json => telemetry::Format::Json,
     };
     let log = telemetry::init(format, &config.log_level).map_err(|e| chain(&e))?;
+    sys::memory::return_large_allocations();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
         .max_blocking_threads(64)
@@ -187,6 +189,7 @@ impl Parts {
             open_files,
             events: sender,
             boot_id: facts.boot_id.clone(),
+            left_behind: metrics.monitors_left_behind.clone(),
         });
         let launcher = Arc::new(launcher.map_err(|e| chain(&e))?);
         let pods = PodManager::open(pod::Deps {

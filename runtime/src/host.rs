@@ -3,6 +3,7 @@
 mod devices;
 mod mounts;
 mod probe;
+mod selinux;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ pub use mounts::{
     MountEntry, SourcePropagation, parse_mountinfo, propagation_of, source_propagation,
 };
 pub use probe::Error;
+pub use selinux::{Selinux, SelinuxMode};
 
 /// What the spec builder, Status and RuntimeConfig need to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +24,8 @@ pub struct HostFacts {
     pub cgroup: CgroupFacts,
     /// AppArmor is enabled.
     pub apparmor: bool,
-    /// SELinux is enabled.
-    pub selinux: bool,
+    /// SELinux.
+    pub selinux: Selinux,
     /// Our own bounding set: what "privileged" can give at most (bit N is capability N).
     pub capabilities: u64,
     /// Huge page sizes as CRI names them (`2MB`, `1GB`).

@@ -18,8 +18,9 @@
 //!
 //! What comes out is what containerd's unpacking on an overlay leaves, with these deliberate differences:
 //!
-//! * a name with a `..` component is refused (containerd confines it), so is what the tar parser finds
-//!   ambiguous: see [`Error`] and the tests named after rows S1 to S25 of the threat list;
+//! * a name that leads above the root is refused (containerd confines it), so is a hard link whose target goes up from a
+//!   symbolic link, and what the tar parser finds ambiguous: see [`Error`] and the tests named after rows S1 to S25 of the
+//!   threat list;
 //! * an implied directory keeps the time that it has below (containerd: the time of unpacking);
 //! * the holes of a sparse file are holes (containerd writes zeros);
 //! * a hard link to a file of a lower layer works (containerd fails), and the entry of a hard link takes no capability

@@ -33,6 +33,7 @@ pub mod blocking;
 pub mod config;
 pub mod events;
 pub mod host;
+pub mod json;
 pub mod metrics;
 pub mod program;
 pub mod store;

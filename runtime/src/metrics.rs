@@ -15,7 +15,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::ConstGauge;
+pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
@@ -83,8 +84,12 @@ pub struct Metrics {
     pub rpc_panics: Counter,
     /// Seconds of each step of the longer operations.
     pub step_duration: Histograms<StepLabels>,
+    /// Annotations left out of lists that would not have fit into a message, and labels where those were not enough.
+    pub list_annotations_dropped: Counter,
     /// Containers that the kernel killed for memory.
     pub container_oom: Counter,
+    /// Monitors that were killed and do not end: they wait in the kernel.
+    pub monitors_left_behind: Gauge,
     /// Seconds of each pull of an image; joined ones count once.
     pub image_pull_duration: Histograms<PullLabels>,
     /// Compressed bytes of layers.
@@ -124,7 +129,9 @@ impl Metrics {
             rpc_in_flight: Gauge::default(),
             rpc_panics: Counter::default(),
             step_duration: Family::new_with_constructor(step_histogram),
+            list_annotations_dropped: Counter::default(),
             container_oom: Counter::default(),
+            monitors_left_behind: Gauge::default(),
             image_pull_duration: Family::new_with_constructor(pull_histogram),
             image_layer_bytes: Family::default(),
             registry: Mutex::new(Registry::with_prefix("berth")),
@@ -158,6 +165,11 @@ impl Metrics {
             "RPCs whose handler panicked",
             self.rpc_panics.clone(),
         );
+        registry.register(
+            "list_annotations_dropped",
+            "Annotations left out of lists that would not have fit into a message",
+            self.list_annotations_dropped.clone(),
+        );
         registry.register_with_unit(
             "operation_step_duration",
             "Time of each step of the longer operations",
@@ -172,6 +184,11 @@ impl Metrics {
             "container_oom",
             "Containers that the kernel killed for memory",
             self.container_oom.clone(),
+        );
+        registry.register(
+            "monitors_left_behind",
+            "Monitors of containers that were killed and do not end, because a disk hangs",
+            self.monitors_left_behind.clone(),
         );
     }
 
@@ -342,6 +359,7 @@ mod tests {
         metrics.rpc_finished("Version", "OK", Duration::from_millis(2));
         metrics.rpc_in_flight.inc();
         metrics.container_oom.inc();
+        metrics.list_annotations_dropped.inc_by(3);
         drop(metrics.step("run_pod", "cni_add"));
         metrics.pull_finished("pulled", Duration::from_secs(2));
         metrics.layer_bytes("registry").inc_by(7);
@@ -354,6 +372,8 @@ mod tests {
             "berth_rpc_duration_seconds_count{method=\"Version\",code=\"OK\"} 1",
             "berth_rpc_in_flight 1",
             "berth_container_oom_total 1",
+            "berth_list_annotations_dropped_total 3",
+            "berth_monitors_left_behind 0",
             "berth_operation_step_duration_seconds_count{operation=\"run_pod\",step=\"cni_add\"} 1",
             "berth_image_pull_duration_seconds_bucket{le=\"2.5\",outcome=\"pulled\"} 1",
             "berth_image_layer_bytes_total{origin=\"registry\"} 7",

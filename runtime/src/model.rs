@@ -10,11 +10,12 @@ mod pod;
 mod resources;
 mod security;
 mod stats;
+mod text;
 
 pub use container::{
     ContainerExit, ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState,
-    ContainerStatus, ContainerUser, DeviceRequest, ExecOutput, ExecRequest, ExitReason,
-    MountPropagation, MountRequest, UserRequest,
+    ContainerStatus, ContainerUser, DeviceRequest, ExecRequest, ExitReason, MountPropagation,
+    MountRequest, UserRequest,
 };
 pub use error::{Kind, Kinded, chain, now_nanos};
 pub use explain::{ExplainExchange, ExplainHost, ExplainImage, ExplainStep, Explanation};
@@ -33,3 +34,4 @@ pub use stats::{
     CgroupUsage, ContainerStats, ContainerSubject, CpuUsage, InterfaceUsage, MemoryUsage,
     NetworkUsage, PodCgroup, PodStats, PodSubject, Pressure, Stall, SwapUsage,
 };
+pub use text::{lines_for_terminal, one_line};

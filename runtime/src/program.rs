@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
+use crate::model::one_line;
+
 /// The most that a program may write, bytes.
 pub const OUTPUT_LIMIT: usize = 1 << 20;
 /// The part of what it wrote that goes into a message, bytes.
@@ -231,13 +233,7 @@ pub fn printable(bytes: &[u8]) -> String {
     let from = bytes.len().saturating_sub(MESSAGE_LIMIT);
     let text = String::from_utf8_lossy(bytes.get(from..).unwrap_or_default());
     let line = text.trim().replace('\n', " | ");
-    line.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = (!c.is_control()).then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
+    one_line(&line).into_owned()
 }
 
 #[cfg(test)]

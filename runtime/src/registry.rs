@@ -18,11 +18,13 @@ mod hosts;
 mod login;
 mod manifest;
 mod pace;
+mod platform;
 mod proxy;
 mod redirect;
 mod reference;
 mod resolve;
 mod rounds;
+mod search;
 mod session;
 mod tls;
 mod token;
@@ -36,9 +38,11 @@ pub use blob::{Blob, Resume};
 pub use explain::explain;
 pub use hosts::check_hosts;
 pub use login::of_pull_secret;
-pub use manifest::{Content, MAX_CONFIG, MAX_MANIFEST, choose, matches_host, parse};
+pub use manifest::{Content, Entry, Index, MAX_CONFIG, MAX_MANIFEST, Manifest, parse};
+pub use platform::Platform;
 pub use reference::{Reference, Target};
 pub use resolve::Resolved;
+pub use search::{Search, Step};
 pub use session::{Document, Registry, Session};
 
 /// A registry that sends nothing for this long is given up.

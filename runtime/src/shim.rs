@@ -4,6 +4,7 @@
 //! serves; what monitors say unasked arrives as [`MonitorEvent`]s in the channel given at open.
 
 mod error;
+mod hung;
 mod launcher;
 mod link;
 mod monitor;

@@ -4,6 +4,7 @@
 //! a good layer is called damaged.
 
 pub(crate) mod header;
+pub(crate) mod name;
 pub(crate) mod pax;
 pub(crate) mod sparse;
 

@@ -4,7 +4,7 @@
 //! handled carry its span, and with it `rpc.id`.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::Subscriber;
@@ -13,6 +13,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use crate::model::one_line;
 
 /// What is wrong with a log setting.
 #[derive(Debug, thiserror::Error)]
@@ -121,15 +123,67 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
+    let colour = style.colour && style.format == Format::Text;
+    let writer = OneLine {
+        inner: writer,
+        style,
+    };
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(writer)
-        .with_ansi(style.colour && style.format == Format::Text);
+        .with_ansi(colour);
     match (style.format, style.time) {
         // All spans, not the innermost one only: rpc.id is in the outermost.
         (Format::Json, true) => layer.json().with_current_span(false).boxed(),
         (Format::Json, false) => layer.json().with_current_span(false).without_time().boxed(),
         (Format::Text, true) => layer.boxed(),
         (Format::Text, false) => layer.without_time().boxed(),
+    }
+}
+
+/// Writers of whole records, each of which stays one line, whatever texts of others are in it.
+struct OneLine<W> {
+    inner: W,
+    style: Style,
+}
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for OneLine<W> {
+    type Writer = OneLine<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        OneLine {
+            inner: self.inner.make_writer(),
+            style: self.style,
+        }
+    }
+}
+
+impl<W: io::Write> io::Write for OneLine<W> {
+    /// `tracing-subscriber` writes a record at once, with its line end.
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        let line = record.strip_suffix(b"\n").unwrap_or(record);
+        // JSON has its own escapes.
+        let is_json = self.style.format == Format::Json;
+        if is_json || line.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+            self.inner.write_all(record)?;
+            return Ok(record.len());
+        }
+        let text = String::from_utf8_lossy(line);
+        let mut clean = if self.style.colour {
+            // The escapes of the colours stay; of those in the texts the crate takes care.
+            let parts: Vec<_> = text.split('\x1b').map(one_line).collect();
+            parts.join("\x1b")
+        } else {
+            one_line(&text).into_owned()
+        };
+        if line.len() < record.len() {
+            clean.push('\n');
+        }
+        self.inner.write_all(clean.as_bytes())?;
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 
@@ -176,7 +230,6 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::io;
 
     /// A filter that is in force nowhere, for tests of those who change it. The subscriber is leaked: a
     /// filter without one cannot be changed.
@@ -254,6 +307,33 @@ pub(crate) mod tests {
             } else {
                 assert!(text.contains("rpc.id=7"), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_line_whatever_others_have_sent() {
+        let hostile = "amd64\n2026 INFO all is well\r\u{1b}[2J\u{202e}x";
+        for format in [Format::Text, Format::Json] {
+            let out = Captured::default();
+            let (subscriber, _) = build(style(format), "info", out.clone()).unwrap();
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::info!(text = hostile, shown = %hostile, quoted = ?hostile, "the call failed: {hostile}");
+                let error: &dyn std::error::Error = &io::Error::other(hostile);
+                tracing::info_span!("rpc", name = hostile, shown = %hostile)
+                    .in_scope(|| tracing::error!(error, "next"));
+            });
+            let text = out.text();
+            assert_eq!(text.lines().count(), 2, "{text}");
+            assert!(!text.contains(['\r', '\u{1b}']), "{text}");
+            match format {
+                Format::Text => assert!(!text.contains('\u{202e}'), "{text}"),
+                Format::Json => {
+                    let first = text.lines().next().unwrap();
+                    let record: serde_json::Value = serde_json::from_str(first).unwrap();
+                    assert_eq!(record["fields"]["text"], hostile);
+                }
+            }
+            assert!(text.contains("all is well"), "{text}");
         }
     }
 

@@ -21,6 +21,7 @@ const LEVELS: &[(&str, &[&str])] = &[
             "config",
             "events",
             "host",
+            "json",
             "metrics",
             "program",
             "store",

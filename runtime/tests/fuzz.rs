@@ -11,11 +11,16 @@ mod engine;
 #[path = "fuzz/text.rs"]
 mod text;
 
-const TARGETS: u64 = 5;
+const TARGETS: u64 = 6;
 
 #[test]
 fn reference() {
     engine::drive(&text::REFERENCE, TARGETS);
+}
+
+#[test]
+fn json() {
+    engine::drive(&text::JSON, TARGETS);
 }
 
 #[test]

@@ -18,17 +18,13 @@ use crate::oom::{Oom, too_low};
 use crate::pipes::{ErrorPipe, Verdict};
 use crate::proc::has_executed;
 use crate::server::{Caller, Letter, Outbox};
+use crate::start;
 use crate::worker::{Job, Made, failure, peek, reap};
 pub(crate) use create::create;
 use end::Ending;
 
 /// A process that could not be executed has this long to end by itself.
 const START_FAILURE_LIMIT: Duration = Duration::from_secs(1);
-
-/// How long it may take from the byte to execve(2). That takes a millisecond, or the seconds of a disk that hangs
-/// or of a cgroup without CPU time. What takes longer never comes: the init was stopped by a neighbour, or may not
-/// execute, tell or end. The kubelet gives a start two minutes (`runtimeRequestTimeout`), the daemon one.
-const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Most execs at once; a probe storm meets an error before the monitor meets its descriptor limit.
 const MAX_EXECS: usize = 128;
@@ -333,7 +329,7 @@ impl Container {
             // A dead init does not take it; its end is told by its pidfd.
             let _ = rustix::io::write(pipe, b"s");
         }
-        self.phase = Phase::Starting(vec![caller], Some(Instant::now() + START_LIMIT));
+        self.phase = Phase::Starting(vec![caller], Some(Instant::now() + start::LIMIT));
     }
 
     /// Nothing has come of the start.
@@ -349,12 +345,7 @@ impl Container {
             // Somebody holds the error pipe who should not.
             return self.on_verdict(Verdict::Executed, out);
         }
-        let seconds = START_LIMIT.as_secs();
-        let text = format!(
-            "the command was not executed within {seconds} s of the start: was the process stopped by another (SIGSTOP), \
-             does its seccomp profile refuse what a start needs, or does the disk of the image hang?"
-        );
-        self.on_verdict(Verdict::Failed(text), out);
+        self.on_verdict(Verdict::Failed(start::overdue()), out);
         self.kill_at = Some(Instant::now());
     }
 
@@ -426,6 +417,11 @@ impl Container {
             .filter(|exec| exec.is(id))
             .for_each(Exec::kill);
         out.push(done(caller));
+    }
+
+    /// A daemon is gone, and with it all who waited for a command that it had asked for.
+    pub(crate) fn hung_up(&mut self, conn: u32) {
+        self.execs.iter_mut().for_each(|exec| exec.hung_up(conn));
     }
 
     /// Opens the log anew, in the directory that came along.

@@ -14,6 +14,7 @@ use crate::oom::Oom;
 use crate::pipes::{self, ErrorPipe, Verdict};
 use crate::proc::has_executed;
 use crate::server::{Caller, Letter, Outbox};
+use crate::start;
 use crate::worker::{Job, Made, failure, peek, reap};
 
 /// How long a worker may take where the exec has no time limit of its own.
@@ -51,12 +52,19 @@ pub(crate) struct Exec {
     id: String,
     /// Who waits for it to start.
     caller: Option<Caller>,
+    /// The connection with which it ends.
+    attendant: Option<u32>,
     step: Step,
     /// The worker, from its answer until it is reaped.
     maker: Option<Pid>,
     errors: ErrorPipe,
     own_cgroup: Vec<String>,
+    /// The container's out-of-memory kills when it began.
     kills: u64,
+    /// When it must have been executed.
+    begin_by: Option<Instant>,
+    /// It was not, and was killed for that.
+    overdue: bool,
     /// When its time is up.
     time_up: Option<Instant>,
     timed_out: bool,
@@ -113,11 +121,14 @@ impl Exec {
             key,
             id: request.exec_id,
             caller: Some(caller),
+            attendant: request.attended.then_some(caller.conn()),
             step: Step::Making(job),
             maker: None,
             errors,
             own_cgroup,
             kills: 0,
+            begin_by: None,
+            overdue: false,
             // A limit beyond the clock's range is none.
             time_up: limit.and_then(|l| Instant::now().checked_add(l)),
             timed_out: false,
@@ -130,6 +141,14 @@ impl Exec {
     /// The daemon calls it so.
     pub(crate) fn is(&self, id: &str) -> bool {
         !self.silent && self.id == id
+    }
+
+    /// A connection has ended: what was to end with it is killed, however far it is.
+    pub(crate) fn hung_up(&mut self, conn: u32) {
+        if self.attendant == Some(conn) {
+            self.attendant = None;
+            self.kill();
+        }
     }
 
     /// What to poll: the worker's answer or the error pipe.
@@ -177,7 +196,8 @@ impl Exec {
             Step::Making(job) => Some(job.deadline),
             // It was in time, even if what is left of it takes longer.
             Step::Ended(_) => return None,
-            Step::Starting(_) | Step::Lost(_) | Step::Running(_) => None,
+            Step::Starting(_) => self.begin_by,
+            Step::Lost(_) | Step::Running(_) => None,
         };
         [job, self.time_up].into_iter().flatten().min()
     }
@@ -204,7 +224,10 @@ impl Exec {
             self.maker = Some(job.pid());
         }
         match answer {
-            Ok(made) => self.step = Step::Starting(made),
+            Ok(made) => {
+                self.step = Step::Starting(made);
+                self.begin_by = Some(Instant::now() + start::LIMIT);
+            }
             Err(failure) => {
                 self.refuse(failure, out);
                 self.step = Step::Ended(128);
@@ -216,11 +239,13 @@ impl Exec {
 
     /// The error pipe has spoken: the caller is told.
     fn judge(&mut self, verdict: Verdict, out: &mut Outbox) {
-        let Step::Starting(made) = &mut self.step else {
+        let Step::Starting(made) = &self.step else {
             return;
         };
         let pid = made.pid;
-        let console = made.console.take();
+        let Step::Starting(made) = std::mem::replace(&mut self.step, Step::Running(pid)) else {
+            return;
+        };
         match verdict {
             Verdict::Executed if !has_executed(pid) => {
                 // Silence may be a process that ends without having been able to tell why.
@@ -232,13 +257,14 @@ impl Exec {
                     let started = ExecStarted {
                         pid: pid.as_raw_nonzero().get(),
                     };
-                    let fds = console.into_iter().map(|fd| (Fd::Console, fd)).collect();
-                    out.push(Letter::Reply(caller, Outcome::ExecStarted(started), fds));
+                    let console = made.console.map(|fd| (Fd::Console, fd));
+                    let fds = console.into_iter().chain([(Fd::Pidfd, made.pidfd)]);
+                    let started = Outcome::ExecStarted(started);
+                    out.push(Letter::Reply(caller, started, fds.collect()));
                 }
             }
             Verdict::Failed(text) => self.refuse(failure(FailureKind::Start, text), out),
         }
-        self.step = Step::Running(pid);
     }
 
     /// Answers that it did not start. Nothing more is said of it afterwards.
@@ -294,8 +320,13 @@ impl Exec {
                 self.step = Step::Ended(code);
             }
             Step::Lost(_) => {
-                let text = format!("it ended before it was executed (status {code})");
-                let told = starved.unwrap_or_else(|| failure(FailureKind::State, text));
+                let told = starved.unwrap_or_else(|| match self.overdue {
+                    true => failure(FailureKind::Start, start::overdue()),
+                    false => {
+                        let text = format!("it ended before it was executed (status {code})");
+                        failure(FailureKind::State, text)
+                    }
+                });
                 self.refuse(told, out);
                 self.step = Step::Ended(code);
             }
@@ -331,6 +362,8 @@ impl Exec {
         }
         let ended = matches!(self.step, Step::Ended(_));
         self.timed_out |= !ended && self.time_up.is_some_and(|at| now >= at);
+        let begins = matches!(self.step, Step::Starting(_));
+        self.overdue |= begins && self.begin_by.is_some_and(|at| now >= at);
         self.kill();
         if !ended && self.killing.is_some_and(|(_, give_up)| now >= give_up) {
             self.give_up(out);

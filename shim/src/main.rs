@@ -15,6 +15,7 @@ mod oom;
 mod pipes;
 mod proc;
 mod server;
+mod start;
 mod sys;
 mod time;
 mod worker;

@@ -37,6 +37,13 @@ pub(crate) struct Caller {
     request: u64,
 }
 
+impl Caller {
+    /// The connection on which it was asked.
+    pub(crate) fn conn(self) -> u32 {
+        self.conn
+    }
+}
+
 /// Something to be told.
 pub(crate) enum Letter {
     /// To the one who asked.
@@ -340,7 +347,14 @@ impl Server {
                 }
             }
         }
-        self.conns.retain(|conn| !conn.is_dead());
+        let container = &mut self.container;
+        self.conns.retain(|conn| {
+            let dead = conn.is_dead();
+            if let (true, Some(container)) = (dead, &mut *container) {
+                container.hung_up(conn.key);
+            }
+            !dead
+        });
     }
 
     /// Waits a moment for the last messages to be read.

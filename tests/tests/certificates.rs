@@ -39,17 +39,16 @@ struct Served {
 impl Served {
     fn new(image: &oci::Image) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("bt-openssl-").tempdir()?;
-        let root = folder.path().join("v2/x");
-        std::fs::create_dir_all(root.join("manifests"))?;
-        std::fs::create_dir_all(root.join("blobs"))?;
-        for blob in &image.blobs {
-            std::fs::write(root.join("blobs").join(&blob.digest), &blob.bytes)?;
-        }
+        let root = folder.path().join("v2/x/manifests");
+        std::fs::create_dir_all(&root)?;
+        // It takes the query for a part of the file's name.
+        let write = |name: &str, bytes: &[u8]| {
+            std::fs::write(root.join(format!("{name}?ns={NAME}")), bytes)
+        };
         for manifest in &image.manifests {
-            let place = root.join("manifests").join(&manifest.digest);
-            std::fs::write(place, &manifest.bytes)?;
+            write(&manifest.digest, &manifest.bytes)?;
         }
-        std::fs::write(root.join("manifests/1"), &image.top.bytes)?;
+        write("1", &image.top.bytes)?;
         Ok(Self { folder })
     }
 
@@ -114,10 +113,12 @@ fn write_hosts(hosts: &Path, port: u16, more: &str) -> Result<()> {
     Ok(std::fs::write(folder.join("hosts.toml"), text)?)
 }
 
-async fn pull(cri: &Cri) -> Result<(), String> {
-    let name = format!("{NAME}/x:1");
-    match cri.pull(&name).await {
-        Ok(_) => cri.remove_image(&name).await.map_err(|e| e.to_string()),
+/// Whether the server was believed: the manifest came. OpenSSL's server gives out no file whose name has a colon, as
+/// those of blobs do; that is where these pulls end.
+async fn believed(cri: &Cri) -> Result<(), String> {
+    match cri.pull(&format!("{NAME}/x:1")).await {
+        Ok(_) => Err("the blobs cannot have come".to_owned()),
+        Err(error) if error.message().contains("sent blob sha256:") => Ok(()),
         Err(error) => Err(error.message().to_owned()),
     }
 }
@@ -125,7 +126,7 @@ async fn pull(cri: &Cri) -> Result<(), String> {
 const P384: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1"];
 const P521: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp521r1"];
 
-/// Each is refused until it is named, and pulled from then on.
+/// Each is refused until it is named, and believed from then on.
 async fn certificates_that_are_their_own_authority(case: &mut Case) -> Result<()> {
     let (_work, hosts) = hosts_folder(case)?;
     let cri = start(case, hosts.clone(), "").await?;
@@ -154,13 +155,13 @@ async fn certificates_that_are_their_own_authority(case: &mut Case) -> Result<()
         served.certificate(kind, more).await?;
         let (_server, port) = served.serve(&[]).await?;
         write_hosts(&hosts, port, "")?;
-        let why = pull(&cri)
+        let why = believed(&cri)
             .await
             .err()
             .context("an unknown one was trusted")?;
         ensure!(why.contains("certificate is"), "{kind:?}: {why}");
         write_hosts(&hosts, port, &ca)?;
-        let got = pull(&cri).await;
+        let got = believed(&cri).await;
         ensure!(got.is_ok(), "{kind:?} {more:?}: {got:?}");
     }
     // TLS 1.2, and a bundle with broken entries around the right one.
@@ -169,7 +170,7 @@ async fn certificates_that_are_their_own_authority(case: &mut Case) -> Result<()
     let broken = good.replacen("MII", "M!!", 1);
     std::fs::write(served.file("bundle.pem"), format!("{broken}{good}{broken}"))?;
     write_hosts(&hosts, port, &ca.replace("certificate.pem", "bundle.pem"))?;
-    let got = pull(&cri).await;
+    let got = believed(&cri).await;
     ensure!(got.is_ok(), "{got:?}");
     Ok(())
 }
@@ -218,11 +219,11 @@ async fn certificates_and_servers_that_are_refused(case: &mut Case) -> Result<()
         served.certificate(kind, more).await?;
         let (_server, port) = served.serve(server).await?;
         write_hosts(&hosts, port, &ca)?;
-        let why = pull(&cri).await.err().context("it was pulled")?;
+        let why = believed(&cri).await.err().context("it was believed")?;
         ensure!(why.contains(want), "{kind:?} {more:?} {server:?}: {why}");
         ensure!(why.starts_with("RegistryUnavailable: 127.0.0.1:"), "{why}");
         write_hosts(&hosts, port, "skip_verify = true")?;
-        let got = pull(&cri).await;
+        let got = believed(&cri).await;
         ensure!(
             got.is_ok() == skips,
             "{kind:?} {more:?} {server:?}: {got:?}"

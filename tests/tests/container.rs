@@ -383,17 +383,11 @@ async fn unsupported_requests_are_refused(case: &mut Case) -> Result<()> {
         profile_type: security_profile::ProfileType::Localhost.into(),
         localhost_ref: "no-such-profile".into(),
     });
-    let mut selinux = script("true");
-    pods::security(&mut selinux).selinux_options = Some(SeLinuxOption {
-        level: "s0:c1,c2".into(),
-        ..SeLinuxOption::default()
-    });
     for (what, config) in [
         ("recursive read-only", recursive),
         ("image volume", image),
         ("CDI", cdi),
         ("AppArmor", apparmor),
-        ("SELinux", selinux),
     ] {
         let answer = pod.cri.create(&pod.id, &config, &pod.config).await;
         let error = answer

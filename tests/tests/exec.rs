@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(sees_what_the_container_sees),
     test!(not_running_is_an_error),
     test!(many_at_once),
-    test!(lives_on_when_the_client_goes),
+    test!(the_container_lives_on_when_the_client_goes),
 ];
 
 async fn sleeper(case: &mut Case) -> Result<(Pod, berth_tests::pods::Ctr)> {
@@ -176,7 +176,7 @@ async fn many_at_once(case: &mut Case) -> Result<()> {
 }
 
 /// The client gives up; nothing of the exec may stay when the pod goes (the leak check sees to that).
-async fn lives_on_when_the_client_goes(case: &mut Case) -> Result<()> {
+async fn the_container_lives_on_when_the_client_goes(case: &mut Case) -> Result<()> {
     let (pod, running) = sleeper(case).await?;
     let call = pod.cri.exec(&running.id, &["sleep", "3"], 60);
     let gone = tokio::time::timeout(Duration::from_millis(300), call).await;

@@ -11,7 +11,9 @@ mod container;
 mod daemon;
 mod destinations;
 mod exec;
+mod foreign;
 mod holes;
+mod identity;
 mod image;
 mod logs;
 mod memory;
@@ -25,6 +27,7 @@ mod security;
 mod stats;
 mod status;
 mod storage;
+mod stress;
 mod tree;
 mod volumes;
 mod waiting;
@@ -57,6 +60,7 @@ fn tests() -> Vec<Test> {
         resources::TESTS,
         stats::TESTS,
         image::TESTS,
+        foreign::TESTS,
         storage::TESTS,
         registry::TESTS,
         certificates::TESTS,
@@ -65,9 +69,11 @@ fn tests() -> Vec<Test> {
         restart::TESTS,
         logs::TESTS,
         exec::TESTS,
+        stress::TESTS,
         daemon::TESTS,
         security::TESTS,
         holes::TESTS,
+        identity::TESTS,
         memory::TESTS,
         tree::TESTS,
         waiting::TESTS,

@@ -45,7 +45,7 @@ async fn kept(case: &mut Case) -> Result<PathBuf> {
 }
 
 /// What an operator's Prometheus reads.
-async fn metrics(case: &mut Case) -> Result<String> {
+pub(crate) async fn metrics(case: &mut Case) -> Result<String> {
     let socket = case.instance()?.folder().join("state/admin.sock");
     let mut stream = UnixStream::connect(&socket).await?;
     let request = "GET /metrics HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n\r\n";

@@ -34,7 +34,10 @@ fn shares_pids(config: &mut ContainerConfig) {
 
 /// A pod whose containers see each other's processes.
 async fn shared_pod(case: &mut Case, name: &str) -> Result<Pod> {
-    let instance = case.start().await?;
+    if case.first().is_err() {
+        case.start().await?;
+    }
+    let instance = case.first()?;
     let mut config = pod_config(instance, name);
     if let Some(security) = config
         .linux
@@ -226,29 +229,55 @@ async fn stopped_start(
 
 async fn a_stopped_start_does_not_hold_up_the_end(case: &mut Case) -> Result<()> {
     let pod = shared_pod(case, "stopped").await?;
-    let neighbour = neighbour(&pod, &[], &[]).await?;
-    for end in ["stop", "remove", "stop the pod", "remove the pod"] {
-        let (created, start) = stopped_start(&pod, &neighbour).await?;
+    let witness = neighbour(&pod, &[], &[]).await?;
+    for end in ["stop", "remove"] {
+        let (created, start) = stopped_start(&pod, &witness).await?;
         let begun = Instant::now();
         match end {
             "stop" => pod.cri.stop(&created.id, 30).await?,
-            "remove" => pod.cri.remove(&created.id).await?,
-            "stop the pod" => pod.cri.stop_pod(&pod.id).await?,
-            _ => pod.cri.remove_pod(&pod.id).await?,
+            _ => pod.cri.remove(&created.id).await?,
         }
         ensure!(begun.elapsed() < SOON, "{end}: {:?}", begun.elapsed());
         let error = refusal(start.await?)?;
         ensure_eq!(error.code(), Code::FailedPrecondition);
-        if end.starts_with("stop") {
-            let status = created.status().await?;
-            ensure_eq!(status.state(), ContainerState::ContainerExited);
-            ensure_eq!(status.message, "stopped while it was being started");
+        if end == "stop" {
+            expect_stopped(&created).await?;
             pod.cri.remove(&created.id).await?;
         }
-        if end == "stop the pod" {
-            return Ok(());
+    }
+    for end in ["stop", "remove"] {
+        let pod = match end {
+            "stop" => pod.clone(),
+            _ => shared_pod(case, "stopped-too").await?,
+        };
+        let witness = match end {
+            "stop" => witness.clone(),
+            _ => neighbour(&pod, &[], &[]).await?,
+        };
+        let (created, start) = stopped_start(&pod, &witness).await?;
+        let begun = Instant::now();
+        match end {
+            "stop" => pod.cri.stop_pod(&pod.id).await?,
+            _ => pod.cri.remove_pod(&pod.id).await?,
+        }
+        ensure!(
+            begun.elapsed() < SOON,
+            "{end} the pod: {:?}",
+            begun.elapsed()
+        );
+        let error = refusal(start.await?)?;
+        ensure_eq!(error.code(), Code::FailedPrecondition);
+        if end == "stop" {
+            expect_stopped(&created).await?;
         }
     }
+    Ok(())
+}
+
+async fn expect_stopped(container: &Ctr) -> Result<()> {
+    let status = container.status().await?;
+    ensure_eq!(status.state(), ContainerState::ContainerExited);
+    ensure_eq!(status.message, "stopped while it was being started");
     Ok(())
 }
 

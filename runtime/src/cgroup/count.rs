@@ -32,13 +32,6 @@ pub fn memory_in_use(facts: &CgroupFacts, path: &str) -> Result<Option<u64>, Err
     ))
 }
 
-/// Does a v2 cgroup hand controllers on to groups below it? Then it takes no process itself ("no internal
-/// processes", cgroup-v2.rst).
-pub fn distributes(leaf: &str) -> bool {
-    let file = Path::new(leaf).join("cgroup.subtree_control");
-    std::fs::read_to_string(file).is_ok_and(|on| !on.trim().is_empty())
-}
-
 fn memory_dir(facts: &CgroupFacts, path: &str) -> Option<PathBuf> {
     facts
         .mount_of("memory")

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::print;
+use super::{print, print_as_it_is};
 use crate::admin::client::{Client, Error};
 use crate::config::Config;
 use crate::model::{ExplainStep, Explanation, chain};
@@ -47,14 +47,13 @@ pub(super) fn run(command: &ExplainCommand) -> Result<(), String> {
         .build()
         .map_err(|e| format!("cannot start the async runtime: {e}"))?
         .block_on(ask(args, &config))?;
-    let text = match args.json {
+    match args.json {
         true => {
             let text = serde_json::to_string_pretty(&told).map_err(|e| e.to_string())?;
-            format!("{text}\n")
+            print_as_it_is(&format!("{text}\n"))?;
         }
-        false => page(&told),
-    };
-    print(&text)?;
+        false => print(&page(&told))?,
+    }
     match told.error {
         None => Ok(()),
         Some(_) => Err(format!("{} cannot be pulled", told.reference)),

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 
 pub(super) use pulls::{PullsArgs, run as pulls};
 
-use super::print;
+use super::{print, print_as_it_is};
 use crate::admin::api::{ImageSummary, PullRequest};
 use crate::admin::client::{Client, Error};
 use crate::config::Config;
@@ -160,7 +160,7 @@ pub(super) fn df(args: &DfArgs) -> Result<(), String> {
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), String> {
     let text = serde_json::to_string_pretty(value).map_err(|e| e.to_string())?;
-    print(&format!("{text}\n"))
+    print_as_it_is(&format!("{text}\n"))
 }
 
 async fn act(daemon: &DaemonArgs, command: &ImagesCommand) -> Result<(), String> {

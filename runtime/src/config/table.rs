@@ -252,6 +252,11 @@ pub const KEYS: &[Key] = &[
         16384,
         "longest payload of one container log record, in bytes",
     ),
+    text(
+        "containers.selinux",
+        "auto",
+        "\"auto\": where SELinux enforces, no containers are run, for Berth does not label them yet; \"off\": they are run without labels",
+    ),
     list(
         "containers.default_ulimits",
         &[],

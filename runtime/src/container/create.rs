@@ -210,6 +210,7 @@ impl Making {
             resources: spec.resources.clone(),
             stop_signal: self.stop_signal()?,
             init: None,
+            monitor: None,
             process: worker::Process::default(),
             seccomp: String::new(),
             cgroup_path,
@@ -337,10 +338,7 @@ impl Making {
             .await
             .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
         drop(clock);
-        *container
-            .monitor
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(handle);
+        container.attach(handle);
         {
             let mut record = container.now();
             record.creating = false;
@@ -423,7 +421,8 @@ fn prepare_blocking(
 
     deps.storage.prepare(id, &image.chain).map_err(storage)?;
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
-    let user = users::resolve(rootfs.as_fd(), &spec.user, &image.config.user).map_err(invalid)?;
+    let user = users::resolve(id, rootfs.as_fd(), &spec.user, &image.config.user);
+    let user = user.map_err(invalid)?;
     in_place(pod)?;
     let declared = volumes::Source {
         storage: &deps.storage,

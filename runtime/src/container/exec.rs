@@ -1,4 +1,4 @@
-//! ExecSync: a process beside the container's own, its output collected, its time limited.
+//! ExecSync: a process beside the container's own, its output collected, its time limited. It ends with its caller.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,15 +8,18 @@ use std::sync::atomic::Ordering;
 use rustix::pipe::{PipeFlags, pipe_with};
 use shim_protocol::{monitor, worker};
 use tokio::net::unix::pipe::Receiver;
+use tokio::sync::watch;
 
+use super::output::{Captured, ExecOutput, collect};
 use super::{Container, Error, Inner};
 use crate::host::CgroupFacts;
-use crate::model::{ContainerState, ExecOutput, ExecRequest, Kind, chain};
-use crate::shim::ExecStdio;
+use crate::id::ContainerId;
+use crate::model::{ContainerState, ExecRequest, Kind, chain};
+use crate::shim::{ExecStdio, Monitor};
 use crate::spec;
 
-/// Most bytes of each stream that are kept (row R036); the rest is read and thrown away.
-const CAP: usize = 16 << 20;
+/// v1 hierarchies in which an exec may have a group of its own without losing a limit of its container.
+const HOLDERS: [&str; 2] = ["pids", "freezer"];
 
 pub(super) async fn exec_sync(
     inner: &Arc<Inner>,
@@ -37,23 +40,40 @@ pub(super) async fn exec_sync(
         stderr: Some(err),
     };
     let what = "run a command";
+    // From here on whoever drops this, an error below or a caller that leaves, ends the command.
+    let mut tie = Tie::new(container, &monitor, &exec);
     let handle = match monitor.exec(exec, stdio, seccomp).await {
         Ok(handle) => handle,
-        Err(e) => return Err(super::exit::refused(container, what, e).await),
+        Err(error) => {
+            // Refused, it does not run; unanswered, it may.
+            if let crate::shim::Error::Refused { .. } = error {
+                tie.cut();
+            }
+            return Err(super::exit::refused(container, what, error).await);
+        }
     };
-    let (ended, ending) = tokio::sync::watch::channel(false);
+    let (ended, ending) = watch::channel(false);
     let (exit, stdout, stderr) = tokio::join!(
         async {
-            let exit = handle.wait().await;
+            let exit = handle.wait(request.timeout).await;
             ended.send_replace(true);
             exit
         },
-        collect(stdout, ending.clone()),
-        collect(stderr, ending.clone()),
+        collect(stdout, ending.clone(), Captured::new(&inner.output)),
+        collect(stderr, ending.clone(), Captured::new(&inner.output)),
     );
-    let exit = match exit {
-        Ok(exit) => exit,
-        Err(e) => return Err(super::exit::refused(container, what, e).await),
+    let late = request.timeout.filter(|limit| tie.since.elapsed() > *limit);
+    let exit = match (exit, late) {
+        (Ok(exit), _) => {
+            tie.cut();
+            exit
+        }
+        // Its monitor does not tell that it was killed: we do it, and that is what its caller asked for.
+        (Err(_), Some(_)) => monitor::ExecExit {
+            timed_out: true,
+            ..Default::default()
+        },
+        (Err(error), None) => return Err(super::exit::refused(container, what, error).await),
     };
     if exit.timed_out {
         let seconds = request.timeout.map_or(0, |t| t.as_secs());
@@ -64,12 +84,75 @@ pub(super) async fn exec_sync(
         });
     }
     let read =
-        |stream: io::Result<Vec<u8>>| stream.map_err(|e| failed(Kind::Unknown, e.to_string()));
+        |stream: io::Result<Captured>| stream.map_err(|e| failed(Kind::Unknown, e.to_string()));
     Ok(ExecOutput {
         stdout: read(stdout)?,
         stderr: read(stderr)?,
         exit_code: exit.code,
     })
+}
+
+/// Ties a command to its caller: dropped before it was cut, it kills the command with all that it started.
+struct Tie {
+    since: tokio::time::Instant,
+    /// `None` once it is cut.
+    command: Option<Command>,
+}
+
+/// A command that may run.
+struct Command {
+    container: ContainerId,
+    monitor: Monitor,
+    exec_id: String,
+    cgroup: Vec<String>,
+}
+
+impl Tie {
+    fn new(container: &Container, monitor: &Monitor, exec: &monitor::Exec) -> Self {
+        let cgroup = exec.exec.as_ref().map(|exec| exec.own_cgroup.clone());
+        Self {
+            since: tokio::time::Instant::now(),
+            command: Some(Command {
+                container: container.id.clone(),
+                monitor: monitor.clone(),
+                exec_id: exec.exec_id.clone(),
+                cgroup: cgroup.unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// The command is over, or never was.
+    fn cut(&mut self) {
+        self.command = None;
+    }
+}
+
+impl Drop for Tie {
+    fn drop(&mut self) {
+        // Without a runtime the daemon is ending, and its monitor does it.
+        if let (Some(command), Ok(runtime)) =
+            (self.command.take(), tokio::runtime::Handle::try_current())
+        {
+            runtime.spawn(command.kill());
+        }
+    }
+}
+
+impl Command {
+    async fn kill(self) {
+        if self.monitor.kill_exec(&self.exec_id).await.is_ok() {
+            return;
+        }
+        // Past a monitor that does not answer. Where it is dead the command is, too.
+        let (id, cgroup) = (self.container, self.cgroup);
+        crate::blocking::run("kill a command that nobody waits for", move || {
+            let killed = crate::cgroup::kill(&cgroup);
+            if let Err(error) = killed.and_then(|()| crate::cgroup::remove(&cgroup)) {
+                tracing::warn!(container.id = %id, error = %chain(&error), "cannot end a command that nobody waits for");
+            }
+        })
+        .await;
+    }
 }
 
 fn plan(
@@ -81,14 +164,8 @@ fn plan(
     let exec_id = format!("e{}", inner.exec_ids.fetch_add(1, Ordering::Relaxed));
     // The daemon's pid makes the id unique for the monitor's life, which is longer than the daemon's.
     let exec_id = format!("{}-{exec_id}", std::process::id());
-    // A container that distributes its controllers takes no process beside its own groups.
-    let apart = request.timeout.is_some()
-        || record
-            .leaves
-            .iter()
-            .any(|leaf| crate::cgroup::distributes(leaf));
     let facts = &inner.deps.facts.cgroup;
-    let (own_cgroup, join_cgroup) = cgroups(facts, &record.leaves, &exec_id, apart);
+    let (own_cgroup, join_cgroup) = cgroups(facts, &record.leaves, &exec_id);
     let seccomp = match record.seccomp.as_str() {
         "" => None,
         name => {
@@ -116,140 +193,76 @@ fn plan(
             exec_id,
             exec: Some(exec),
             timeout_ms,
+            attended: true,
         },
         seccomp.map(OwnedFd::from),
     ))
 }
 
-/// A cgroup of the exec's own, so that its time limit reaches every process it starts: on v2 below the
-/// container's, on v1 in the pids hierarchy only, and the container's own groups in all others. On v2 one
-/// without a time limit has none: programs look for the limits in the cgroup in which they find themselves.
-fn cgroups(
-    facts: &CgroupFacts,
-    leaves: &[String],
-    exec_id: &str,
-    apart: bool,
-) -> (Vec<String>, Vec<String>) {
+/// A cgroup of the exec's own, so that its end reaches every process it started, whatever left its session: on v2
+/// below the container's, on v1 in the pids hierarchy only, and the container's own groups in all others.
+fn cgroups(facts: &CgroupFacts, leaves: &[String], exec_id: &str) -> (Vec<String>, Vec<String>) {
     let own = |leaf: &String| format!("{leaf}/exec-{exec_id}");
-    let (holders, others): (Vec<&String>, Vec<&String>) = match facts {
-        CgroupFacts::V2 { .. } if !apart => (Vec::new(), leaves.iter().collect()),
-        CgroupFacts::V2 { .. } => (leaves.iter().collect(), Vec::new()),
-        CgroupFacts::V1 { .. } => {
-            let pids = facts
-                .mount_of("pids")
-                .map(|mount| format!("{}/", mount.display()));
-            leaves
-                .iter()
-                .partition(|leaf| pids.as_ref().is_some_and(|pids| leaf.starts_with(pids)))
-        }
+    if facts.is_v2() {
+        return (leaves.iter().map(own).collect(), Vec::new());
+    }
+    let below = |controller: &&str| {
+        let mount = facts.mount_of(controller)?;
+        leaves
+            .iter()
+            .find(|leaf| std::path::Path::new(leaf).starts_with(&mount))
     };
+    let holder = HOLDERS.iter().find_map(below).or(leaves.first());
+    let others = leaves.iter().filter(|leaf| Some(*leaf) != holder);
     (
-        holders.into_iter().map(own).collect(),
-        others.into_iter().cloned().collect(),
+        holder.map(own).into_iter().collect(),
+        others.cloned().collect(),
     )
 }
 
-fn pipe() -> io::Result<(Receiver, OwnedFd)> {
+pub(super) fn pipe() -> io::Result<(Receiver, OwnedFd)> {
     // The process's end must block as programs expect; the flag belongs to each end's own description.
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&read, true)?;
     Ok((Receiver::from_owned_fd(read)?, write))
 }
 
-/// Reads until end of file, or until the process has ended and the pipe is empty: what it wrote itself is
-/// in the pipe by then, and a child that holds the pipe open is not waited for.
-async fn collect(
-    pipe: Receiver,
-    mut ended: tokio::sync::watch::Receiver<bool>,
-) -> io::Result<Vec<u8>> {
-    let mut kept = Vec::new();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        if *ended.borrow_and_update() {
-            return drain(&pipe, &mut buffer, kept);
-        }
-        match pipe.try_read(&mut buffer) {
-            Ok(0) => return Ok(kept),
-            Ok(n) => {
-                kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]);
-                // A writer that is faster than this must not keep the thread from the others.
-                tokio::task::yield_now().await;
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                tokio::select! {
-                    ready = pipe.readable() => ready?,
-                    _ = ended.changed() => {}
-                }
-            }
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-/// What is in the pipe right now, and no more: somebody else may go on writing.
-fn drain(pipe: &Receiver, buffer: &mut [u8], mut kept: Vec<u8>) -> io::Result<Vec<u8>> {
-    let mut left = usize::try_from(rustix::io::ioctl_fionread(pipe)?).unwrap_or(usize::MAX);
-    while left > 0 {
-        let most = left.min(buffer.len());
-        match rustix::io::read(pipe, &mut buffer[..most]) {
-            Ok(0) | Err(rustix::io::Errno::AGAIN) => break,
-            Ok(n) => {
-                kept.extend_from_slice(&buffer[..n.min(CAP - kept.len())]);
-                left -= n;
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(kept)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
-    #[tokio::test]
-    async fn a_pipe_that_is_held_open_does_not_hang_the_reader() {
-        let (read, write) = pipe().unwrap();
-        let mut holder = std::fs::File::from(write);
-        holder.write_all(b"said").unwrap();
-        let (ended, ending) = tokio::sync::watch::channel(false);
-        let reader = tokio::spawn(collect(read, ending));
-        ended.send_replace(true);
-        assert_eq!(reader.await.unwrap().unwrap(), b"said");
-        drop(holder);
+    fn v1(controllers: &[&str]) -> (CgroupFacts, Vec<String>) {
+        let mount = |name: &&str| (String::from(*name), format!("/sys/fs/cgroup/{name}").into());
+        let facts = CgroupFacts::V1 {
+            hierarchies: controllers.iter().map(mount).collect(),
+            unified: None,
+            swap: false,
+        };
+        let leaf = |name: &&str| format!("/sys/fs/cgroup/{name}/pod/c");
+        (facts, controllers.iter().map(leaf).collect())
     }
 
-    #[tokio::test]
-    async fn writers_that_never_stop_do_not_hang_the_reader() {
-        let (read, write) = pipe().unwrap();
-        let writers: Vec<_> = (0..4)
-            .map(|_| {
-                let mut file = std::fs::File::from(write.try_clone().unwrap());
-                std::thread::spawn(move || while file.write_all(&[b'y'; 4096]).is_ok() {})
-            })
-            .collect();
-        drop(write);
-        let (ended, ending) = tokio::sync::watch::channel(false);
-        let reader = tokio::spawn(collect(read, ending));
-        // One thread: this goes on only if the reader lets it.
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        ended.send_replace(true);
-        assert!(!reader.await.unwrap().unwrap().is_empty());
-        writers.into_iter().for_each(|w| w.join().unwrap());
-    }
-
-    #[tokio::test]
-    async fn output_over_the_cap_is_read_and_thrown_away() {
-        let (read, write) = pipe().unwrap();
-        let writer = std::thread::spawn(move || {
-            let mut file = std::fs::File::from(write);
-            let block = vec![b'x'; 1 << 20];
-            (0..20).try_for_each(|_| file.write_all(&block)).unwrap();
-        });
-        let (_ended, ending) = tokio::sync::watch::channel(false);
-        assert_eq!(collect(read, ending).await.unwrap().len(), CAP);
-        writer.join().unwrap();
+    #[test]
+    fn every_command_has_one_group_of_its_own() {
+        let own = |controllers: &[&str]| {
+            let (facts, leaves) = v1(controllers);
+            let (own, others) = cgroups(&facts, &leaves, "e1");
+            assert_eq!(others.len(), leaves.len() - 1);
+            assert_eq!(own.len(), 1);
+            own[0].clone()
+        };
+        let path = |name: &str| format!("/sys/fs/cgroup/{name}/pod/c/exec-e1");
+        assert_eq!(own(&["cpu", "freezer", "memory", "pids"]), path("pids"));
+        assert_eq!(own(&["cpu", "freezer", "memory"]), path("freezer"));
+        assert_eq!(own(&["cpu", "memory"]), path("cpu"));
+        let unified = CgroupFacts::V2 {
+            root: "/sys/fs/cgroup".into(),
+            controllers: Vec::new(),
+            swap: false,
+        };
+        // As the systemd driver names it: a scope of the pod, a child of the container.
+        let leaf = "/sys/fs/cgroup/kubepods.slice/berth-1.scope/c".to_owned();
+        let (own, others) = cgroups(&unified, std::slice::from_ref(&leaf), "e1");
+        assert_eq!((own, others), (vec![format!("{leaf}/exec-e1")], Vec::new()));
     }
 }

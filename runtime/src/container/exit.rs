@@ -18,6 +18,12 @@ const LOST: i32 = 255;
 /// How long a monitor is given to report an end that was seen otherwise.
 const TELLING: Duration = Duration::from_secs(2);
 
+/// How long the end of a container may take that has made a call fail.
+const DYING: Duration = Duration::from_millis(300);
+/// Why nobody knows how a container ended.
+const DIED: &str = "the container's monitor died; the container was killed";
+const SILENT: &str = "the container is dead, and its monitor did not report how it ended: it was killed; is the disk of its log hanging?";
+
 /// Follows the monitors until the manager is gone.
 pub(super) async fn follow(inner: Weak<Inner>, mut events: mpsc::UnboundedReceiver<MonitorEvent>) {
     while let Some(event) = events.recv().await {
@@ -35,7 +41,12 @@ async fn heed(inner: &Arc<Inner>, container: &Arc<Container>, event: MonitorEven
         MonitorEventKind::Exited(exit) => {
             over(inner, container, outcome(&exit), exit.started_at).await;
         }
-        MonitorEventKind::Lost => lost(inner, container).await,
+        MonitorEventKind::Lost => lost(inner, container, DIED).await,
+        MonitorEventKind::Silent => {
+            if let Err(error) = super::stop::past_monitor(inner, container).await {
+                tracing::error!(container.id = %container.id, error = %chain(&error), "the container is dead but not over: its monitor hangs");
+            }
+        }
         MonitorEventKind::Oom(kills) => {
             tracing::info!(container.id = %container.id, kills, "the kernel killed a process of the container: out of memory");
         }
@@ -105,7 +116,7 @@ pub(super) async fn over(
 
 /// The monitor is gone. Whatever is left of the container is killed; the monitor's exit record says what
 /// happened, and without one the container was lost.
-pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
+async fn lost(inner: &Arc<Inner>, container: &Arc<Container>, message: &str) {
     let dir = inner.state_dir(&container.id);
     let leaves = container.now().leaves.clone();
     let record = crate::blocking::run("clean up after a lost monitor", move || {
@@ -121,8 +132,7 @@ pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
     let (exit, started_at) = match record {
         Ok(Some(record)) => (outcome(&record.exit), record.exit.started_at),
         Ok(None) => {
-            tracing::warn!(container.id = %container.id, "the container's monitor died, and the container with it");
-            let message = "the container's monitor died; the container was killed";
+            tracing::warn!(container.id = %container.id, "{message}");
             (unknown(message), 0)
         }
         Err(error) => {
@@ -133,11 +143,38 @@ pub(super) async fn lost(inner: &Arc<Inner>, container: &Arc<Container>) {
     over(inner, container, exit, started_at).await;
 }
 
-/// Whether the monitor says in a moment that the container is over.
-async fn told(container: &Container) -> bool {
+/// The container has no monitor any more.
+pub(super) async fn monitor_is_gone(inner: &Arc<Inner>, container: &Arc<Container>) {
+    lost(inner, container, DIED).await;
+}
+
+/// Everything of the container is dead, and its monitor does not say so: that ends, or is left behind, and the
+/// container is over.
+pub(super) async fn silent(inner: &Arc<Inner>, container: &Arc<Container>) {
+    end_monitor(inner, container).await;
+    lost(inner, container, SILENT).await;
+}
+
+/// Kills the monitor of a container that is over, if there is one.
+pub(super) async fn end_monitor(inner: &Arc<Inner>, container: &Arc<Container>) {
+    if let Some(monitor) = container.monitor() {
+        monitor.kill().await;
+        return;
+    }
+    let Some(monitor) = container.now().monitor.clone() else {
+        return;
+    };
+    let found = (monitor.pid, monitor.start_time);
+    if let Err(error) = inner.deps.launcher.kill_monitor(&container.id, found).await {
+        tracing::warn!(container.id = %container.id, pid = monitor.pid, %error, "cannot look for the container's monitor");
+    }
+}
+
+/// Whether the monitor says within this time that the container is over.
+async fn told(container: &Container, limit: Duration) -> bool {
     let mut state = container.state.subscribe();
     let exited = state.wait_for(|s| *s == ContainerState::Exited);
-    tokio::time::timeout(TELLING, exited).await.is_ok()
+    tokio::time::timeout(limit, exited).await.is_ok()
 }
 
 /// What a monitor's failure means for a call about a running container: that this has ended meanwhile, if it has.
@@ -146,10 +183,18 @@ pub(super) async fn refused(
     step: &'static str,
     error: shim::Error,
 ) -> Error {
-    if matches!(error, shim::Error::Gone { .. }) {
-        // It ends with its container, or the container with it: that is known in a moment.
-        told(container).await;
-    }
+    use shim_protocol::monitor::FailureKind;
+    let limit = match error {
+        // It ends with its container, or the container with it.
+        shim::Error::Gone { .. } => TELLING,
+        // An init on its way out makes calls fail in many ways before it is seen to have ended.
+        shim::Error::Refused {
+            kind: FailureKind::Internal | FailureKind::Memory,
+            ..
+        } => DYING,
+        _ => Duration::ZERO,
+    };
+    told(container, limit).await;
     ended_or(container, container.step(step, error.kind(), chain(&error)))
 }
 
@@ -178,10 +223,10 @@ fn has_ended(container: &Container) -> bool {
     })
 }
 
-/// Init is dead; its monitor says so once the log is written. If it does not, it is dead too.
+/// Init is dead; its monitor says so once the log is written. If it does not, it is dead too, or hangs.
 pub(super) async fn await_end(inner: &Arc<Inner>, container: &Arc<Container>) {
-    if !told(container).await {
-        lost(inner, container).await;
+    if !told(container, TELLING).await {
+        silent(inner, container).await;
     }
 }
 
@@ -191,7 +236,7 @@ pub(super) async fn after_failed_start(
     container: &Arc<Container>,
     message: &str,
 ) {
-    if told(container).await {
+    if told(container, TELLING).await {
         return;
     }
     if let Some(monitor) = container.monitor() {

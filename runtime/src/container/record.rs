@@ -57,6 +57,9 @@ pub struct ContainerRecord {
     pub stop_signal: SignalName,
     /// Its first process.
     pub init: Option<Process>,
+    /// Its monitor, to be found when it does not answer; absent in records of earlier versions.
+    #[serde(default)]
+    pub monitor: Option<Process>,
     /// What was executed; later execs are like it.
     #[serde(serialize_with = "to_hex", deserialize_with = "from_hex")]
     pub process: worker::Process,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::exit::{lost, outcome, over, unknown};
+use super::exit::{monitor_is_gone, outcome, over, unknown};
 use super::record::ContainerRecord;
-use super::{Container, ContainerManager, Inner, create, remove, start};
+use super::{Container, ContainerManager, Inner, create, remove, start, stop};
 use crate::id::ContainerId;
 use crate::model::{ContainerState, chain};
 use crate::shim::ConnectError;
@@ -61,10 +61,7 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
                 .connect(&container.id, &inner.state_dir(&container.id))
                 .await
         {
-            *container
-                .monitor
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
+            container.attach(monitor);
         }
         remove::undo(inner, &container, None).await;
         return;
@@ -78,6 +75,11 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
     );
     inner.containers.insert(&container.id, &container);
     if over_already {
+        if same_boot {
+            let inner = inner.clone();
+            // One that hung when its container ended may still do so.
+            tokio::spawn(async move { super::exit::end_monitor(&inner, &container).await });
+        }
         return;
     }
     if !same_boot {
@@ -102,12 +104,15 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
 ///
 /// # Errors
 /// There is a monitor, and it does not answer.
-async fn reach(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), ConnectError> {
+pub(super) async fn reach(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+) -> Result<(), ConnectError> {
     let launcher = &inner.deps.launcher;
     let dir = inner.state_dir(&container.id);
     let (monitor, state) = match launcher.connect(&container.id, &dir).await {
         Err(ConnectError::Gone) => {
-            lost(inner, container).await;
+            monitor_is_gone(inner, container).await;
             return Ok(());
         }
         reached => reached?,
@@ -116,14 +121,11 @@ async fn reach(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Con
         over(inner, container, outcome(exit), exit.started_at).await;
         return Ok(());
     }
+    container.attach(monitor);
     let now = {
         let mut record = container.now();
         // It may have ended since it answered, and its event been heeded.
         if record.exit.is_none() {
-            *container
-                .monitor
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(monitor);
             record.state = match state.started_at {
                 0 => ContainerState::Created,
                 started_at => {
@@ -134,6 +136,9 @@ async fn reach(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Con
         }
         record.state
     };
+    if now == ContainerState::Exited {
+        container.drop_monitor();
+    }
     if now == ContainerState::Created && state.starting {
         start::resume(inner, container);
     }
@@ -149,13 +154,18 @@ async fn reach(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Con
 
 /// Asks a monitor that did not answer until it does, or is gone, or the container is.
 async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut dead) = (FIRST_PAUSE, false);
     while container.now().exit.is_none() && inner.containers.get(&container.id).is_some() {
         tokio::time::sleep(pause).await;
         if reach(inner, container).await.is_ok() {
             tracing::info!(container.id = %container.id, "the container's monitor answered");
             return;
         }
+        // It had time to tell since it was seen dead first.
+        if dead && let Err(error) = stop::past_monitor(inner, container).await {
+            tracing::error!(container.id = %container.id, error = %chain(&error), "the container is dead but not over: its monitor hangs");
+        }
+        dead = stop::is_dead(container);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

@@ -1,5 +1,6 @@
 //! StopContainer: the stop signal once, the grace time, SIGKILL.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,8 +9,14 @@ use super::{Container, Error, Inner};
 use crate::model::{ContainerState, Kind, chain};
 use crate::sys;
 
-/// How long a killed container may take to be reported dead: the log must still be drained.
-const DEATH: Duration = Duration::from_secs(20);
+/// How long a killed process may take to die before its cgroup is looked at, and everything in that then.
+const DEATH: Duration = Duration::from_secs(5);
+const TREE_DEATH: Duration = Duration::from_secs(20);
+
+/// How long the monitor of a dead container may take to say so before the cgroup is looked at, and then: the rest of
+/// the log must still be written.
+const REPORT: Duration = Duration::from_secs(3);
+const LAST_REPORT: Duration = Duration::from_secs(7);
 
 /// How long a start that is under way may take until a stop ends it. It takes a millisecond, and what runs is
 /// stopped by its signal; one that hangs is not waited for.
@@ -38,14 +45,15 @@ pub(super) async fn stop(
         return Ok(());
     }
     if !grace.is_zero() {
-        if !container.stop_sent.swap(true, Ordering::SeqCst) {
-            let signal = container.now().stop_signal.number;
-            signal_init(container, signal)?;
-        }
-        let mut state = container.state.subscribe();
-        let exited = state.wait_for(|s| *s == ContainerState::Exited);
-        if tokio::time::timeout(grace, exited).await.is_ok() {
-            return Ok(());
+        let signal = container.now().stop_signal.number;
+        let init = match container.stop_sent.swap(true, Ordering::SeqCst) {
+            false => signal_init(container, signal)?,
+            true => find_init(container)?,
+        };
+        match end_of(container, init, grace, REPORT).await {
+            End::Reported => return Ok(()),
+            End::Silent => return past_monitor(inner, container).await,
+            End::Alive => {}
         }
     }
     kill(inner, container).await
@@ -56,39 +64,95 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
     let state = container.now().state;
     match state {
         ContainerState::Exited => return Ok(()),
-        ContainerState::Created => destroy_created(inner, container).await,
-        ContainerState::Running | ContainerState::Unknown => {
-            signal_init(container, rustix::process::Signal::KILL.as_raw())?;
+        ContainerState::Created => {
+            destroy_created(inner, container).await;
+            return Ok(());
         }
+        ContainerState::Running | ContainerState::Unknown => {}
     }
-    if container.monitor().is_none() {
-        super::exit::lost(inner, container).await;
-        return Ok(());
+    let init = signal_init(container, rustix::process::Signal::KILL.as_raw())?;
+    match end_of(container, init, DEATH, REPORT).await {
+        End::Reported => Ok(()),
+        End::Silent | End::Alive => past_monitor(inner, container).await,
     }
+}
+
+/// What came of waiting for a container's end.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// Its monitor has said so.
+    Reported,
+    /// Its first process is dead, and its monitor does not say so.
+    Silent,
+    /// Its first process lives.
+    Alive,
+}
+
+/// Waits for the monitor's word: `limit` while the first process lives; once it is dead (`None`) `report`, if there is a
+/// monitor to be heard.
+async fn end_of(
+    container: &Container,
+    init: Option<OwnedFd>,
+    limit: Duration,
+    report: Duration,
+) -> End {
+    let report = container.monitor().map_or(Duration::ZERO, |_| report);
     let mut changes = container.state.subscribe();
-    let exited = changes.wait_for(|s| *s == ContainerState::Exited);
-    if tokio::time::timeout(DEATH / 4, exited).await.is_ok() {
+    let reported = async {
+        // Fails only when the container is gone, which means the same.
+        let _ = changes.wait_for(|s| *s == ContainerState::Exited).await;
+        End::Reported
+    };
+    let dead = async {
+        if let Some(init) = init {
+            match tokio::time::timeout(limit, sys::process::ended(init)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => return End::Alive,
+            }
+        }
+        tokio::time::sleep(report).await;
+        End::Silent
+    };
+    tokio::select! {
+        biased;
+        end = reported => end,
+        end = dead => end,
+    }
+}
+
+/// Ends a container whose monitor has not reported its end: everything in its cgroup dies, and then the monitor, which
+/// may be waiting for a dead disk.
+pub(super) async fn past_monitor(
+    inner: &Arc<Inner>,
+    container: &Arc<Container>,
+) -> Result<(), Error> {
+    let _turn = container.silence.lock().await;
+    if container.now().state == ContainerState::Exited {
         return Ok(());
     }
-    // Processes that outlive init keep the pipes open: the cgroup holds them all.
+    let failed = |problem| container.step("end the processes", Kind::Unknown, problem);
+    // Processes that outlive init keep the pipes open, and a frozen one does not die: the cgroup holds them all.
     let leaves = container.now().leaves.clone();
     let killed = crate::blocking::run("kill a container's cgroup", move || {
         crate::cgroup::kill(&leaves)
     })
     .await;
-    let mut changes = container.state.subscribe();
-    let exited = changes.wait_for(|s| *s == ContainerState::Exited);
-    if tokio::time::timeout(DEATH, exited).await.is_ok() {
-        return Ok(());
+    if container.monitor().is_none() {
+        // A daemon before this one may have lost it for a moment only. What it says is told to `over`.
+        let _ = super::restore::reach(inner, container).await;
     }
-    let problem = match killed {
-        Err(error) => chain(&error),
-        Ok(()) => format!(
-            "it is not reported dead {} s after SIGKILL: its disk or monitor may hang",
-            DEATH.as_secs()
-        ),
-    };
-    Err(container.step("end the processes", Kind::Unknown, problem))
+    match end_of(container, find_init(container)?, TREE_DEATH, LAST_REPORT).await {
+        End::Reported => Ok(()),
+        End::Alive => Err(failed(format!(
+            "its first process is alive {} s after SIGKILL: it waits in the kernel, is a disk or a mount of its hanging?",
+            TREE_DEATH.as_secs()
+        ))),
+        End::Silent => {
+            killed.map_err(|e| failed(chain(&e)))?;
+            super::exit::silent(inner, container).await;
+            Ok(())
+        }
+    }
 }
 
 /// Ends a start that is under way, for whoever would wait behind it.
@@ -106,9 +170,16 @@ async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
     } else {
         "stopped before it was started"
     };
-    if let Some(monitor) = container.monitor() {
-        // When the monitor hangs, the kill by cgroup that follows ends it all the same.
-        let _ = monitor.destroy().await;
+    if let Some(monitor) = container.monitor()
+        && let Err(error) = monitor.destroy().await
+    {
+        tracing::warn!(container.id = %container.id, error = %chain(&error), "the container is ended past its monitor");
+        let leaves = container.now().leaves.clone();
+        // What is left then keeps the container from being removed, and is named there.
+        let _ = crate::blocking::run("kill a container's cgroup", move || {
+            crate::cgroup::kill(&leaves)
+        })
+        .await;
     }
     let killed = crate::model::ContainerExit {
         code: 128 + rustix::process::Signal::KILL.as_raw(),
@@ -119,15 +190,35 @@ async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
     super::exit::over(inner, container, killed, 0).await;
 }
 
-fn signal_init(container: &Container, signal: i32) -> Result<(), Error> {
-    let init = container.now().init.clone();
-    let Some(init) = init else { return Ok(()) };
-    match sys::process::signal_same(init.pid, init.start_time, signal) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(container.step(
-            "signal the process",
-            Kind::Unknown,
-            format!("pid {}: {error}", init.pid),
-        )),
+/// Sends a signal to the first process, which can be watched then. `None`: it has ended.
+fn signal_init(container: &Container, signal: i32) -> Result<Option<OwnedFd>, Error> {
+    let Some(init) = find_init(container)? else {
+        return Ok(None);
+    };
+    match sys::process::send_signal(init.as_fd(), signal) {
+        Ok(lives) => Ok(lives.then_some(init)),
+        Err(error) => {
+            let problem = format!("signal {signal}: {error}");
+            Err(container.step("signal the process", Kind::Unknown, problem))
+        }
     }
+}
+
+/// The first process has ended.
+pub(super) fn is_dead(container: &Container) -> bool {
+    find_init(container).is_ok_and(|init| {
+        init.is_none_or(|init| {
+            sys::process::has_ended(init.as_fd(), Duration::ZERO).unwrap_or(false)
+        })
+    })
+}
+
+/// The first process; `None` when it has ended and been reaped.
+fn find_init(container: &Container) -> Result<Option<OwnedFd>, Error> {
+    let init = container.now().init.clone();
+    let Some(init) = init else { return Ok(None) };
+    sys::process::open_same(init.pid, init.start_time).map_err(|error| {
+        let problem = format!("pid {}: {error}", init.pid);
+        container.step("find the process", Kind::Unknown, problem)
+    })
 }

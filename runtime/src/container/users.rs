@@ -6,20 +6,26 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, fstat};
 
+use crate::id::ContainerId;
 use crate::model::{ContainerUser, UserRequest};
 use crate::spec::users;
 use crate::sys;
 
 /// Resolves who a container runs as.
 pub(super) fn resolve(
+    id: &ContainerId,
     rootfs: BorrowedFd<'_>,
     request: &UserRequest,
     image_user: &str,
 ) -> Result<ContainerUser, String> {
     let passwd = read(rootfs, "etc/passwd")?;
     let group = read(rootfs, "etc/group")?;
-    users::resolve(passwd.as_deref(), group.as_deref(), request, image_user)
-        .map_err(|e| crate::model::chain(&e))
+    let resolved = users::resolve(passwd.as_deref(), group.as_deref(), request, image_user)
+        .map_err(|e| crate::model::chain(&e))?;
+    for warning in resolved.warnings {
+        tracing::warn!(container.id = %id, "{warning}");
+    }
+    Ok(resolved.user)
 }
 
 /// A regular file of bounded size, resolved under the root; a fifo or a device of that name is refused

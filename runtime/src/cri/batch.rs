@@ -10,6 +10,9 @@ use tonic::{Response, Status};
 /// side holds much at a time.
 pub(super) const BATCH_BYTES: usize = 2 * 1024 * 1024;
 
+/// An item costs a tag and a length beside its own bytes.
+pub(super) const FRAME: usize = 8;
+
 /// A stream of messages, as the services return it.
 pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -25,8 +28,6 @@ pub(super) fn batches<T: Message>(
     items: impl Iterator<Item = T>,
     limit: usize,
 ) -> impl Iterator<Item = Vec<T>> {
-    // Each item costs a tag and a length beside its own bytes.
-    const FRAME: usize = 8;
     let mut items = items.peekable();
     std::iter::from_fn(move || {
         let first = items.next()?;

@@ -18,12 +18,17 @@ pub(super) mod stats;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub(super) use container_status::{container_item, container_status};
 pub(super) use resources::resources;
 
 use crate::model::{Kind, Kinded};
+
+/// Bytes that the labels or the annotations of one object may have. The API server allows annotations a
+/// quarter of a megabyte, and kubelets add their own; more would make the status of an object too large.
+const MAX_NOTES: usize = 2 << 20;
 
 /// What is wrong with a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,10 +65,21 @@ impl Kinded for Error {
 pub struct Abilities {
     /// AppArmor profiles can be applied on the host.
     pub apparmor: bool,
-    /// SELinux is enabled on the host.
-    pub selinux: bool,
+    /// What becomes of SELinux options.
+    pub selinux: SelinuxOptions,
     /// Extra mount options are applied.
     pub mount_options: bool,
+}
+
+/// What becomes of a request's SELinux options. CRI calls them "optionally applied": where nothing comes of
+/// labels, whoever sends them loses nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SelinuxOptions {
+    /// They are left aside.
+    #[default]
+    Ignored,
+    /// SELinux enforces, and Berth does not label.
+    Refused,
 }
 
 /// Where in a request we are. Becomes text only for an error.
@@ -144,6 +160,23 @@ impl<'a> At<'a> {
             return Err(self.invalid(format!("{text:?} contains a control character")));
         }
         Ok(text)
+    }
+
+    /// Labels or annotations, of bounded size.
+    pub(super) fn notes(
+        &self,
+        notes: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let bytes: usize = notes
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        if bytes > MAX_NOTES {
+            return Err(self.invalid(format!(
+                "has {bytes} bytes in total; {MAX_NOTES} are the most"
+            )));
+        }
+        Ok(notes)
     }
 
     /// Each of a repeated text through `check`.

@@ -2,7 +2,7 @@
 //!
 //! A deadline of the kubelet, a closed connection or a cancelled call drops the future of a handler at
 //! any `.await` (row R005). Whatever changes something therefore runs as a task of its own, which the
-//! handler only waits for; the caller's retry joins it.
+//! handler only waits for; the caller's retry joins it. ExecSync alone is not: a command ends with its caller.
 
 use std::panic::AssertUnwindSafe;
 

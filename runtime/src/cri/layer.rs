@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use http_body_util::BodyExt as _;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
@@ -19,6 +21,7 @@ use tracing::{Instrument, Span};
 
 use super::method::{self, Class, Method};
 use super::{Ready, status};
+use crate::container::Held;
 use crate::metrics::Metrics;
 use crate::telemetry::panic_text;
 
@@ -179,7 +182,7 @@ impl Call {
                     Some(status) => self.record(status.code(), status.message()),
                     None => self.record(Code::Ok, ""),
                 }
-                Ok(response)
+                Ok(counted(response))
             }
             Ok(Err(error)) => {
                 self.record(Code::Unknown, "the service failed");
@@ -234,6 +237,33 @@ impl Drop for Call {
                 .rpc_finished(self.method.name, code, took);
             tracing::info!("the caller left before the call was done");
         }
+    }
+}
+
+/// An answer whose memory is counted: what counts it goes with the last of its bytes, which a slow client may leave
+/// unread for long.
+fn counted(mut response: Response<Body>) -> Response<Body> {
+    let Some(held) = response.extensions_mut().remove::<Held>() else {
+        return response;
+    };
+    response.map(|body| {
+        let body = body.map_frame(move |frame| {
+            let held = held.clone();
+            frame.map_data(|bytes| Bytes::from_owner(Counted { bytes, _held: held }))
+        });
+        Body::new(body)
+    })
+}
+
+/// Bytes of an answer with what counts them.
+struct Counted {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -66,8 +66,8 @@ pub struct Node {
     pub config: Arc<Config>,
     /// Who makes cgroups.
     pub cgroup_driver: CgroupDriver,
-    /// What requests may ask for.
-    pub abilities: Abilities,
+    /// What requests may ask for, now.
+    pub abilities: Ask<Abilities>,
     /// Names of the runtime handlers besides the default one, which has the empty name.
     pub handlers: Vec<String>,
     /// Whether containers can be made.
@@ -84,7 +84,7 @@ impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
             .field("cgroup_driver", &self.cgroup_driver)
-            .field("abilities", &self.abilities)
+            .field("abilities", &(self.abilities)())
             .field("handlers", &self.handlers)
             .finish_non_exhaustive()
     }

@@ -180,9 +180,7 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::ExecSyncRequest>,
     ) -> Result<Response<v1::ExecSyncResponse>, Status> {
-        exec_sync::handle(&self.deps, request.into_inner())
-            .await
-            .map(Response::new)
+        exec_sync::handle(&self.deps, request.into_inner()).await
     }
 
     async fn exec(

@@ -6,7 +6,7 @@
 
 use tonic::{Code, Status};
 
-use crate::model::{Kind, Kinded, chain};
+use crate::model::{Kind, Kinded, chain, one_line};
 
 /// Longest text of a status, bytes. It travels in a header, and the kubelet writes it into an event.
 const MAX_TEXT: usize = 8 * 1024;
@@ -60,7 +60,8 @@ pub(super) fn name(code: Code) -> &'static str {
     }
 }
 
-fn shortened(mut text: String) -> String {
+fn shortened(text: String) -> String {
+    let mut text = one_line(&text).into_owned();
     if text.len() > MAX_TEXT {
         text.truncate(text.floor_char_boundary(MAX_TEXT));
         text.push_str(" …");

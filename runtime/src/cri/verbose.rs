@@ -11,11 +11,25 @@ use super::node::{NetworkReport, Node};
 use crate::config;
 use crate::model::{
     ContainerSpec, ContainerStatus, Image, NamespaceMode, NamespaceModes, PodSpec, PodState,
-    PodStatus, Resources,
+    PodStatus, Resources, one_line,
 };
 
 /// The entry that holds everything about an object.
 const INFO: &str = "info";
+
+/// Bytes of it; the status itself has to fit into the message too.
+const MAX_INFO: usize = 8 << 20;
+
+/// What makes it long, in the order in which it goes: the status has the annotations and labels too.
+const LONG_PARTS: [&str; 7] = [
+    "/runtimeSpec/annotations",
+    "/config/annotations",
+    "/config/labels",
+    "/imageSpec/config/Labels",
+    "/runtimeSpec",
+    "/config",
+    "/imageSpec",
+];
 
 /// The name of this kind of runtime, where containerd names its shim.
 const RUNTIME_TYPE: &str = "berth.shim.v1";
@@ -32,7 +46,7 @@ pub(super) fn pod(pod: &PodStatus) -> BTreeMap<String, String> {
         PodState::Ready => "running",
         PodState::NotReady => "stopped",
     };
-    let info = json!({
+    info(json!({
         "pid": pod.pause_pid.unwrap_or(0),
         "processStatus": process,
         "netNamespaceClosed": pod.netns.is_none() && spec.namespaces.network != NamespaceMode::Node,
@@ -53,8 +67,7 @@ pub(super) fn pod(pod: &PodStatus) -> BTreeMap<String, String> {
                 "CNIResult": pod.cni_result,
             },
         },
-    });
-    one(INFO, &info)
+    }))
 }
 
 /// The pod's pause process is not made from an OCI configuration, but its namespaces can be told in that
@@ -127,7 +140,7 @@ pub(super) fn container(
     container: &ContainerStatus,
     runtime_spec: Option<Value>,
 ) -> BTreeMap<String, String> {
-    let info = json!({
+    info(json!({
         "sandboxID": container.pod.as_str(),
         "pid": container.pid.unwrap_or(0),
         "snapshotKey": container.id.as_str(),
@@ -135,8 +148,7 @@ pub(super) fn container(
         "runtimeType": RUNTIME_TYPE,
         "config": container_config(&container.spec),
         "runtimeSpec": runtime_spec,
-    });
-    one(INFO, &info)
+    }))
 }
 
 fn container_config(spec: &ContainerSpec) -> Value {
@@ -238,7 +250,7 @@ pub(super) fn image(image: &Image) -> BTreeMap<String, String> {
         .env
         .iter()
         .map(|entry| entry.split('=').next().unwrap_or_default());
-    let info = json!({
+    info(json!({
         "chainID": image.chain.last().map(ToString::to_string),
         "layers": image.chain.len(),
         "imageSpec": {
@@ -253,15 +265,17 @@ pub(super) fn image(image: &Image) -> BTreeMap<String, String> {
                 "Labels": config.labels,
             },
         },
-    });
-    one(INFO, &info)
+    }))
 }
 
 pub(super) fn node(node: &Node, network: &NetworkReport) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("config".to_owned(), node_config(node).to_string()),
         ("cniconfig".to_owned(), network.config.to_string()),
-        ("lastCNILoadStatus".to_owned(), network.last_load.clone()),
+        (
+            "lastCNILoadStatus".to_owned(),
+            one_line(&network.last_load).into_owned(),
+        ),
         ("notices".to_owned(), json!((node.notices)()).to_string()),
     ])
 }
@@ -329,13 +343,44 @@ fn camel_case(key: &str) -> String {
     name
 }
 
-fn one(name: &str, value: &Value) -> BTreeMap<String, String> {
-    BTreeMap::from([(name.to_owned(), value.to_string())])
+/// Everything about an object. Where that would not fit into a message beside its status, the parts that
+/// can be long are null, and `leftOut` names them.
+fn info(mut value: Value) -> BTreeMap<String, String> {
+    let mut text = value.to_string();
+    let mut left_out = Vec::new();
+    for part in LONG_PARTS {
+        if text.len() <= MAX_INFO {
+            break;
+        }
+        if let Some(part_value) = value.pointer_mut(part).filter(|v| !v.is_null()) {
+            *part_value = Value::Null;
+            left_out.push(part);
+            value["leftOut"] = json!(left_out);
+            text = value.to_string();
+        }
+    }
+    BTreeMap::from([(INFO.to_owned(), text)])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_too_long_is_named_instead() {
+        let long = "\u{1}".repeat(2 << 20);
+        let (config, spec) = (
+            json!({ "annotations": { "k": long }, "x": 1 }),
+            json!({ "annotations": { "k": long } }),
+        );
+        let told = info(json!({ "pid": 7, "config": config, "runtimeSpec": spec }));
+        let told: Value = serde_json::from_str(&told[INFO]).unwrap();
+        assert_eq!((&told["pid"], &told["config"]["x"]), (&json!(7), &json!(1)));
+        let left_out = ["/runtimeSpec/annotations", "/config/annotations"];
+        assert_eq!(told["leftOut"], json!(left_out));
+        let whole = json!({ "pid": 7, "config": { "annotations": { "k": "v".repeat(1 << 20) } } });
+        assert_eq!(info(whole.clone())[INFO], whole.to_string());
+    }
 
     #[test]
     fn keys_become_nested_camel_case() {

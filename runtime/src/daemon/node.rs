@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Parts;
 use super::disks::Disks;
+use super::selinux::Labels;
 use crate::config::Config;
 use crate::cri::{Abilities, Condition, NetworkReport, Node};
 use crate::host::HostFacts;
@@ -13,19 +14,40 @@ use crate::network::Network;
 pub(super) fn describe(config: &Arc<Config>, parts: &Parts, disks: Disks) -> Node {
     let facts = &parts.facts;
     let (notices, apparmor) = (notices(facts), parts.apparmor.clone());
+    let profiles = apparmor.clone();
+    let labels = Labels {
+        host: facts.selinux.clone(),
+        setting: config.selinux,
+    };
+    if let Some(notice) = labels.notice() {
+        tracing::warn!("{notice}");
+    }
+    let (asked, told_labels, shown_labels) = (labels.clone(), labels.clone(), labels);
+    let left_behind = parts.metrics.monitors_left_behind.clone();
     let (reported, told) = (parts.network.clone(), parts.network.clone());
     Node {
         config: config.clone(),
         cgroup_driver: parts.driver.name(),
-        abilities: Abilities {
-            apparmor: apparmor.works(),
-            selinux: facts.selinux,
+        abilities: Box::new(move || Abilities {
+            apparmor: profiles.works(),
+            selinux: asked.options(),
             mount_options: true,
-        },
+        }),
         handlers: Vec::new(),
-        runtime: Box::new(move || disks.condition()),
+        runtime: Box::new(move || {
+            let disks = disks.condition();
+            if disks.ready {
+                told_labels.condition()
+            } else {
+                disks
+            }
+        }),
         network: Box::new(move || report(&reported)),
-        notices: Box::new(move || [notices.clone(), apparmor.notices()].concat()),
+        notices: Box::new(move || {
+            let labels = shown_labels.notice().into_iter().collect();
+            let hung = hung_monitors(left_behind.get());
+            [notices.clone(), labels, apparmor.notices(), hung].concat()
+        }),
         pod_cidr: Box::new(move |cidr| {
             let (network, cidr) = (told.clone(), cidr.to_owned());
             tokio::spawn(async move {
@@ -46,12 +68,16 @@ fn notices(facts: &HostFacts) -> Vec<String> {
             facts.min_oom_score_adj
         ));
     }
-    if facts.selinux {
-        notices.push(
-            "SELinux is on, and Berth does not label containers for it yet: containers that ask for nothing run unconfined, others are refused".to_owned(),
-        );
-    }
     notices
+}
+
+fn hung_monitors(count: i64) -> Vec<String> {
+    let text = |count| {
+        format!(
+            "{count} monitors of containers were killed and do not end: they wait in the kernel, look for a disk of logs that hangs"
+        )
+    };
+    (count > 0).then(|| text(count)).into_iter().collect()
 }
 
 fn report(network: &Network) -> NetworkReport {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mounts::{MountEntry, parse_mountinfo};
-use super::{CgroupFacts, HostFacts};
+use super::{CgroupFacts, HostFacts, Selinux};
 
 /// Why the machine could not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +41,7 @@ pub(super) fn probe() -> Result<HostFacts, Error> {
         kernel: parse_kernel(&release).ok_or_else(|| Error::Kernel(release.trim().to_owned()))?,
         cgroup: cgroup(&mounts)?,
         apparmor: flag("/sys/module/apparmor/parameters/enabled"),
-        selinux: mounts.iter().any(|mount| mount.fs_type == "selinuxfs")
-            && Path::new("/sys/fs/selinux/enforce").exists(),
+        selinux: Selinux::find(Path::new("/"), &mounts),
         capabilities,
         hugepage_sizes: hugepages(Path::new("/sys/kernel/mm/hugepages")),
         min_oom_score_adj: min_oom_score_adj(own_oom)?,

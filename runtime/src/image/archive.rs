@@ -5,26 +5,27 @@
 
 mod spool;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::sync::Arc;
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, ImageManifestBuilder, MediaType};
+use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::layers::Source;
 use super::pull::{Names, Resolved, import};
 use super::{Error, Inner, Reference, blocking, digest_of};
+use crate::json;
 use crate::model::{Digest, Image};
-use crate::registry::{Content, MAX_CONFIG, MAX_MANIFEST, choose, matches_host, parse};
+use crate::registry::{
+    Content, Entry, MAX_CONFIG, MAX_MANIFEST, Manifest, Platform, Search, Step, parse,
+};
 use crate::storage::MAX_LAYERS;
 pub(crate) use spool::Spool;
 
 /// Images in an archive.
 const MAX_IMAGES: usize = 1000;
-/// Indexes within indexes that are followed.
-const MAX_DEPTH: usize = 2;
 
 /// An image that an archive lists, before its documents are read.
 struct Listed {
@@ -42,13 +43,11 @@ enum Place {
 }
 
 /// One image of docker's `manifest.json`.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
 struct Saved {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    #[serde(default)]
+    repo_tags: Vec<String>,
     layers: Vec<String>,
 }
 
@@ -84,11 +83,35 @@ fn bad(reason: impl Into<String>) -> Error {
     Error::Archive(reason.into())
 }
 
+fn not_a_digest(error: crate::model::NotADigest) -> Error {
+    bad(format!("index.json: {error}"))
+}
+
+enum Found {
+    Document(Digest),
+    Image(Box<Manifest>),
+}
+
+/// Why the way from a document to an image ended.
+enum End {
+    /// It is not for this machine, or no image.
+    NoImage(String),
+    Broken(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
 /// The images of an archive, each once.
 #[derive(Default)]
 struct List {
     images: Vec<Listed>,
     known: HashMap<Place, usize>,
+    /// What is no image for this machine, and why: signatures and attestations stand beside the images that they are about.
+    passed: BTreeMap<Digest, String>,
 }
 
 impl List {
@@ -108,7 +131,7 @@ impl Spool {
     fn images(&self) -> Result<Vec<Listed>, Error> {
         let saved: Vec<Saved> = match self.named("manifest.json")? {
             None => Vec::new(),
-            Some(bytes) => serde_json::from_slice(&bytes)
+            Some(bytes) => json::from_slice(&bytes)
                 .map_err(|error| bad(format!("manifest.json is malformed: {error}")))?,
         };
         if saved.len() > MAX_IMAGES {
@@ -120,9 +143,13 @@ impl Spool {
             None => self.saved(&saved)?,
         };
         if list.images.is_empty() {
-            return Err(bad(
-                "it holds no images for this machine: neither index.json nor manifest.json names any",
-            ));
+            let reasons = list.passed.into_iter().next();
+            return Err(match reasons {
+                Some((digest, reason)) => bad(format!("{digest}: {reason}")),
+                None => bad(
+                    "it holds no images for this machine: neither index.json nor manifest.json names any",
+                ),
+            });
         }
         Ok(list.images)
     }
@@ -134,9 +161,12 @@ impl Spool {
     }
 
     fn layout(&self, bytes: &[u8], saved: &[Saved]) -> Result<List, Error> {
-        let index: ImageIndex = serde_json::from_slice(bytes)
-            .map_err(|error| bad(format!("index.json is malformed: {error}")))?;
-        if index.manifests().len() > MAX_IMAGES {
+        let index = match parse(bytes, None) {
+            Ok(Content::Index(index)) => index,
+            Ok(other) => return Err(bad(format!("index.json is a {}", other.kind()))),
+            Err(reason) => return Err(bad(format!("index.json is malformed: {reason}"))),
+        };
+        if index.entries().len() > MAX_IMAGES {
             return Err(bad(format!("more than {MAX_IMAGES} images")));
         }
         let mut tagged: HashMap<Digest, Vec<&Saved>> = HashMap::new();
@@ -147,34 +177,37 @@ impl Spool {
             }
         }
         let mut list = List::default();
-        for descriptor in index.manifests() {
+        for entry in index.entries() {
             // An archive for several machines: the others' images are none of ours, nor are attestations.
-            let stranger = descriptor.platform().as_ref().is_some_and(|platform| {
-                !matches_host(
-                    platform.os(),
-                    platform.architecture(),
-                    platform.variant().as_deref(),
-                )
-            });
-            if stranger {
+            if !entry.may_be_image() || !entry.platform().is_none_or(Platform::runs_here) {
                 continue;
             }
-            let digest = digest_of(descriptor)?;
+            let digest: Digest = entry.digest().parse().map_err(not_a_digest)?;
             let place = Place::Document(digest);
-            let is_new = !list.known.contains_key(&place);
-            let Some(names) = list.names(place) else {
+            if list.passed.contains_key(&digest) {
                 continue;
-            };
-            if is_new {
+            }
+            if !list.known.contains_key(&place) {
                 // Before the first image is loaded it is known that the documents of all of them are there.
-                let id = digest_of(self.resolve(digest)?.manifest.config())?;
+                let manifest = match self.resolve(digest, entry.platform().is_none())? {
+                    Ok(resolved) => resolved.manifest,
+                    Err(reason) => {
+                        list.passed.insert(digest, reason);
+                        continue;
+                    }
+                };
+                let id = digest_of(manifest.config())?;
                 self.number(&id)?;
                 // An image under several manifests gets its tags once.
-                for image in tagged.remove(&id).unwrap_or_default() {
-                    names.tags.extend(tags(image)?);
+                if let Some(names) = list.names(place.clone()) {
+                    for image in tagged.remove(&id).unwrap_or_default() {
+                        names.tags.extend(tags(image)?);
+                    }
                 }
             }
-            if let Some(reference) = annotated(descriptor) {
+            if let Some(names) = list.names(place)
+                && let Some(reference) = named(entry)
+            {
                 names.digests.insert(reference.with_digest(digest));
                 names.tags.extend(reference.tagged());
             }
@@ -210,7 +243,8 @@ impl Spool {
     fn take(&self, place: &Place) -> Result<(Resolved, Vec<u8>), Error> {
         let (resolved, config) = match place {
             Place::Document(digest) => {
-                let resolved = self.resolve(*digest)?;
+                let resolved = self.resolve(*digest, false)?;
+                let resolved = resolved.map_err(|reason| bad(format!("{digest}: {reason}")))?;
                 let config = self.number(&digest_of(resolved.manifest.config())?)?;
                 (resolved, config)
             }
@@ -219,28 +253,44 @@ impl Spool {
         Ok((resolved, self.bytes(config, MAX_CONFIG, "a configuration")?))
     }
 
-    fn resolve(&self, mut digest: Digest) -> Result<Resolved, Error> {
-        let mut documents = Vec::new();
-        for _ in 0..=MAX_DEPTH {
-            let bytes = self.bytes(self.number(&digest)?, MAX_MANIFEST, digest)?;
-            let content = parse(&bytes, None);
-            documents.push((digest, bytes));
-            match content.map_err(|reason| bad(format!("{digest}: {reason}")))? {
-                Content::Manifest(manifest) => {
-                    return Ok(Resolved {
-                        documents,
+    /// Follows a document to an image; else tells why it leads to none for this machine. `unsure`: nobody said that it does.
+    fn resolve(&self, digest: Digest, unsure: bool) -> Result<Result<Resolved, String>, Error> {
+        let mut search = Search::default();
+        let mut next = digest;
+        loop {
+            let outcome = self.step(&mut search, next, unsure);
+            next = match outcome {
+                Ok(Found::Document(next)) => next,
+                Ok(Found::Image(manifest)) => {
+                    return Ok(Ok(Resolved {
+                        documents: search.into_way(),
                         manifest: *manifest,
                         host: String::new(),
-                    });
+                    }));
                 }
-                Content::Index(index) => {
-                    let child = choose(&index);
-                    digest = digest_of(child.map_err(|reason| Error::Index { digest, reason })?)?;
-                }
-            }
+                Err(end) => match search.retreat(end) {
+                    Ok(next) => next,
+                    Err(End::NoImage(reason)) => return Ok(Err(reason)),
+                    Err(End::Broken(error)) => return Err(error),
+                },
+            };
         }
-        let reason = format!("indexes are nested more than {MAX_DEPTH} deep");
-        Err(Error::Index { digest, reason })
+    }
+
+    fn step(&self, search: &mut Search<End>, digest: Digest, unsure: bool) -> Result<Found, End> {
+        let bytes = self.bytes(self.number(&digest)?, MAX_MANIFEST, digest)?;
+        let content = parse(&bytes, None);
+        let content = content.map_err(|reason| bad(format!("{digest}: {reason}")))?;
+        let step = search.enter(digest, bytes, content);
+        let manifest = match step.map_err(End::NoImage)? {
+            Step::Document(next) => return Ok(Found::Document(next)),
+            Step::Image(manifest) if !unsure => return Ok(Found::Image(manifest)),
+            Step::Image(manifest) | Step::Perhaps(manifest) => manifest,
+        };
+        let config = self.number(&digest_of(manifest.config())?)?;
+        let config = self.bytes(config, MAX_CONFIG, "a configuration")?;
+        search.confirm(&config).map_err(End::NoImage)?;
+        Ok(Found::Image(manifest))
     }
 
     /// An image without a manifest gets one: of the layers as they are.
@@ -257,18 +307,19 @@ impl Spool {
             .iter()
             .map(|number| describe(*number, MediaType::ImageLayer))
             .collect::<Result<Vec<_>, _>>()?;
-        let manifest: ImageManifest = ImageManifestBuilder::default()
+        let config = describe(config, MediaType::ImageConfig)?;
+        let manifest = ImageManifestBuilder::default()
             .schema_version(2_u32)
             .media_type(MediaType::ImageManifest)
-            .config(describe(config, MediaType::ImageConfig)?)
-            .layers(layers)
+            .config(config.clone())
+            .layers(layers.clone())
             .build()
             .map_err(|error| bad(error.to_string()))?;
         let bytes = serde_json::to_vec(&manifest).map_err(|error| bad(error.to_string()))?;
         let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
         Ok(Resolved {
             documents: vec![(digest, bytes)],
-            manifest,
+            manifest: Manifest::new(config, layers),
             host: String::new(),
         })
     }
@@ -276,7 +327,7 @@ impl Spool {
 
 fn tags(image: &Saved) -> Result<BTreeSet<String>, Error> {
     let mut tags = BTreeSet::new();
-    for text in image.repo_tags.iter().flatten() {
+    for text in &image.repo_tags {
         let reference: Reference = text.parse()?;
         tags.extend(reference.tagged());
     }
@@ -284,13 +335,9 @@ fn tags(image: &Saved) -> Result<BTreeSet<String>, Error> {
 }
 
 /// Names that a layout gives an image. A bare tag is not one: it says nothing about the repository.
-fn annotated(descriptor: &Descriptor) -> Option<Reference> {
-    let annotations = descriptor.annotations().as_ref()?;
-    [
-        "io.containerd.image.name",
-        "org.opencontainers.image.ref.name",
-    ]
-    .iter()
-    .filter_map(|key| annotations.get(*key))
-    .find_map(|text| text.contains([':', '/']).then(|| text.parse().ok())?)
+fn named(entry: &Entry) -> Option<Reference> {
+    let names = entry.names().into_iter();
+    names
+        .filter(|text| text.contains([':', '/']))
+        .find_map(|text| text.parse().ok())
 }

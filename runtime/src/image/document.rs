@@ -1,27 +1,23 @@
 //! The configuration of an image: hostile JSON to plain values.
 //!
 //! Of eight megabytes of JSON the smallest entries make hundreds of megabytes of lists, so only what is needed is kept,
-//! and every list has a length at which reading ends.
+//! and every list has a length at which reading ends ([`json::MAX_ENTRIES`]).
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 
-use oci_spec::image::{Arch, Os};
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use sha2::{Digest as _, Sha256};
 
+use crate::json;
 use crate::model::{ChainId, Digest, ImageConfig, ImageUser};
-use crate::registry::matches_host;
+use crate::registry::Platform;
 use crate::storage::MAX_LAYERS;
 
-/// Entries of one list or map. Images have some dozens.
-const MAX_ENTRIES: usize = 10_000;
 /// Bytes of all text that is kept: it stays in memory as long as the image is there, and goes through the index.
 const MAX_TEXT: usize = 2 << 20;
-/// Characters of a platform in a message.
-const SHOWN: usize = 40;
+/// Characters of a user's name that CRI is told; Linux knows none longer than 32 (useradd(8)).
+const MAX_USER: usize = 256;
 
 /// What the store and a container need of a configuration.
 #[derive(Clone, Debug)]
@@ -32,125 +28,36 @@ pub(crate) struct Configuration {
     pub(crate) diff_ids: Vec<Digest>,
 }
 
-/// The members that are needed; the others, the history above all, are stepped over.
-#[derive(Deserialize)]
+/// The members that are needed; the others, the history above all, are stepped over, but for those that another reader
+/// needs and that must not be there twice.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Document {
-    architecture: Arch,
-    os: Os,
-    variant: Option<String>,
-    #[serde(default)]
-    config: Option<Execution>,
+    architecture: String,
+    os: String,
+    variant: String,
+    config: Execution,
     rootfs: RootFs,
+    history: Option<IgnoredAny>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct RootFs {
-    #[serde(deserialize_with = "layers")]
     diff_ids: Vec<Digest>,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[serde(default, rename_all = "PascalCase")]
 struct Execution {
-    user: Option<String>,
-    #[serde(deserialize_with = "list")]
+    user: String,
     env: Vec<String>,
-    #[serde(deserialize_with = "list")]
     entrypoint: Vec<String>,
-    #[serde(deserialize_with = "list")]
     cmd: Vec<String>,
-    working_dir: Option<String>,
-    #[serde(deserialize_with = "map")]
+    working_dir: String,
     volumes: BTreeMap<String, IgnoredAny>,
-    stop_signal: Option<String>,
-    #[serde(deserialize_with = "map")]
+    stop_signal: String,
     labels: BTreeMap<String, String>,
-}
-
-fn layers<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Digest>, D::Error> {
-    input.deserialize_seq(Limited::<Vec<_>>::new(MAX_LAYERS, "layers"))
-}
-
-fn list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
-    // Of any type, for tools write null for an empty one.
-    input.deserialize_any(Limited::<Vec<_>>::new(MAX_ENTRIES, "entries in a list"))
-}
-
-fn map<'de, D, V>(input: D) -> Result<BTreeMap<String, V>, D::Error>
-where
-    D: Deserializer<'de>,
-    V: Deserialize<'de>,
-{
-    input.deserialize_any(Limited::<BTreeMap<_, _>>::new(
-        MAX_ENTRIES,
-        "entries in a map",
-    ))
-}
-
-/// Reads a list or a map up to a number of entries.
-struct Limited<C> {
-    max: usize,
-    what: &'static str,
-    collection: PhantomData<C>,
-}
-
-impl<C> Limited<C> {
-    fn new(max: usize, what: &'static str) -> Self {
-        Self {
-            max,
-            what,
-            collection: PhantomData,
-        }
-    }
-
-    fn check<E: serde::de::Error>(&self, count: usize) -> Result<(), E> {
-        match count > self.max {
-            true => Err(E::custom(format!("more than {} {}", self.max, self.what))),
-            false => Ok(()),
-        }
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Limited<Vec<T>> {
-    type Value = Vec<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(entry) = entries.next_element()? {
-            list.push(entry);
-            self.check(list.len())?;
-        }
-        Ok(list)
-    }
-}
-
-impl<'de, V: Deserialize<'de>> Visitor<'de> for Limited<BTreeMap<String, V>> {
-    type Value = BTreeMap<String, V>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map")
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(BTreeMap::new())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-        let mut map = BTreeMap::new();
-        while let Some((key, value)) = entries.next_entry()? {
-            map.insert(key, value);
-            self.check(map.len())?;
-        }
-        Ok(map)
-    }
 }
 
 /// Reads a configuration for this machine.
@@ -159,36 +66,40 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for Limited<BTreeMap<String, V>> {
 /// A sentence for the user.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration, String> {
     let document: Document =
-        serde_json::from_slice(bytes).map_err(|error| format!("malformed: {error}"))?;
-    let (os, arch) = (&document.os, &document.architecture);
-    if !matches_host(os, arch, document.variant.as_deref()) {
-        let platform: String = format!("{os}/{arch}").chars().take(SHOWN).collect();
+        json::from_slice(bytes).map_err(|error| format!("malformed: {error}"))?;
+    let platform = Platform {
+        os: document.os,
+        architecture: document.architecture,
+        variant: document.variant,
+    };
+    if !platform.runs_here() {
         return Err(format!(
             "the image is for {platform}, which does not run on this machine"
         ));
     }
-    let config = execution(document.config.unwrap_or_default());
+    let diff_ids = document.rootfs.diff_ids;
+    if diff_ids.len() > MAX_LAYERS {
+        return Err(format!("malformed: more than {MAX_LAYERS} layers"));
+    }
+    let config = execution(document.config);
     let length = text_length(&config);
     if length > MAX_TEXT {
         return Err(format!(
             "its environment, commands, volumes and labels have {length} bytes, {MAX_TEXT} are the most"
         ));
     }
-    Ok(Configuration {
-        config,
-        diff_ids: document.rootfs.diff_ids,
-    })
+    Ok(Configuration { config, diff_ids })
 }
 
 fn execution(config: Execution) -> ImageConfig {
     ImageConfig {
-        user: config.user.unwrap_or_default(),
+        user: config.user,
         env: config.env,
         entrypoint: config.entrypoint,
         cmd: config.cmd,
-        working_dir: config.working_dir.unwrap_or_default(),
+        working_dir: config.working_dir,
         volumes: config.volumes.into_keys().collect(),
-        stop_signal: config.stop_signal.unwrap_or_default(),
+        stop_signal: config.stop_signal,
         labels: config.labels,
     }
 }
@@ -221,13 +132,14 @@ pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<ChainId> {
     chain
 }
 
-/// What CRI is told about `USER` (row F097).
+/// What CRI is told about `USER` (row F097). It is in the list of all images, which is one message: of a name
+/// that no account has, the beginning is enough.
 pub(crate) fn user(text: &str) -> ImageUser {
     match text.split(':').next().unwrap_or_default() {
         "" => ImageUser::Unset,
         name => match name.parse() {
             Ok(uid) => ImageUser::Uid(uid),
-            Err(_) => ImageUser::Name(name.to_owned()),
+            Err(_) => ImageUser::Name(name.chars().take(MAX_USER).collect()),
         },
     }
 }
@@ -249,11 +161,15 @@ mod tests {
             ("www-data", name("www-data")),
             ("www-data:1004", name("www-data")),
             ("0", ImageUser::Uid(0)),
+            ("0010", ImageUser::Uid(10)),
+            ("+7:x", ImageUser::Uid(7)),
             ("-1", name("-1")),
             ("4294967296", name("4294967296")),
         ] {
             assert_eq!(user(text), want, "{text}");
         }
+        let long = "x".repeat(MAX_TEXT);
+        assert_eq!(user(&long), name(&long[..MAX_USER]));
     }
 
     #[test]
@@ -280,7 +196,14 @@ mod tests {
         assert_eq!(got.config.volumes, ["/a", "/b"]);
         assert_eq!((got.config.user.as_str(), got.config.cmd.len()), ("u:g", 1));
         let said = parse(text.replace("ARCH", "s390x").as_bytes()).unwrap_err();
-        assert!(said.contains("linux/s390x"), "{said}");
+        assert!(said.contains("\"linux/s390x\""), "{said}");
+        let said = parse(text.replace("ARCH", "x\\n\\u001b[2J").as_bytes()).unwrap_err();
+        assert!(said.contains(r#""linux/x\n\u{1b}[2J""#), "{said}");
+        let os = text
+            .replace("ARCH", arch)
+            .replace("\"linux\"", "\"l\\r\\nx\"");
+        let said = parse(os.as_bytes()).unwrap_err();
+        assert!(said.contains(r#""l\r\nx/"#), "{said}");
         let evil = text
             .replace("ARCH", arch)
             .replace("[]}", "[\"sha256:../x\"]}");
@@ -289,6 +212,109 @@ mod tests {
                 .unwrap_err()
                 .contains("is not a digest")
         );
+    }
+
+    /// What Go's programs read as well, and take for the same.
+    #[test]
+    fn configurations_are_read_as_go_reads_them() {
+        let id = format!("sha256:{}", "a".repeat(64));
+        for text in [
+            r#"{"config":{"Labels":{"a":null,"b":"x"},"Env":["A=1",null]},"rootfs":{"diff_ids":["ID"]}}"#,
+            r#"{"os":null,"architecture":null,"config":{"labels":{"a":"","b":"x"},"ENV":["A=1",""]},"rootfs":{"diff_ids":["ID"]}}"#,
+            r#"{"created":"","Config":{"Labels":{"b":"x","a":null},"Env":["A=1",""],"User":null,"Cmd":null,"Healthcheck":null},
+                "RootFS":{"Type":null,"DIFF_ids":["ID"]},"history":null,"size":1.5e3,"x":{"y":[[[]]],"x":{}}}"#,
+        ] {
+            let got = parse(text.replace("ID", &id).as_bytes()).unwrap();
+            let labels: Vec<_> = got
+                .config
+                .labels
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect();
+            assert_eq!(labels, [("a", ""), ("b", "x")]);
+            assert_eq!(got.config.env, ["A=1", ""]);
+            assert_eq!(got.diff_ids.len(), 1);
+            assert_eq!(got.config.user, "");
+        }
+        for text in [
+            "{}",
+            r#"{"config":null,"rootfs":null}"#,
+            r#"{"rootfs":{"diff_ids":null}}"#,
+        ] {
+            assert!(
+                parse(text.as_bytes()).unwrap().diff_ids.is_empty(),
+                "{text}"
+            );
+        }
+        let text =
+            br#"{"config":{"Env":["A=\ud800x","B=\xff\xfe"],"Labels":{"\ud83d\ude00":"\udc00"}}}"#;
+        let text: Vec<u8> = String::from_utf8_lossy(text)
+            .replace("\\xff\\xfe", "@")
+            .into_bytes();
+        let at = text.iter().position(|byte| *byte == b'@').unwrap();
+        let text = [&text[..at], b"\xff\xfe", &text[at + 1..]].concat();
+        let got = parse(&text).unwrap().config;
+        assert_eq!(got.env, ["A=\u{fffd}x", "B=\u{fffd}\u{fffd}"]);
+        assert_eq!(got.labels["\u{1f600}"], "\u{fffd}");
+    }
+
+    #[test]
+    fn platforms_have_many_names_and_are_quoted() {
+        let read = |platform: &str| parse(format!("{{{platform}}}").as_bytes());
+        let here = match std::env::consts::ARCH {
+            "aarch64" => ["arm64", "aarch64", "ARM64", "armhf"],
+            _ => ["amd64", "x86_64", "X86-64", "i386"],
+        };
+        for arch in here {
+            read(&format!(r#""architecture":"{arch}""#)).unwrap();
+            read(&format!(r#""OS":"Linux","Architecture":"{arch}""#)).unwrap();
+        }
+        for (platform, shown) in [
+            (r#""os":"windows""#, r#""windows/""#),
+            (
+                r#""os":"linux","architecture":"s390x\nlevel=error""#,
+                r#""linux/s390x\nlevel=error""#,
+            ),
+            (
+                r#""os":"a\u001b[2J","architecture":"amd64""#,
+                r#""a\u{1b}[2J/amd64""#,
+            ),
+        ] {
+            let said = read(platform).unwrap_err();
+            assert!(
+                said.contains(shown) && !said.contains(char::is_control),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_there_twice_is_refused() {
+        for text in [
+            r#"{"os":"linux","OS":"linux"}"#,
+            r#"{"config":{},"Config":{}}"#,
+            r#"{"rootfs":{"diff_ids":[],"DIFF_IDS":[]}}"#,
+            r#"{"config":{"Env":[],"env":[]}}"#,
+            r#"{"config":{"Labels":{"a":"1","a":"1"}}}"#,
+            r#"{"config":{"Volumes":{"/a":{},"/a":{}}}}"#,
+            r#"{"history":[],"history":[]}"#,
+        ] {
+            let said = parse(text.as_bytes()).unwrap_err();
+            assert!(said.contains("duplicate member"), "{text}: {said}");
+        }
+        // Keys of a map are what they are.
+        let text = r#"{"config":{"Labels":{"a":"1","A":"2"}},"x":{"a":1,"a":2}}"#;
+        assert_eq!(parse(text.as_bytes()).unwrap().config.labels.len(), 2);
+        for bad in [
+            r#"{"config":{"Cmd":"sh"}}"#,
+            r#"{"config":[]}"#,
+            "[]",
+            "{} {}",
+            "",
+            r#"{"rootfs":{"diff_ids":[null]}}"#,
+        ] {
+            assert!(parse(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 
     fn with(config: &str, diff_ids: &str) -> Result<Configuration, String> {
@@ -332,8 +358,8 @@ mod tests {
                     "",
                 )
             };
-            make(MAX_ENTRIES).unwrap();
-            let said = make(MAX_ENTRIES + 1).unwrap_err();
+            make(json::MAX_ENTRIES).unwrap();
+            let said = make(json::MAX_ENTRIES + 1).unwrap_err();
             assert!(said.contains("more than 10000 entries"), "{name}: {said}");
         }
         let long = |length| with(&format!("{{\"User\":\"{}\"}}", "x".repeat(length)), "");

@@ -94,8 +94,12 @@ pub(crate) async fn import(
     let parsed = document::parse(&config).map_err(malformed)?;
     let layers = resolved.manifest.layers();
     if layers.len() != parsed.diff_ids.len() {
+        let beside = resolved.manifest.beside().map_or_else(String::new, |kind| {
+            let kind: String = kind.chars().take(100).collect();
+            format!(", and beside them what is none ({kind:?})")
+        });
         return Err(malformed(format!(
-            "it names {} layers, and the manifest has {}",
+            "it names {} layers, and the manifest has {}{beside}",
             parsed.diff_ids.len(),
             layers.len()
         )));

@@ -1,6 +1,7 @@
 //! The manager against registries that behave and registries that do not.
 
 mod archives;
+mod foreign;
 mod full;
 mod odd;
 mod real;

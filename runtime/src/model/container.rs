@@ -103,7 +103,7 @@ pub struct ContainerUser {
     pub uid: u32,
     /// Primary group id.
     pub gid: u32,
-    /// Supplementary groups including the primary one, sorted.
+    /// Supplementary groups, sorted; mostly with the primary one.
     pub groups: Vec<u32>,
     /// Home directory from `/etc/passwd`, else `/` (`/root` for uid 0).
     pub home: String,
@@ -130,7 +130,7 @@ pub struct MountRequest {
     pub host_path: String,
     /// Read-only.
     pub readonly: bool,
-    /// Ask for a relabel (echoed; refused where SELinux is on).
+    /// Ask for a relabel (echoed; refused where labels are needed).
     pub selinux_relabel: bool,
     /// Propagation.
     pub propagation: MountPropagation,
@@ -260,15 +260,4 @@ pub struct ExecRequest {
     pub tty: bool,
     /// Kill it and everything it started after this time.
     pub timeout: Option<std::time::Duration>,
-}
-
-/// What a command left behind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExecOutput {
-    /// Standard output, at most 16 MiB.
-    pub stdout: Vec<u8>,
-    /// Standard error, at most 16 MiB.
-    pub stderr: Vec<u8>,
-    /// Exit code; 128 + signal.
-    pub exit_code: i32,
 }

@@ -9,8 +9,9 @@ use super::Error;
 use crate::sys::netns;
 
 /// Sets `net.*` parameters in a network namespace, in the order of their names. Keys may have dots
-/// or slashes, as sysctl(8) takes them; neither keys nor values are trimmed. Call it when the
-/// interfaces exist: some keys name them. It blocks for as long as the kernel takes.
+/// or slashes, as sysctl(8) takes them. Values are written as they are given, tabs and line ends and
+/// all: what they mean is the kernel's to say. Call it when the interfaces exist: some keys name them.
+/// It blocks for as long as the kernel takes.
 ///
 /// # Errors
 /// [`Error::Sysctl`] names the key; [`Error::File`] when the namespace cannot be entered.
@@ -78,8 +79,8 @@ fn path(key: &str, value: &str) -> Result<PathBuf, &'static str> {
     if key.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("white space in the name");
     }
-    if value.trim() != value || value.is_empty() || value.contains('\0') {
-        return Err("white space around the value, or no value");
+    if value.contains('\0') {
+        return Err("a NUL byte in the value");
     }
     Ok(Path::new("/proc/sys").join(key))
 }
@@ -118,10 +119,17 @@ mod tests {
         ] {
             assert!(path(key, "1").is_err(), "{key:?}");
         }
-        for value in ["", " 1", "1\n", "\t"] {
-            assert!(path("net.ipv4.x", value).is_err(), "{value:?}");
+        for value in [
+            "",
+            " 1",
+            "1\n",
+            "\t",
+            "0 2147483647",
+            "4096\t131072\t6291456",
+        ] {
+            assert!(path("net.ipv4.x", value).is_ok(), "{value:?}");
         }
-        assert!(path("net.ipv4.ping_group_range", "0 2147483647").is_ok());
+        assert!(path("net.ipv4.x", "1\0").is_err());
     }
 
     #[test]
@@ -141,7 +149,27 @@ mod tests {
         assert_eq!(inside.trim(), "7");
         assert_eq!(std::fs::read_to_string(file).unwrap(), before);
 
-        for bad in [("net.ipv4.no_such", "1"), ("net.ipv4.ip_forward", "many")] {
+        // As `sysctl -a` prints them, as `cat` does, and as people write them.
+        let read = |file: &str| netns::run_in(&ns, || std::fs::read_to_string(file).unwrap());
+        for value in [
+            "4096\t131072\t6291456",
+            "4096 131072 6291456\n",
+            " 4096  131072\t6291456 ",
+        ] {
+            set_sysctls(&ns, &map(&[("net.ipv4.tcp_rmem", "1 2 3")])).unwrap();
+            set_sysctls(&ns, &map(&[("net/ipv4/tcp_rmem", value)])).unwrap();
+            let now = read("/proc/sys/net/ipv4/tcp_rmem").unwrap();
+            assert_eq!(now, "4096\t131072\t6291456\n", "{value:?}");
+        }
+        set_sysctls(&ns, &map(&[("net.ipv4.ip_unprivileged_port_start", "")])).unwrap();
+        assert_eq!(read(file).unwrap().trim(), "7");
+
+        for bad in [
+            ("net.ipv4.no_such", "1"),
+            ("net.ipv4.ip_forward", "many"),
+            ("net.ipv4.ip_forward", "\t\n"),
+            ("net.ipv4.ip_forward", "1\n0"),
+        ] {
             let error = set_sysctls(&ns, &map(&[bad])).unwrap_err();
             assert!(error.to_string().contains(bad.0), "{error}");
         }

@@ -177,7 +177,7 @@ mod tests {
         make(&pod, "web-0", &spec).unwrap();
         assert_eq!(read(place(&pod).join("hostname")), "web-0\n");
         assert!(pod.join("ns").is_dir());
-        let free = rustix::fs::statvfs(&place(&pod)).unwrap();
+        let free = rustix::fs::statvfs(place(&pod)).unwrap();
         let size = free.f_blocks * free.f_frsize;
         assert!((ROOM..2 * ROOM).contains(&size), "{size}");
         assert_eq!(free.f_files, INODES);

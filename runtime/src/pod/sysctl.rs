@@ -34,15 +34,14 @@ pub(super) fn split(spec: &PodSpec) -> Result<Sysctls, String> {
     }
     for (key, value) in &spec.sysctls {
         let name = dotted(key);
-        let spaced = |text: &str| text.trim() != text || text.chars().any(char::is_control);
-        if name.is_empty()
-            || name.contains(char::is_whitespace)
-            || name.split('.').any(str::is_empty)
-            || spaced(value)
-        {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        if name.is_empty() || name.contains(odd) || name.split('.').any(str::is_empty) {
             return Err(format!(
-                "sysctl {key:?} = {value:?} is not well-formed: no spaces around it, no empty parts"
+                "{key:?} is not the name of a sysctl: no spaces in it, no empty parts"
             ));
+        }
+        if value.contains('\0') {
+            return Err(format!("the value of sysctl {key:?} contains a NUL byte"));
         }
         match (is_net(&name), is_ipc(&name)) {
             (true, _) if own_net => drop(sorted.net.insert(name, value.clone())),
@@ -129,13 +128,22 @@ mod tests {
     }
 
     #[test]
+    fn values_are_those_that_were_given() {
+        let (net, ipc) = ("4096\t131072\t6291456", " 32000\t1024000000\t500\t32000\n");
+        let sorted = asked(&[("net.ipv4.tcp_rmem", net), ("kernel.sem", ipc)], false).unwrap();
+        assert_eq!(sorted.net["net.ipv4.tcp_rmem"], net);
+        assert_eq!(sorted.ipc[0].value, ipc);
+    }
+
+    #[test]
     fn what_is_not_the_pods_is_refused() {
         assert!(asked(&[("kernel.pid_max", "1")], false).is_err());
         assert!(asked(&[("net.core.somaxconn", "1")], true).is_err());
         assert!(asked(&[("kernel.sem", "1")], true).is_err());
         assert!(asked(&[(" net.core.somaxconn", "1")], false).is_err());
         assert!(asked(&[("net..x", "1")], false).is_err());
-        assert!(asked(&[("net.ipv4.x", "1\n2")], false).is_err());
+        assert!(asked(&[("net.ipv4.x\n", "1")], false).is_err());
+        assert!(asked(&[("net.ipv4.x", "1\0")], false).is_err());
         assert_eq!(asked(&[], true).unwrap(), Sysctls::default());
     }
 

@@ -76,8 +76,10 @@ pub(crate) fn secret(auth: &RegistryAuth) -> Result<Option<Secret>, Error> {
     }
     if !auth.auth.is_empty() {
         let bad = Error::Credentials("\"auth\" is not the base64 of user:password");
+        // `base64` breaks its lines.
+        let text: String = auth.auth.split_ascii_whitespace().collect();
         let plain = STANDARD
-            .decode(auth.auth.trim())
+            .decode(text)
             .ok()
             .and_then(|b| String::from_utf8(b).ok());
         return match plain.as_deref().and_then(|text| text.split_once(':')) {
@@ -291,7 +293,7 @@ impl Tokens {
         host: &str,
         asker: &Asker<'_>,
     ) -> Result<HeaderValue, Error> {
-        let mut value = HeaderValue::from_str(&value).map_err(|_| Error::Denied {
+        let mut value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| Error::Denied {
             host: host.to_owned(),
             what: asker.what.to_owned(),
             reason: "the token is not a header value".to_owned(),

@@ -14,6 +14,7 @@ use super::login::Login;
 use super::manifest;
 use super::pace::Pace;
 use super::session::{Host, Session};
+use crate::json;
 
 /// Most of an error body that is read, bytes.
 const MAX_ERROR: usize = 64 << 10;
@@ -187,16 +188,16 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct ErrorBody {
     errors: Vec<ErrorDetail>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct ErrorDetail {
-    #[serde(default)]
     code: Option<String>,
-    #[serde(default)]
     message: Option<String>,
 }
 
@@ -238,7 +239,7 @@ async fn refusal(answer: Answer, pace: Pace, what: &str) -> Error {
 
 /// The first error of the distribution specification's error body, made fit for a log line.
 fn detail(bytes: &[u8]) -> Option<String> {
-    let first = serde_json::from_slice::<ErrorBody>(bytes)
+    let first = json::from_slice::<ErrorBody>(bytes)
         .ok()?
         .errors
         .into_iter()

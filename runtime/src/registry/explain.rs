@@ -7,7 +7,7 @@ use oci_spec::image::Descriptor;
 use super::certificate::bundle;
 use super::session::{Host, Session};
 use super::trace::{Trace, shown};
-use super::{Error, MAX_CONFIG, Reference, Registry, Resolved};
+use super::{Error, MAX_CONFIG, Platform, Reference, Registry, Resolved};
 use crate::model::{ExplainHost, ExplainImage, Explanation, RegistryAuth, chain};
 
 /// Goes the way of a pull up to the first byte of the first layer, and tells each step.
@@ -126,16 +126,8 @@ async fn image(session: &Session, reference: &Reference) -> Result<ExplainImage,
 
 /// `os/architecture[/variant]` of a configuration, printable whatever it says.
 fn platform(config: &[u8]) -> String {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Told {
-        os: Option<String>,
-        architecture: Option<String>,
-        variant: Option<String>,
-    }
-    let told: Told = serde_json::from_slice(config).unwrap_or_default();
-    let clean = |text: Option<String>| -> String {
-        let text = text.unwrap_or_default();
+    let told = Platform::of_configuration(config).unwrap_or_default();
+    let clean = |text: String| -> String {
         let graphic = text.chars().filter(char::is_ascii_graphic);
         graphic.take(20).collect()
     };

@@ -413,7 +413,7 @@ fn headers(table: BTreeMap<String, OneOrMany>) -> Result<HeaderMap, String> {
             .parse()
             .map_err(|_| format!("header {name:?} is not a header name"))?;
         for value in values.into_vec() {
-            let mut value = HeaderValue::from_str(&value)
+            let mut value = HeaderValue::from_bytes(value.as_bytes())
                 .map_err(|_| format!("the value of header {name:?} is not a header value"))?;
             value.set_sensitive(true);
             headers.append(key.clone(), value);

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::auth::{Secret, canonical, fingerprint, secret};
 use super::hosts::{Endpoint, read};
 use super::{Error, Reference};
+use crate::json;
 use crate::model::RegistryAuth;
 use crate::program::{self, Failure, Program};
 
@@ -117,7 +118,7 @@ impl Helper {
             }
             Err(other) => return Err(failed(other.to_string())),
         };
-        let answer: Answer = serde_json::from_slice(&output)
+        let answer: Answer = json::from_slice(&output)
             .map_err(|_| failed("its answer is not the JSON of a credential helper".to_owned()))?;
         Ok(match (answer.username.as_str(), answer.secret) {
             ("", secret) if secret.is_empty() => self.beside.clone(),
@@ -131,12 +132,10 @@ fn says_not_found(text: &[u8]) -> bool {
     String::from_utf8_lossy(text).contains(NOT_FOUND)
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
 struct Answer {
-    #[serde(default)]
     username: String,
-    #[serde(default)]
     secret: String,
 }
 
@@ -182,7 +181,7 @@ impl Node {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(failed(error.to_string())),
         };
-        let file = serde_json::from_str(&text).map_err(|error| {
+        let file = json::from_slice(text.as_bytes()).map_err(|error| {
             // Its own words may repeat a password.
             let (line, column) = (error.line(), error.column());
             failed(format!(

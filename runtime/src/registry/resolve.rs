@@ -1,12 +1,8 @@
 //! From a tag or a digest to a manifest for this machine.
 
-use oci_spec::image::ImageManifest;
-
-use super::{Content, Document, Error, Session, Target, choose};
+use super::search::{Search, Step};
+use super::{Document, Error, MAX_CONFIG, Manifest, Session, Target};
 use crate::model::Digest;
-
-/// Indexes within indexes that are followed (CVE-2026-53493).
-const MAX_DEPTH: usize = 2;
 
 /// The documents that lead to an image: indexes first, the manifest last.
 #[derive(Debug)]
@@ -14,7 +10,7 @@ pub struct Resolved {
     /// Digest and bytes of each.
     pub documents: Vec<(Digest, Vec<u8>)>,
     /// The last of them.
-    pub manifest: ImageManifest,
+    pub manifest: Manifest,
     /// Where the first came from.
     pub host: String,
 }
@@ -25,38 +21,66 @@ impl Session {
     /// # Errors
     /// What the hosts said, and what the documents are not; see [`Error`].
     pub async fn resolve(&self, target: &Target<'_>) -> Result<Resolved, Error> {
-        let mut document = self.manifest(target).await?;
-        let host = document.host.clone();
-        let mut documents = Vec::new();
-        for _ in 0..=MAX_DEPTH {
-            let Document {
-                bytes,
-                digest,
-                content,
-                ..
-            } = document;
-            documents.push((digest, bytes));
-            let index = match content {
-                Content::Manifest(manifest) => {
+        let first = self.manifest(target).await?;
+        let host = first.host.clone();
+        let mut search = Search::default();
+        let mut outcome = self.step(&mut search, first).await;
+        loop {
+            let next = match outcome {
+                Ok(Found::Image(manifest)) => {
                     return Ok(Resolved {
-                        documents,
+                        documents: search.into_way(),
                         manifest: *manifest,
                         host,
                     });
                 }
-                Content::Index(index) => index,
+                Ok(Found::Document(next)) => next,
+                Err(error) if is_of_the_image(&error) => search.retreat(error)?,
+                Err(error) => return Err(error),
             };
-            let bad = |reason| Error::Document {
-                what: format!("image index {digest}"),
-                reason,
+            outcome = match self.manifest(&Target::Digest(next)).await {
+                Ok(document) => self.step(&mut search, document).await,
+                Err(error) => Err(error),
             };
-            let child = choose(&index).map_err(bad)?.digest().to_string();
-            let child = child.parse::<Digest>().map_err(|e| bad(e.to_string()))?;
-            document = self.manifest(&Target::Digest(child)).await?;
         }
-        Err(Error::Document {
-            what: format!("image index {}", document.digest),
-            reason: format!("indexes are nested more than {MAX_DEPTH} deep"),
-        })
+    }
+
+    async fn step(&self, search: &mut Search<Error>, document: Document) -> Result<Found, Error> {
+        let Document {
+            digest,
+            bytes,
+            content,
+            ..
+        } = document;
+        let kind = content.kind();
+        let bad = |reason| Error::Document {
+            what: format!("{kind} {digest}"),
+            reason,
+        };
+        let manifest = match search.enter(digest, bytes, content).map_err(bad)? {
+            Step::Document(next) => return Ok(Found::Document(next)),
+            Step::Image(manifest) => return Ok(Found::Image(manifest)),
+            Step::Perhaps(manifest) => manifest,
+        };
+        let config = self.document(manifest.config(), MAX_CONFIG).await?;
+        search.confirm(&config).map_err(|reason| Error::Document {
+            what: format!("image configuration {}", manifest.config().digest()),
+            reason,
+        })?;
+        Ok(Found::Image(manifest))
+    }
+}
+
+enum Found {
+    Document(Digest),
+    Image(Box<Manifest>),
+}
+
+/// Whether an error tells of what was asked for, and not of who was asked.
+fn is_of_the_image(error: &Error) -> bool {
+    match error {
+        Error::Document { .. } | Error::NotFound { .. } => true,
+        Error::Everywhere { counts, errors } => errors.get(*counts).is_some_and(is_of_the_image),
+        _ => false,
     }
 }

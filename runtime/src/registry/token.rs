@@ -5,7 +5,6 @@ use std::time::Duration;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::Error;
@@ -15,6 +14,7 @@ use super::client::{Clients, body, host_port};
 use super::exchange::retry_after;
 use super::hosts::Endpoint;
 use super::redirect::{self, MAX_HOPS, Refused, check_target};
+use crate::json;
 
 /// Longest answer of a token service, bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -90,66 +90,20 @@ pub(crate) async fn fetch(
     Ok((format!("Bearer {token}"), Duration::from_secs(life / 5 * 4)))
 }
 
-/// What a token service answers, by names in any case, as most programs read it.
-#[derive(Default)]
+/// What a token service answers.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Answer {
-    token: Option<String>,
-    access_token: Option<String>,
+    token: String,
+    access_token: String,
     expires_in: Option<Value>,
-}
-
-impl<'de> Deserialize<'de> for Answer {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Members)
-    }
-}
-
-struct Members;
-
-impl<'de> Visitor<'de> for Members {
-    type Value = Answer;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the answer of a token service")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Answer, M::Error> {
-        let mut answer = Answer::default();
-        while let Some(name) = map.next_key::<String>()? {
-            let again = match name.to_ascii_lowercase().as_str() {
-                "token" => answer.token.replace(text(map.next_value()?)?).is_some(),
-                "access_token" => answer
-                    .access_token
-                    .replace(text(map.next_value()?)?)
-                    .is_some(),
-                "expires_in" => answer.expires_in.replace(map.next_value()?).is_some(),
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                    false
-                }
-            };
-            // Two readers could see two tokens.
-            if again {
-                return Err(M::Error::custom("a member is there twice"));
-            }
-        }
-        Ok(answer)
-    }
-}
-
-fn text<E: serde::de::Error>(value: Option<String>) -> Result<String, E> {
-    Ok(value.unwrap_or_default())
 }
 
 fn parse(bytes: &[u8]) -> Option<(String, u64)> {
     // What stands behind the answer is nobody's.
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let answer = Answer::deserialize(&mut reader).ok()?;
+    let answer: Answer = json::first_of(bytes).ok()?;
     let tokens = [answer.token, answer.access_token];
-    let token = tokens
-        .into_iter()
-        .flatten()
-        .find(|token| !token.is_empty())?;
+    let token = tokens.into_iter().find(|token| !token.is_empty())?;
     Some((token, life(answer.expires_in.as_ref())))
 }
 

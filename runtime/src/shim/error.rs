@@ -57,6 +57,16 @@ pub enum Error {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// It has not answered for a while, and nothing more is asked of it just now.
+    #[error(
+        "{name}: its monitor does not answer, {what:?} is not asked of it; is the disk of its log hanging?"
+    )]
+    Hung {
+        /// Whose.
+        name: String,
+        /// What was to be asked.
+        what: &'static str,
+    },
     /// It is not there any more.
     #[error("{name}: its monitor or worker ended before it answered to {what:?}")]
     Gone {
@@ -106,7 +116,7 @@ impl Kinded for Error {
                 ..
             } => Kind::ResourceExhausted,
             // Not DeadlineExceeded: that would count as a failed probe.
-            Self::Silent { .. } => Kind::Unavailable,
+            Self::Silent { .. } | Self::Hung { .. } => Kind::Unavailable,
             _ => Kind::Unknown,
         }
     }

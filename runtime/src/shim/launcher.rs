@@ -24,9 +24,10 @@ use super::pause::PAUSE;
 use super::pod::PodWorker;
 use super::scope::Scope;
 use super::spawner::{Birth, Groups, Spawner};
-use super::{ConnectError, Error};
+use super::{ConnectError, Error, hung};
 use crate::blocking;
 use crate::id::ContainerId;
+use crate::metrics::Gauge;
 use crate::sys::process::{self, OpenFiles};
 use crate::sys::{self, mount};
 use crate::systemd::Systemd;
@@ -52,6 +53,8 @@ pub struct LauncherConfig {
     pub events: mpsc::UnboundedSender<MonitorEvent>,
     /// This boot.
     pub boot_id: String,
+    /// Counts monitors that do not end although they were killed.
+    pub left_behind: Gauge,
 }
 
 /// Control groups of monitors and workers: never a pod's, and never the daemon's.
@@ -99,6 +102,7 @@ pub struct Launcher {
     scope: Option<Scope>,
     events: mpsc::UnboundedSender<MonitorEvent>,
     boot_id: String,
+    left_behind: Gauge,
 }
 
 impl Launcher {
@@ -127,6 +131,7 @@ impl Launcher {
             scope,
             events: config.events,
             boot_id: config.boot_id,
+            left_behind: config.left_behind,
         })
     }
 
@@ -158,13 +163,12 @@ impl Launcher {
         self.scope.is_some()
     }
 
-    async fn spawn_monitor(&self, stdin: OwnedFd) -> io::Result<OwnedFd> {
+    async fn spawn_monitor(&self, stdin: OwnedFd) -> io::Result<(i32, OwnedFd)> {
         let (exe, name) = (&self.shim, c"berth-shim");
-        let started = match &self.scope {
+        match &self.scope {
             Some(scope) => scope.spawn(&self.spawner, exe, name, stdin).await,
             None => self.spawner.spawn(exe, name, stdin, Birth::Inside).await,
-        };
-        started.map(|(_, pidfd)| pidfd)
+        }
     }
 
     pub(super) fn pause_exe(&self) -> Arc<OwnedFd> {
@@ -186,7 +190,7 @@ impl Launcher {
         let prepared = blocking::run("make a monitor's socket", move || prepare(&dir)).await;
         let (dir_fd, listener) = prepared.map_err(io("make the monitor's socket"))?;
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
-        let pidfd = self
+        let (pid, pidfd) = self
             .spawn_monitor(theirs)
             .await
             .map_err(io("start a monitor"))?;
@@ -212,10 +216,12 @@ impl Launcher {
             id: launch.id,
             dir: launch.dir.clone(),
             stream,
+            pid,
             pidfd: Some(pidfd),
             init: None,
             worker: self.worker.clone(),
             events: self.events.clone(),
+            left_behind: self.left_behind.clone(),
             armed: false,
         });
         // The task reaps it from here on.
@@ -272,13 +278,31 @@ impl Launcher {
             id: id.clone(),
             dir: dir.to_owned(),
             stream,
+            pid: state.monitor_pid,
             pidfd: pidfd.or_else(|| process::pidfd_open(state.monitor_pid).ok()),
             init,
             worker: self.worker.clone(),
             events: self.events.clone(),
+            left_behind: self.left_behind.clone(),
             armed: true,
         });
         Ok((monitor, state))
+    }
+
+    /// Kills a monitor to which there is no connection, found by its pid and start time. One that is gone is fine.
+    /// False when it does not die: it is left behind, counted, and reaped once it does.
+    ///
+    /// # Errors
+    /// When the kernel does not let it be found.
+    pub async fn kill_monitor(
+        &self,
+        id: &ContainerId,
+        (pid, start_time): (i32, u64),
+    ) -> io::Result<bool> {
+        match process::open_same(pid, start_time)? {
+            Some(pidfd) => Ok(hung::kill(pidfd, id, &self.left_behind).await),
+            None => Ok(true),
+        }
     }
 }
 

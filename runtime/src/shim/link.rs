@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,17 +18,28 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::hung;
 use super::monitor::{MonitorEvent, MonitorEventKind, Shared};
 use super::record::read_exit;
 use crate::blocking;
 use crate::sys::process;
 
-/// How long a monitor may take to end after its last word, and between attempts to reach it again.
+/// How long the end of a container may go untold. A monitor takes 12 s where everything is as slow as may be, and the
+/// disk of its log may be slower.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long a monitor may take to end after its last word.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// How long a handshake may take, and between attempts to reach a monitor again.
 const END: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// An answer with its descriptors.
 pub(super) type Answer = (Outcome, Vec<(Fd, OwnedFd)>);
+
+/// Ends when a container's first process has been dead for long.
+pub(super) type Silence = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// A request on its way to the monitor. The answer's sender is dropped when there will be none.
 pub(super) struct Ask {
@@ -55,6 +67,8 @@ pub(super) struct Link {
     pub(super) dir: PathBuf,
     /// Events are told: the container exists.
     pub(super) armed: bool,
+    /// Ends when the container's first process has been dead for long.
+    pub(super) silence: Option<Silence>,
     pub(super) pending: HashMap<u64, Pending>,
     pub(super) execs: HashMap<String, oneshot::Sender<ExecExit>>,
     pub(super) next: u64,
@@ -77,6 +91,18 @@ impl Link {
         self.bury().await;
     }
 
+    /// Watches the container's first process: its monitor may hang and never tell of its end.
+    pub(super) fn watch(&mut self, init: OwnedFd) {
+        let silence = async {
+            match process::ended(init).await {
+                Ok(_) => tokio::time::sleep(SILENCE).await,
+                // Then only those who stop the container find out.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        self.silence = Some(Box::pin(silence));
+    }
+
     async fn serve(&mut self) -> io::Result<()> {
         let mut decoder = Decoder::default();
         loop {
@@ -88,6 +114,14 @@ impl Link {
                         self.on_frame(frame)?;
                     }
                 }
+                () = quiet(&mut self.silence) => {
+                    self.silence = None;
+                    if !self.over {
+                        self.tell(MonitorEventKind::Silent);
+                    }
+                }
+                // It has said its last word, and ends or hangs.
+                () = tokio::time::sleep(FAREWELL), if self.over => return Ok(()),
                 Some(ask) = self.asks.recv() => {
                     // A monitor that has hung up may have said why: that is read before it counts.
                     if self.send(*ask).await.is_err() {
@@ -117,18 +151,25 @@ impl Link {
     }
 
     fn on_frame(&mut self, frame: Frame) -> io::Result<()> {
+        self.shared.heard();
         let message = FromMonitor::decode(&*frame.message).map_err(io::Error::other)?;
         let roles = message
             .fds
             .into_iter()
             .filter_map(|role| Fd::try_from(role).ok());
-        let fds = roles.zip(frame.fds).collect();
+        let fds: Vec<_> = roles.zip(frame.fds).collect();
         match message.message {
             Some(Body::Reply(reply)) => {
                 if let (Some(outcome), Some(waiting)) =
                     (reply.outcome, self.pending.remove(&reply.id))
                 {
-                    self.armed |= matches!(outcome, Outcome::Created(_));
+                    if let Outcome::Created(_) = outcome {
+                        self.armed = true;
+                        let init = fds.iter().find(|(role, _)| *role == Fd::Pidfd);
+                        if let Some(Ok(init)) = init.map(|(_, fd)| fd.try_clone()) {
+                            self.watch(init);
+                        }
+                    }
                     if let (Outcome::Failure(_), Some(exec)) = (&outcome, waiting.exec) {
                         self.execs.remove(&exec);
                     }
@@ -193,6 +234,7 @@ impl Link {
                 // Ends of execs meanwhile were missed; whoever waits for one is told that it is gone.
                 self.execs.clear();
                 self.stream = stream;
+                self.shared.heard();
                 return true;
             }
         }
@@ -208,14 +250,28 @@ impl Link {
         }
     }
 
-    /// Reaps the monitor, if it is our child.
+    /// Reaps the monitor, if it is our child. One that hangs after its last word has nothing more to do.
     async fn bury(self) {
         drop(self.stream);
-        if let Some(Ok(pidfd)) = self.shared.pidfd.as_ref().map(OwnedFd::try_clone)
-            && let Ok(pidfd) = process::ended(pidfd).await
-        {
-            process::reap(pidfd.as_fd());
+        let pidfd = || self.shared.pidfd.as_ref()?.try_clone().ok();
+        let Some(watched) = pidfd() else { return };
+        match tokio::time::timeout(FAREWELL, process::ended(watched)).await {
+            Ok(Ok(pidfd)) => drop(process::reap(pidfd.as_fd())),
+            Ok(Err(_)) => {}
+            Err(_) => {
+                if let Some(pidfd) = pidfd() {
+                    hung::kill(pidfd, &self.shared.id, &self.shared.left_behind).await;
+                }
+            }
         }
+    }
+}
+
+/// Waits for what may be there.
+async fn quiet(silence: &mut Option<Silence>) {
+    match silence {
+        Some(silence) => silence.await,
+        None => std::future::pending().await,
     }
 }
 

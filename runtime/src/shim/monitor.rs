@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use shim_protocol::Fd;
 use shim_protocol::monitor::{self, Call, Empty, ExecExit, Exit, KillExec, Outcome};
@@ -12,9 +12,10 @@ use shim_protocol::worker::Started;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Error;
 use super::link::{Answer, Ask, Link};
+use super::{Error, hung};
 use crate::id::ContainerId;
+use crate::metrics::Gauge;
 use crate::sys::process;
 
 /// Limits on calls. The monitor has shorter ones of its own for everything but a hanging disk.
@@ -22,8 +23,17 @@ const CREATE: Duration = Duration::from_secs(100);
 const START: Duration = Duration::from_secs(60);
 const EXEC: Duration = Duration::from_secs(70);
 const REOPEN: Duration = Duration::from_secs(10);
-const DESTROY: Duration = Duration::from_secs(20);
-const KILL: Duration = Duration::from_secs(10);
+const DESTROY: Duration = Duration::from_secs(10);
+const KILL: Duration = Duration::from_secs(5);
+
+/// How much longer than the command's own time the monitor may take to tell of its end.
+const TELLING: Duration = Duration::from_secs(10);
+
+/// How often a command that nothing is heard of is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How long a monitor that was silent is not asked again: each request that it does not read costs descriptors.
+const SHUNNED: Duration = Duration::from_secs(30);
 
 /// Something that a monitor says unasked.
 #[derive(Clone, Debug)]
@@ -43,6 +53,8 @@ pub enum MonitorEventKind {
     Oom(u64),
     /// The monitor died without a word, and the container with it; its control group may need a kill.
     Lost,
+    /// The container's first process has been dead for a while, and its monitor does not say so: it hangs.
+    Silent,
 }
 
 /// Descriptors for an exec'd process; an absent one is `/dev/null`.
@@ -62,9 +74,36 @@ pub(super) struct Shared {
     pub(super) id: ContainerId,
     /// The monitor's, where the kernel gave one.
     pub(super) pidfd: Option<OwnedFd>,
+    /// The monitor's pid and start time, by which a later daemon finds one that does not answer.
+    process: Option<(i32, u64)>,
     /// The container's, once it exists.
     init: OnceLock<OwnedFd>,
     worker: Arc<OwnedFd>,
+    voice: Mutex<Voice>,
+    pub(super) left_behind: Gauge,
+}
+
+/// Whether a monitor speaks.
+#[derive(Debug, Default)]
+struct Voice {
+    /// What has come from it so far.
+    heard: u64,
+    /// When a call was given up and nothing had come since it was made.
+    silent: Option<Instant>,
+}
+
+impl Shared {
+    fn voice(&self) -> MutexGuard<'_, Voice> {
+        // Every change is a plain assignment.
+        self.voice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something has come from the monitor.
+    pub(super) fn heard(&self) {
+        let mut voice = self.voice();
+        voice.heard += 1;
+        voice.silent = None;
+    }
 }
 
 /// A container's monitor. Clones are cheap and mean the same one.
@@ -79,10 +118,12 @@ pub(super) struct Opening {
     pub(super) id: ContainerId,
     pub(super) dir: PathBuf,
     pub(super) stream: UnixStream,
+    pub(super) pid: i32,
     pub(super) pidfd: Option<OwnedFd>,
     pub(super) init: Option<OwnedFd>,
     pub(super) worker: Arc<OwnedFd>,
     pub(super) events: mpsc::UnboundedSender<MonitorEvent>,
+    pub(super) left_behind: Gauge,
     /// The container exists.
     pub(super) armed: bool,
 }
@@ -94,21 +135,30 @@ impl Monitor {
         let shared = Arc::new(Shared {
             id: opening.id,
             pidfd: opening.pidfd,
+            process: process::start_time(opening.pid)
+                .ok()
+                .map(|time| (opening.pid, time)),
             init: opening.init.map_or_else(OnceLock::new, OnceLock::from),
             worker: opening.worker,
+            voice: Mutex::default(),
+            left_behind: opening.left_behind,
         });
-        let link = Link {
+        let mut link = Link {
             shared: shared.clone(),
             asks: queue,
             events: opening.events,
             stream: opening.stream,
             dir: opening.dir,
             armed: opening.armed,
+            silence: None,
             pending: HashMap::new(),
             execs: HashMap::new(),
             next: 0,
             over: false,
         };
+        if let Some(Ok(init)) = shared.init.get().map(OwnedFd::try_clone) {
+            link.watch(init);
+        }
         tokio::spawn(link.run());
         Self { shared, asks }
     }
@@ -116,6 +166,11 @@ impl Monitor {
     /// Whose monitor it is.
     pub fn id(&self) -> &ContainerId {
         &self.shared.id
+    }
+
+    /// The monitor's pid and start time.
+    pub fn process(&self) -> Option<(i32, u64)> {
+        self.shared.process
     }
 
     fn name(&self) -> String {
@@ -134,6 +189,14 @@ impl Monitor {
             name: self.name(),
             what,
         };
+        let heard = {
+            let voice = self.shared.voice();
+            if voice.silent.is_some_and(|at| at.elapsed() < SHUNNED) {
+                let name = self.name();
+                return Err(Error::Hung { name, what });
+            }
+            voice.heard
+        };
         self.asks
             .send(Box::new(Ask {
                 call,
@@ -146,11 +209,15 @@ impl Monitor {
             Ok(Ok((Outcome::Failure(failure), _))) => Err(Error::refused(&self.name(), failure)),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(Error::Silent {
-                name: self.name(),
-                what,
-                limit,
-            }),
+            Err(_) => {
+                let mut voice = self.shared.voice();
+                if voice.heard == heard {
+                    voice.silent = Some(Instant::now());
+                }
+                drop(voice);
+                let name = self.name();
+                Err(Error::Silent { name, what, limit })
+            }
         }
     }
 
@@ -241,8 +308,12 @@ impl Monitor {
             .collect();
         let (exit, ended) = oneshot::channel();
         let exec_id = exec.exec_id.clone();
+        let limit = match exec.timeout_ms {
+            0 => EXEC,
+            limit => EXEC.min(Duration::from_millis(limit) + TELLING),
+        };
         let answer = self
-            .ask(Call::Exec(exec), fds, Some(exit), (what, EXEC))
+            .ask(Call::Exec(exec), fds, Some(exit), (what, limit))
             .await;
         if let Err(Error::Silent { .. }) = &answer {
             // If it starts after all, nobody wants it any more.
@@ -263,13 +334,18 @@ impl Monitor {
                 what,
             });
         };
-        let console = fds
-            .into_iter()
-            .find(|(role, _)| *role == Fd::Console)
-            .map(|(_, fd)| fd);
+        let (mut console, mut pidfd) = (None, None);
+        for (role, fd) in fds {
+            match role {
+                Fd::Console => console = Some(fd),
+                Fd::Pidfd => pidfd = Some(fd),
+                _ => {}
+            }
+        }
         Ok(ExecHandle {
             pid: started.pid,
             console,
+            pidfd,
             exec_id,
             ended,
             monitor: self.clone(),
@@ -299,16 +375,16 @@ impl Monitor {
         self.done(asked.await?, what)
     }
 
-    /// Ends the container, whatever it is doing, and then the monitor. One that has ended is fine.
+    /// Ends the container, whatever it is doing, and then the monitor: one that does not answer is killed. One that
+    /// has ended is fine.
     ///
     /// # Errors
-    /// When the monitor does not answer.
+    /// When not even that ends it: it is left behind, counted, and reaped later.
     pub async fn destroy(&self) -> Result<(), Error> {
-        match self
-            .ask_done(Call::Destroy(Empty {}), ("destroy", DESTROY))
-            .await
-        {
+        let about = ("destroy", DESTROY);
+        match self.ask_done(Call::Destroy(Empty {}), about).await {
             Err(Error::Gone { .. }) => Ok(()),
+            Err(Error::Silent { .. } | Error::Hung { .. }) if self.kill().await => Ok(()),
             other => other,
         }
     }
@@ -332,14 +408,13 @@ impl Monitor {
         })
     }
 
-    /// Kills the monitor, and with it the container, and waits until it is dead.
-    pub(super) async fn kill(&self) {
-        let Some(pidfd) = &self.shared.pidfd else {
-            return;
-        };
-        let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
-        if let Ok(pidfd) = pidfd.try_clone() {
-            let _ = tokio::time::timeout(KILL, process::ended(pidfd)).await;
+    /// Kills the monitor, and with it the container, and waits until it is dead. False when it does not die: it is
+    /// left behind, counted, and reaped later.
+    pub async fn kill(&self) -> bool {
+        match self.shared.pidfd.as_ref().map(OwnedFd::try_clone) {
+            Some(Ok(pidfd)) => hung::kill(pidfd, &self.shared.id, &self.shared.left_behind).await,
+            // Then a closed connection is all that is known of its end, as everywhere.
+            _ => true,
         }
     }
 }
@@ -351,6 +426,8 @@ pub struct ExecHandle {
     pub pid: i32,
     /// The master of its terminal, if it has one.
     pub console: Option<OwnedFd>,
+    /// Readable when it has ended.
+    pidfd: Option<OwnedFd>,
     exec_id: String,
     ended: oneshot::Receiver<ExecExit>,
     monitor: Monitor,
@@ -362,14 +439,31 @@ impl ExecHandle {
         &self.exec_id
     }
 
-    /// Waits for its end.
+    /// Waits for its end: `limit` at most and a little more, where it has one.
     ///
     /// # Errors
-    /// When the monitor dies, or hangs up for a moment, before it could tell.
-    pub async fn wait(self) -> Result<ExecExit, Error> {
-        self.ended.await.map_err(|_| Error::Gone {
-            name: self.monitor.name(),
-            what: "wait for a command",
-        })
+    /// When the monitor dies, or hangs up for a moment, before it could tell; when it does not tell although the
+    /// process has ended, or its time is up.
+    pub async fn wait(mut self, limit: Option<Duration>) -> Result<ExecExit, Error> {
+        let what = "wait for a command";
+        let (name, began) = (self.monitor.name(), Instant::now());
+        let mut dead = false;
+        loop {
+            if let Ok(told) = tokio::time::timeout(LOOK, &mut self.ended).await {
+                return told.map_err(|_| Error::Gone { name, what });
+            }
+            let late = limit.is_some_and(|limit| began.elapsed() >= limit + TELLING);
+            // Seen dead once, it may be about to be told.
+            if late || (dead && self.is_dead()) {
+                let limit = began.elapsed();
+                return Err(Error::Silent { name, what, limit });
+            }
+            dead = self.is_dead();
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        let pidfd = self.pidfd.as_ref();
+        pidfd.is_some_and(|fd| process::has_ended(fd.as_fd(), Duration::ZERO).unwrap_or(false))
     }
 }

@@ -83,6 +83,7 @@ impl Bench {
             open_files: OpenFiles::current(),
             events,
             boot_id: "this boot".into(),
+            left_behind: crate::metrics::Gauge::default(),
         });
         Self {
             running: Some(launcher.unwrap()),
@@ -265,6 +266,7 @@ impl Fixture {
             exec_id: id.into(),
             exec: Some(exec),
             timeout_ms: 0,
+            attended: false,
         }
     }
 
@@ -377,7 +379,7 @@ async fn run(monitor: &Monitor, exec: monitor::Exec) -> (String, monitor::ExecEx
     let handle = monitor.exec(exec, stdio, None).await.unwrap();
     let mut text = String::new();
     let read = tokio::time::timeout(LIMIT, read.read_to_string(&mut text));
-    let (_, exit) = tokio::join!(async { read.await.unwrap().unwrap() }, handle.wait());
+    let (_, exit) = tokio::join!(async { read.await.unwrap().unwrap() }, handle.wait(None));
     (text, exit.unwrap())
 }
 

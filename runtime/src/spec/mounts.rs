@@ -52,12 +52,6 @@ fn entry(path: &str, kind: &str, source: &str, options: &[&str]) -> Entry {
 pub(super) fn build(input: &ContainerInput<'_>) -> Result<Mounts, Error> {
     let mut asked = Vec::new();
     for mount in input.mounts {
-        if mount.request.selinux_relabel && input.facts.selinux {
-            return Err(Error::Mount {
-                path: mount.request.container_path.clone(),
-                why: "a SELinux relabel was asked for, and Berth does not relabel yet".to_owned(),
-            });
-        }
         asked.push(requested(mount)?);
     }
     let taken: Vec<String> = asked.iter().map(|entry| entry.path.clone()).collect();

@@ -66,12 +66,16 @@ pub(super) fn oom_score_adj(asked: i64, lowest: i32) -> (i32, bool) {
 }
 
 /// Docker's rule (row F043): `command` replaces the entry point and drops the image's command, `args`
-/// replaces the command.
+/// replaces the command. `ENTRYPOINT [""]` is how images say that they have none.
 fn args(spec: &ContainerSpec, image: &ImageConfig) -> Result<Vec<Vec<u8>>, Error> {
     let words_of = |first: &[String], then: &[String]| words(first.iter().chain(then));
+    let entrypoint = match image.entrypoint.as_slice() {
+        [word] if word.is_empty() => &[],
+        words => words,
+    };
     match (spec.command.as_slice(), spec.args.as_slice()) {
-        ([], []) => words_of(&image.entrypoint, &image.cmd),
-        ([], args) => words_of(&image.entrypoint, args),
+        ([], []) => words_of(entrypoint, &image.cmd),
+        ([], args) => words_of(entrypoint, args),
         (command, args) => words_of(command, args),
     }
 }

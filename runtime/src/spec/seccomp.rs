@@ -34,7 +34,7 @@ const KEPT: usize = 256;
 pub enum Error {
     /// Not JSON, or not of the form.
     #[error("the seccomp profile is not valid: {0}")]
-    Syntax(#[source] serde_json::Error),
+    Syntax(#[source] crate::json::Error),
     /// An action that is not known.
     #[error("seccomp action {0:?} is not known")]
     Action(String),

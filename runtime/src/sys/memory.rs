@@ -4,6 +4,25 @@
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
+/// From this size on an allocation is a mapping of its own, which goes back to the kernel when it is freed.
+const MAPPED: libc::c_int = 256 << 10;
+
+/// As much free memory at the end of a heap goes back to the kernel.
+const TRIMMED: libc::c_int = 1 << 20;
+
+/// Has large allocations go back to the kernel as soon as they are freed. Left alone the C library raises both limits
+/// after the first large one, up to 32 and 64 MiB, and keeps that much in each of its heaps (mallopt(3)).
+pub fn return_large_allocations() {
+    #[cfg(target_env = "gnu")]
+    for (limit, value) in [
+        (libc::M_MMAP_THRESHOLD, MAPPED),
+        (libc::M_TRIM_THRESHOLD, TRIMMED),
+    ] {
+        // SAFETY: takes numbers only. A limit that cannot be set stays as it was, which costs memory and nothing else.
+        unsafe { libc::mallopt(limit, value) };
+    }
+}
+
 /// Gives back the pages of this program's code: what start-up needed alone is most of it, and the rest is mapped
 /// again from the page cache when it is next executed. Pages of code are never written, so nothing is lost.
 ///

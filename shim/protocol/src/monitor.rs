@@ -232,9 +232,12 @@ pub struct Exec {
     /// Kill the process and its tree after this many milliseconds; 0 is never.
     #[prost(uint64, tag = "3")]
     pub timeout_ms: u64,
+    /// Kill the process and its tree when the connection that asked for it ends: nobody waits for it then.
+    #[prost(bool, tag = "4")]
+    pub attended: bool,
 }
 
-/// An exec'd process is running.
+/// An exec'd process is running. Its pidfd comes along.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ExecStarted {
     /// Its pid in the daemon's PID namespace.

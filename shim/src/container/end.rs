@@ -1,5 +1,6 @@
 //! The end of a container: its exit, what is left of it, its record.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -229,12 +230,14 @@ impl Container {
         out.extend(self.destroyers.drain(..).map(done));
     }
 
-    /// Writes the exit record. While that fails the monitor stays, so that the exit is not lost.
+    /// Writes the exit record. While that fails the monitor stays, so that the exit is not lost; but not once its
+    /// directory is gone: the container was removed then, and nobody looks for its record.
     fn record(&mut self, now: Instant) {
         let Some(exit) = &self.exit else { return };
         let written = exit::write(self.plan.state_dir.as_fd(), &self.plan.boot_id, exit);
+        let again = written.is_err_and(|e| e.kind() != io::ErrorKind::NotFound);
         match &mut self.phase {
-            Phase::Ending(ending) if written.is_err() => ending.again = now + RECORD_AGAIN,
+            Phase::Ending(ending) if again => ending.again = now + RECORD_AGAIN,
             _ => self.phase = Phase::Over,
         }
     }

@@ -37,6 +37,14 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("exec_a_request_that_cannot_be_handed_on_is_told", unsent),
     ("exec_kill_is_for_one", kill_one),
+    (
+        "exec_one_that_is_attended_ends_with_its_connection",
+        attended,
+    ),
+    (
+        "exec_one_that_is_still_being_made_ends_with_its_connection",
+        attended_early,
+    ),
     ("exec_what_a_command_leaves_running_goes_on", leftovers),
     ("exec_many_at_once", many),
     ("exec_ends_with_the_container", ends_with_container),
@@ -305,6 +313,67 @@ fn kill_one() {
     assert_eq!(shim.daemon.exec_exit().exec_id, "a");
 }
 
+fn attended() {
+    let cgroup = Cgroup::new("pids");
+    let mut shim = Shim::running(script(FOREVER));
+    let mut other = shim.connect();
+    other.hello();
+    let (mut exec, own) = in_cgroup(&cgroup, 0);
+    exec.attended = true;
+    let file = |name: &str| shim.dir.path().join(name);
+    let (gone, stays) = (file("gone"), file("stays"));
+    let write = |to: &std::path::Path| format!("echo $$ > {0}.new; mv {0}.new {0}", to.display());
+    let tree = format!(
+        "(setsid sh -c '{}; trap \"\" TERM HUP; {FOREVER}' &); {FOREVER}",
+        write(&gone)
+    );
+    shim.daemon.exec("a", &tree, exec, &[]).unwrap();
+    // Neither one that nobody attends nor one that another daemon does.
+    let text = format!("{}; {FOREVER}", write(&stays));
+    shim.daemon.exec("b", &text, Exec::default(), &[]).unwrap();
+    let theirs = Exec {
+        attended: true,
+        ..Exec::default()
+    };
+    let (started, _) = other.exec("c", FOREVER, theirs, &[]).unwrap();
+    let (gone, stays) = (pid_in(&gone), pid_in(&stays));
+    shim.daemon.hang_up();
+    let exit = other.exec_exit();
+    assert_eq!((exit.exec_id.as_str(), exit.code), ("a", 137));
+    eventually("the orphan's end", || is_gone(gone));
+    assert!(!fs::exists(&own).unwrap());
+    let started = Pid::from_raw(started.pid).unwrap();
+    assert!(!is_gone(stays) && !is_gone(started));
+    drop(other);
+    eventually("the other's end", || is_gone(started));
+    assert!(!is_gone(stays));
+    let mut last = shim.connect();
+    last.hello();
+    last.done(Call::Destroy(Empty {}));
+    shim.ended();
+}
+
+fn attended_early() {
+    let mut shim = Shim::running(script(FOREVER));
+    let exec = Exec {
+        attended: true,
+        ..Exec::default()
+    };
+    shim.daemon.send_exec("a", &["@hang"], exec, &[]);
+    let children = format!("/proc/{0}/task/{0}/children", shim.pid());
+    let count = || {
+        let children = fs::read_to_string(&children).unwrap();
+        children.split_ascii_whitespace().count()
+    };
+    eventually("the worker", || count() == 2);
+    shim.daemon.hang_up();
+    eventually("the worker's end", || count() == 1);
+    let mut next = shim.connect();
+    next.hello();
+    next.exec("a", "exit 3", Exec::default(), &[]).unwrap();
+    assert_eq!(next.exec_exit().code, 3);
+}
+
 fn leftovers() {
     let cgroup = Cgroup::new("pids");
     let mut shim = Shim::running(script(FOREVER));
@@ -389,7 +458,8 @@ fn terminal() {
         .daemon
         .exec("a", "read x; echo got $x", exec, &[])
         .unwrap();
-    assert_eq!(fds.len(), 1);
+    // The terminal, and the pidfd as always.
+    assert_eq!(fds.len(), 2);
     let mut console = fs::File::from(fds.into_iter().next().unwrap());
     console.write_all(b"you\n").unwrap();
     let mut text = Vec::new();

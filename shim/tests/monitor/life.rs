@@ -35,6 +35,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("life_the_monitor_s_death_is_the_container_s", monitor_dies),
     ("life_signals_do_not_end_the_monitor", signals),
     (
+        "life_a_monitor_whose_directory_is_gone_ends",
+        directory_is_gone,
+    ),
+    (
         "life_a_monitor_without_a_daemon_or_container_ends",
         abandoned,
     ),
@@ -327,6 +331,20 @@ fn monitor_dies() {
     assert!(second.hung_up());
     drop(shim);
     eventually("the init's end", || is_gone(init));
+}
+
+/// It hung while its container was killed and removed, past it.
+fn directory_is_gone() {
+    let mut shim = Shim::running(script("while :; do echo x; sleep 0.01; done"));
+    let init = shim.daemon.hello().init.unwrap();
+    shim.daemon.hang_up();
+    kill(shim.pid(), Signal::STOP);
+    kill(Pid::from_raw(init.pid).unwrap(), Signal::KILL);
+    fs::remove_dir_all(shim.dir.path()).unwrap();
+    kill(shim.pid(), Signal::CONT);
+    let resumed = Instant::now();
+    shim.ended();
+    assert!(resumed.elapsed().as_secs() < 5, "{:?}", resumed.elapsed());
 }
 
 fn signals() {

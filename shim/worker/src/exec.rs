@@ -172,8 +172,13 @@ fn enter(init: BorrowedFd<'_>, flags: i32) -> Result<()> {
     if flags == 0 {
         return Ok(());
     }
-    sys::enter_namespaces(init, u64::from(flags.cast_unsigned()))
-        .context(|| "enter the container's namespaces".to_owned())
+    match sys::enter_namespaces(init, u64::from(flags.cast_unsigned())) {
+        // A process that exits leaves its namespaces a moment before it has ended.
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+            Err(Error::state("the container is not running"))
+        }
+        entered => entered.context(|| "enter the container's namespaces".to_owned()),
+    }
 }
 
 /// The file of one of the container's namespaces.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::show::bytes;
 use crate::admin::api::PullProgress;
 use crate::admin::client::Client;
+use crate::model::one_line;
 
 /// Between two looks, on a terminal and elsewhere.
 const BAR_EVERY: Duration = Duration::from_millis(150);
@@ -36,6 +37,7 @@ pub(super) async fn watch<T>(client: &Client, reference: &str, pull: impl Future
             continue;
         };
         let text = line(reference, progress, begin.elapsed());
+        let text = one_line(&text);
         if is_terminal {
             tell(&format!("\r\x1b[K{}", fitting(&text)));
         } else {

@@ -9,7 +9,7 @@ use clap::Args;
 use super::show::{bytes, columns};
 use super::{DaemonArgs, runtime};
 use crate::admin::api::PullProgress;
-use crate::model::chain;
+use crate::model::{chain, lines_for_terminal};
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &PullsArgs) -> Result<(), String> {
             let text = if args.json {
                 json(&pulls)?
             } else {
-                table(&pulls, &before)
+                lines_for_terminal(&table(&pulls, &before)).into_owned()
             };
             let over = args.watch && is_terminal && !args.json;
             let text = if over {

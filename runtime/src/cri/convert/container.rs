@@ -41,8 +41,8 @@ pub(in crate::cri) fn spec(
         envs: environment(&at.field("envs"), config.envs)?,
         mounts: mounts::mounts(&at.field("mounts"), config.mounts, abilities)?,
         devices: mounts::devices(&at.field("devices"), config.devices)?,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: at.field("labels").notes(config.labels)?,
+        annotations: at.field("annotations").notes(config.annotations)?,
         log_path: log_path(&at.field("log_path"), config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -128,7 +128,8 @@ impl Security {
             );
         }
         let user = user(at, &given)?;
-        security::selinux(&at.field("selinux_options"), given.selinux_options)?;
+        let labels_at = at.field("selinux_options");
+        security::selinux(&labels_at, given.selinux_options, abilities)?;
         let namespaces_at = at.field("namespace_options");
         Ok(Self {
             capabilities: capabilities(&at.field("capabilities"), given.capabilities)?,

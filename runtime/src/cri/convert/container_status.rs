@@ -3,7 +3,7 @@
 use berth_cri_api::v1;
 
 use super::{mounts, resources, signals};
-use crate::model::{ContainerMetadata, ContainerState, ContainerStatus, ContainerUser};
+use crate::model::{ContainerMetadata, ContainerState, ContainerStatus, ContainerUser, one_line};
 
 fn state(state: ContainerState) -> i32 {
     match state {
@@ -64,7 +64,7 @@ pub(in crate::cri) fn container_status(container: &ContainerStatus) -> v1::Conta
         }),
         image_ref: container.image_ref.clone(),
         reason: exit.map_or_else(String::new, |e| e.reason.as_str().to_owned()),
-        message: exit.map_or_else(String::new, |e| e.message.clone()),
+        message: exit.map_or_else(String::new, |e| one_line(&e.message).into_owned()),
         labels: spec.labels.clone(),
         annotations: spec.annotations.clone(),
         mounts: spec.mounts.iter().map(mounts::to_proto).collect(),

@@ -2,7 +2,7 @@
 
 use berth_cri_api::v1;
 
-use super::{Abilities, At, Error};
+use super::{Abilities, At, Error, security};
 use crate::model::{DeviceRequest, MountPropagation, MountRequest};
 
 /// The mount options that a request may add.
@@ -28,6 +28,9 @@ fn one(at: &At<'_>, mount: v1::Mount, abilities: Abilities) -> Result<MountReque
         v1::MountPropagation::PropagationHostToContainer => MountPropagation::HostToContainer,
         v1::MountPropagation::PropagationBidirectional => MountPropagation::Bidirectional,
     };
+    if mount.selinux_relabel {
+        security::labelled(&at.field("selinux_relabel"), abilities)?;
+    }
     if mount.image.is_some_and(|image| !image.image.is_empty()) {
         let at = at.field("image");
         return Err(at.not_built("image volumes are not built into this version of Berth"));

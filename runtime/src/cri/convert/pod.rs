@@ -37,8 +37,8 @@ pub(in crate::cri) fn spec(
         log_directory: log_directory(&at.field("log_directory"), config.log_directory)?,
         dns: config.dns_config.map(|c| dns(&dns_at, c)).transpose()?,
         port_mappings: ports(&at.field("port_mappings"), config.port_mappings)?,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: at.field("labels").notes(config.labels)?,
+        annotations: at.field("annotations").notes(config.annotations)?,
         cgroup_parent: cgroup_parent(&linux_at.field("cgroup_parent"), linux.cgroup_parent)?,
         sysctls: sysctls(&linux_at.field("sysctls"), linux.sysctls, &namespaces)?,
         namespaces,
@@ -72,7 +72,8 @@ fn pause(
     given: v1::LinuxSandboxSecurityContext,
     abilities: Abilities,
 ) -> Result<Pause, Error> {
-    security::selinux(&at.field("selinux_options"), given.selinux_options)?;
+    let labels_at = at.field("selinux_options");
+    security::selinux(&labels_at, given.selinux_options, abilities)?;
     let user = security::id(&at.field("run_as_user"), given.run_as_user)?;
     let group_at = at.field("run_as_group");
     let group = security::id(&group_at, given.run_as_group)?;
@@ -166,7 +167,7 @@ fn port(at: &At<'_>, given: v1::PortMapping) -> Result<PortMapping, Error> {
 }
 
 /// Kernel parameters under dotted names. Only those that belong to a namespace of the pod's own are
-/// taken: any other would change the host (row F013).
+/// taken: any other would change the host (row F013). Values are whatever the kernel makes of them.
 fn sysctls(
     at: &At<'_>,
     given: BTreeMap<String, String>,
@@ -174,8 +175,8 @@ fn sysctls(
 ) -> Result<BTreeMap<String, String>, Error> {
     let mut sysctls = BTreeMap::new();
     for (key, value) in given {
-        if value.trim() != value || value.contains('\0') {
-            return Err(at.invalid(format!("the value {value:?} of {key:?} is badly spaced")));
+        if value.contains('\0') {
+            return Err(at.invalid(format!("the value of {key:?} contains a NUL byte")));
         }
         let name = dotted(&key);
         let plain = |c: char| c.is_ascii_graphic();

@@ -2,7 +2,7 @@
 
 use berth_cri_api::v1;
 
-use super::{Abilities, At, Error};
+use super::{Abilities, At, Error, SelinuxOptions};
 use crate::model::{AppArmorProfile, GroupsPolicy, SeccompProfile};
 
 /// The prefix of the older text forms, which some clients put before the newer ones too (row G030).
@@ -100,13 +100,28 @@ fn loaded(at: &At<'_>, name: &str) -> Result<AppArmorProfile, Error> {
     Ok(AppArmorProfile::Localhost(name))
 }
 
-/// Refuses labels, with SELinux on the host or without: somebody counts on them. A kubelet sends none unless
-/// the pod asks for one.
-pub(super) fn selinux(at: &At<'_>, options: Option<v1::SeLinuxOption>) -> Result<(), Error> {
-    if options.is_none_or(|o| o == v1::SeLinuxOption::default()) {
-        return Ok(());
+/// Labels are refused where SELinux enforces: somebody counts on them. Elsewhere nothing would come of them,
+/// and charts send them to every machine (ADR 17).
+pub(super) fn selinux(
+    at: &At<'_>,
+    options: Option<v1::SeLinuxOption>,
+    abilities: Abilities,
+) -> Result<(), Error> {
+    match options {
+        Some(some) if some != v1::SeLinuxOption::default() => labelled(at, abilities),
+        _ => Ok(()),
     }
-    Err(at.not_built("SELinux labels are not built into this version of Berth"))
+}
+
+/// For a field that asks for a label.
+pub(super) fn labelled(at: &At<'_>, abilities: Abilities) -> Result<(), Error> {
+    match abilities.selinux {
+        SelinuxOptions::Ignored => Ok(()),
+        SelinuxOptions::Refused => Err(at.not_built(
+            "SELinux enforces on this machine, and SELinux labels are not built into this version of Berth: \
+             the configuration key containers.selinux = \"off\" runs containers without them",
+        )),
+    }
 }
 
 /// A user or group that may be absent.

@@ -64,7 +64,10 @@ fn container_spec(
 fn all_abilities() -> impl Iterator<Item = Abilities> {
     (0..8).map(|bits| Abilities {
         apparmor: bits & 1 != 0,
-        selinux: bits & 2 != 0,
+        selinux: match bits & 2 {
+            0 => SelinuxOptions::Ignored,
+            _ => SelinuxOptions::Refused,
+        },
         mount_options: bits & 4 != 0,
     })
 }
@@ -230,7 +233,7 @@ fn the_apparmor_profile_is_read_from_both_fields() {
 
 const WITH_APPARMOR: Abilities = Abilities {
     apparmor: true,
-    selinux: false,
+    selinux: SelinuxOptions::Ignored,
     mount_options: false,
 };
 
@@ -275,18 +278,66 @@ fn a_sandbox_has_an_apparmor_profile_too() {
     assert_eq!(make(localhost, WITH_APPARMOR).unwrap(), named);
 }
 
+const ENFORCING: Abilities = Abilities {
+    apparmor: false,
+    selinux: SelinuxOptions::Refused,
+    mount_options: true,
+};
+
 #[test]
-fn selinux_labels_are_refused() {
-    let on = Abilities {
-        selinux: true,
-        ..Abilities::default()
-    };
-    let level = "selinux_options { level: 's0:c1,c2' }";
-    for abilities in [on, Abilities::default()] {
-        assert!(with_security("selinux_options {}", abilities).is_ok());
-        let refused = with_security(level, abilities).unwrap_err();
-        assert_eq!(refused.kind(), Kind::Unimplemented);
+fn selinux_labels_are_ignored_where_nothing_comes_of_them() {
+    let off = Abilities::default();
+    for options in [
+        "selinux_options {}",
+        "selinux_options { level: 's0:c1,c2' }",
+        "selinux_options { type: 'spc_t' }",
+        "selinux_options { user: 'u' role: 'r' type: 't' level: 'l' }",
+        "privileged: false selinux_options { level: 's0' }",
+    ] {
+        assert!(with_security(options, off).is_ok(), "{options}");
+        let asks = options.contains(": '");
+        match with_security(options, ENFORCING) {
+            Ok(_) => assert!(!asks, "{options}"),
+            Err(error) => {
+                assert!(asks && error.kind() == Kind::Unimplemented, "{options}");
+                assert!(error.to_string().contains("containers.selinux = \"off\""));
+            }
+        }
     }
+}
+
+#[test]
+fn a_sandboxs_selinux_labels_are_ignored_too() {
+    let make = |abilities| {
+        let mut config = kubelet_pod();
+        let security = "selinux_options { user: 'u' type: 't' level: 's0' }";
+        let security = parse("LinuxSandboxSecurityContext", security);
+        config.linux.as_mut().unwrap().security_context = Some(security);
+        pod::spec(&At::root("config"), config, String::new(), abilities)
+    };
+    assert!(make(Abilities::default()).is_ok());
+    let refused = make(ENFORCING).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unimplemented);
+    let field = "config.linux.security_context.selinux_options";
+    assert!(refused.to_string().starts_with(field), "{refused}");
+}
+
+#[test]
+fn a_relabel_is_echoed_and_nothing_else_where_nothing_comes_of_labels() {
+    let make = |abilities| {
+        let mut config = kubelet_container();
+        config.mounts[0].selinux_relabel = true;
+        container_spec(config, abilities)
+    };
+    let made = make(Abilities::default()).unwrap();
+    assert!(made.mounts[0].selinux_relabel);
+    let refused = make(ENFORCING).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unimplemented);
+    assert!(
+        refused
+            .to_string()
+            .starts_with("config.mounts[0].selinux_relabel")
+    );
 }
 
 #[test]
@@ -455,4 +506,35 @@ fn an_empty_id_is_refused_and_empty_credentials_are_none() {
         ..Default::default()
     };
     assert!(image::auth(Some(auth)).is_some());
+}
+
+#[test]
+fn labels_and_annotations_of_one_object_have_two_megabytes_each() {
+    let notes = |bytes: usize| [("k".to_owned(), "v".repeat(bytes - 1))].into();
+    for (bytes, fits) in [(256 << 10, true), (2 << 20, true), ((2 << 20) + 1, false)] {
+        for field in ["labels", "annotations"] {
+            let (mut pod, mut container) = (kubelet_pod(), kubelet_container());
+            match field {
+                "labels" => (pod.labels, container.labels) = (notes(bytes), notes(bytes)),
+                _ => (pod.annotations, container.annotations) = (notes(bytes), notes(bytes)),
+            }
+            let made = [
+                pod_spec(pod).map(drop),
+                container_spec(container, Abilities::default()).map(drop),
+            ];
+            for made in made {
+                let Err(error) = made else {
+                    assert!(fits, "{field} {bytes}");
+                    continue;
+                };
+                assert!(
+                    !fits && error.kind() == Kind::InvalidArgument,
+                    "{field} {bytes}"
+                );
+                let said =
+                    format!("config.{field}: has 2097153 bytes in total; 2097152 are the most");
+                assert_eq!(error.to_string(), said);
+            }
+        }
+    }
 }

@@ -130,6 +130,30 @@ async fn an_abandoned_call_is_counted_as_cancelled() {
 }
 
 #[tokio::test]
+async fn an_answer_is_counted_until_the_last_of_its_bytes_is_gone() {
+    let (held, used) = crate::container::Held::of(8);
+    assert_eq!(used(), 16);
+    let mut rig = Rig::new(true, move || {
+        let held = held.clone();
+        async move {
+            let body = http_body_util::Full::new(Bytes::from_static(b"answer"));
+            let mut response = Response::new(Body::new(body));
+            response.extensions_mut().insert(held);
+            Ok(response)
+        }
+    });
+    let mut response = rig.request(None).await.unwrap();
+    drop(rig);
+    let frame = response.body_mut().frame().await.unwrap().unwrap();
+    drop(response);
+    let sent = frame.into_data().unwrap();
+    // As a client that is slow to read leaves it.
+    assert_eq!((&sent[..], used()), (&b"answer"[..], 16));
+    drop(sent);
+    assert_eq!(used(), 0);
+}
+
+#[tokio::test]
 async fn an_error_of_the_handler_is_counted_by_its_code() {
     let mut rig = Rig::new(true, || async { Ok(Status::not_found("x").into_http()) });
     assert_eq!(rig.code(None).await, (Code::NotFound, "x".to_owned()));

@@ -16,7 +16,7 @@ pub(super) async fn handle(
     let pod_id = convert::id("pod_sandbox_id", request.pod_sandbox_id).map_err(status::of)?;
     about_pod(&pod_id);
     let (pod, entry) = deps.pods.enter(&pod_id).map_err(status::of)?;
-    let abilities = deps.node.abilities;
+    let abilities = (deps.node.abilities)();
     let at = At::root("config");
     let config = at.required(request.config).map_err(status::of)?;
     let spec = convert::container::spec(&at, config, &pod.spec, abilities).map_err(status::of)?;

@@ -5,30 +5,27 @@ use std::time::Duration;
 
 use berth_cri_api::MAX_MESSAGE_BYTES;
 use berth_cri_api::v1::{ExecSyncRequest, ExecSyncResponse};
-use tonic::Status;
+use tonic::{Response, Status};
 
+use crate::container::ExecOutput;
 use crate::cri::convert::{self, At};
-use crate::cri::detach::detached;
 use crate::cri::layer::about_container;
 use crate::cri::{Deps, status};
-use crate::model::{ExecOutput, ExecRequest};
+use crate::model::ExecRequest;
 
 /// What both streams may hold together: the answer must fit into one message, or the caller would get
 /// neither output nor exit code.
 const OUTPUT_BYTES: usize = MAX_MESSAGE_BYTES - 1024;
 
+/// Not detached, as nothing else is: a command ends with its caller (ADR 20).
 pub(super) async fn handle(
     deps: &Arc<Deps>,
     request: ExecSyncRequest,
-) -> Result<ExecSyncResponse, Status> {
+) -> Result<Response<ExecSyncResponse>, Status> {
     let (id, request) = convert(request).map_err(status::of)?;
     about_container(&id);
-    let containers = deps.containers.clone();
-    detached(async move {
-        let output = containers.exec_sync(&id, request).await;
-        Ok(answer(output.map_err(status::of)?, OUTPUT_BYTES))
-    })
-    .await
+    let output = deps.containers.exec_sync(&id, request).await;
+    Ok(answer(output.map_err(status::of)?))
 }
 
 fn convert(request: ExecSyncRequest) -> Result<(String, ExecRequest), convert::Error> {
@@ -53,17 +50,17 @@ fn convert(request: ExecSyncRequest) -> Result<(String, ExecRequest), convert::E
     ))
 }
 
-/// Cuts what does not fit; each stream keeps at least half of the room if it needs that much.
-fn answer(output: ExecOutput, room: usize) -> ExecSyncResponse {
-    let (mut stdout, mut stderr) = (output.stdout, output.stderr);
-    let errors = stderr.len().min(room / 2);
-    stdout.truncate(room - errors);
-    stderr.truncate(room - stdout.len());
-    ExecSyncResponse {
+/// What the output takes stays counted until the last byte of the answer is sent (`layer`).
+fn answer(output: ExecOutput) -> Response<ExecSyncResponse> {
+    let exit_code = output.exit_code;
+    let (stdout, stderr, held) = output.fit(OUTPUT_BYTES);
+    let mut answer = Response::new(ExecSyncResponse {
         stdout,
         stderr,
-        exit_code: output.exit_code,
-    }
+        exit_code,
+    });
+    answer.extensions_mut().insert(held);
+    answer
 }
 
 #[cfg(test)]
@@ -71,34 +68,14 @@ mod tests {
     use super::*;
     use prost::Message;
 
-    fn lengths(stdout: usize, stderr: usize, room: usize) -> (usize, usize) {
-        let output = ExecOutput {
-            stdout: vec![b'o'; stdout],
-            stderr: vec![b'e'; stderr],
-            exit_code: 3,
-        };
-        let answer = answer(output, room);
-        assert_eq!(answer.exit_code, 3);
-        (answer.stdout.len(), answer.stderr.len())
-    }
-
-    #[test]
-    fn output_is_cut_fairly_and_only_when_it_does_not_fit() {
-        assert_eq!(lengths(40, 60, 100), (40, 60));
-        assert_eq!(lengths(200, 0, 100), (100, 0));
-        assert_eq!(lengths(200, 10, 100), (90, 10));
-        assert_eq!(lengths(200, 300, 100), (50, 50));
-        assert_eq!(lengths(10, 300, 100), (10, 90));
-    }
-
     #[test]
     fn the_largest_answer_fits_into_a_message() {
-        let output = ExecOutput {
-            stdout: vec![0; MAX_MESSAGE_BYTES],
-            stderr: vec![0; MAX_MESSAGE_BYTES],
+        let answer = ExecSyncResponse {
+            stdout: vec![0; OUTPUT_BYTES / 2],
+            stderr: vec![0; OUTPUT_BYTES / 2],
             exit_code: -1,
         };
-        assert!(answer(output, OUTPUT_BYTES).encoded_len() <= MAX_MESSAGE_BYTES);
+        assert!(answer.encoded_len() <= MAX_MESSAGE_BYTES);
     }
 
     #[test]

@@ -3,15 +3,16 @@
 use berth_cri_api::v1;
 use tonic::Status;
 
+use crate::cri::fit::fit;
 use crate::cri::{Deps, convert};
 
 pub(super) async fn handle(
     deps: &Deps,
     request: v1::ListContainerStatsRequest,
 ) -> Result<v1::ListContainerStatsResponse, Status> {
-    Ok(v1::ListContainerStatsResponse {
-        stats: measure(deps, request.filter).await,
-    })
+    let mut stats = measure(deps, request.filter).await;
+    fit(&mut stats, "ListContainerStats", &deps.metrics);
+    Ok(v1::ListContainerStatsResponse { stats })
 }
 
 /// Those that are over are among them, with what they wrote and nothing else, as in containerd: until it is

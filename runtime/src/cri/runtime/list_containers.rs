@@ -3,6 +3,7 @@
 use berth_cri_api::v1::{ListContainersRequest, ListContainersResponse};
 use tonic::Status;
 
+use crate::cri::fit::fit;
 use crate::cri::{Deps, convert, status};
 
 pub(super) fn handle(
@@ -11,7 +12,7 @@ pub(super) fn handle(
 ) -> Result<ListContainersResponse, Status> {
     let filter = convert::container::filter(request.filter).map_err(status::of)?;
     let containers = deps.containers.list(&filter);
-    Ok(ListContainersResponse {
-        containers: containers.iter().map(convert::container_item).collect(),
-    })
+    let mut containers: Vec<_> = containers.iter().map(convert::container_item).collect();
+    fit(&mut containers, "ListContainers", &deps.metrics);
+    Ok(ListContainersResponse { containers })
 }

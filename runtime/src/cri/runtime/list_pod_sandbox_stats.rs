@@ -3,6 +3,7 @@
 use berth_cri_api::v1;
 use tonic::Status;
 
+use crate::cri::fit::fit;
 use crate::cri::{Deps, convert};
 use crate::model::{ContainerFilter, ContainerState};
 
@@ -10,9 +11,9 @@ pub(super) async fn handle(
     deps: &Deps,
     request: v1::ListPodSandboxStatsRequest,
 ) -> Result<v1::ListPodSandboxStatsResponse, Status> {
-    Ok(v1::ListPodSandboxStatsResponse {
-        stats: measure(deps, request.filter).await,
-    })
+    let mut stats = measure(deps, request.filter).await;
+    fit(&mut stats, "ListPodSandboxStats", &deps.metrics);
+    Ok(v1::ListPodSandboxStatsResponse { stats })
 }
 
 /// Pods that are not ready are not among them.

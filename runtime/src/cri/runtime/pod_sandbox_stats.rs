@@ -3,6 +3,7 @@
 use berth_cri_api::v1::{PodSandboxStatsRequest, PodSandboxStatsResponse};
 use tonic::Status;
 
+use crate::cri::fit::fit;
 use crate::cri::layer::about_pod;
 use crate::cri::{Deps, convert, status};
 use crate::model::{ContainerFilter, ContainerState};
@@ -20,7 +21,12 @@ pub(super) async fn handle(
         ..ContainerFilter::default()
     });
     let stats = deps.stats.pod(pod, containers).await.map_err(status::of)?;
-    Ok(PodSandboxStatsResponse {
-        stats: Some(convert::stats::pod(&stats)),
-    })
+    let mut stats = convert::stats::pod(&stats);
+    // The annotations of all of its containers are in it.
+    fit(
+        std::slice::from_mut(&mut stats),
+        "PodSandboxStats",
+        &deps.metrics,
+    );
+    Ok(PodSandboxStatsResponse { stats: Some(stats) })
 }

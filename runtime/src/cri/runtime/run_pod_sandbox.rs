@@ -17,7 +17,8 @@ pub(super) async fn handle(
     let at = At::root("config");
     let config = at.required(request.config).map_err(status::of)?;
     let handler = known_handler(&deps.node, request.runtime_handler)?;
-    let spec = convert::pod::spec(&at, config, handler, deps.node.abilities).map_err(status::of)?;
+    let abilities = (deps.node.abilities)();
+    let spec = convert::pod::spec(&at, config, handler, abilities).map_err(status::of)?;
     // Not detached here: the manager goes on by itself, and has to know whether anybody was told of the result.
     let id = deps.pods.run(spec).await.map_err(status::of)?;
     about_pod(id.as_str());

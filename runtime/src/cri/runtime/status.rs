@@ -7,6 +7,7 @@ use berth_cri_api::v1::{
 
 use crate::cri::node::{Condition, Node};
 use crate::cri::verbose;
+use crate::model::one_line;
 
 pub(super) fn handle(node: &Node, request: &StatusRequest) -> StatusResponse {
     let network = (node.network)();
@@ -29,7 +30,7 @@ pub(super) fn handle(node: &Node, request: &StatusRequest) -> StatusResponse {
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: node.abilities.mount_options,
+            mount_options: (node.abilities)().mount_options,
         }),
     }
 }
@@ -44,7 +45,7 @@ fn condition(name: &str, usual_reason: &str, condition: Condition) -> RuntimeCon
         r#type: name.to_owned(),
         status: condition.ready,
         reason,
-        message: condition.message,
+        message: one_line(&condition.message).into_owned(),
     }
 }
 

@@ -5,13 +5,15 @@ use tonic::Status;
 
 use super::list_container_stats::measure;
 use crate::cri::Deps;
-use crate::cri::batch::{BATCH_BYTES, batches};
+use crate::cri::fit::fitting_batches;
 
 pub(super) async fn handle(
     deps: &Deps,
     request: StreamContainerStatsRequest,
 ) -> Result<impl Iterator<Item = StreamContainerStatsResponse> + Send + use<>, Status> {
     let stats = measure(deps, request.filter).await.into_iter();
-    Ok(batches(stats, BATCH_BYTES)
-        .map(|container_stats| StreamContainerStatsResponse { container_stats }))
+    Ok(
+        fitting_batches(stats, "StreamContainerStats", deps.metrics.clone())
+            .map(|container_stats| StreamContainerStatsResponse { container_stats }),
+    )
 }

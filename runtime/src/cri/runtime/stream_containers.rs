@@ -3,7 +3,7 @@
 use berth_cri_api::v1::{StreamContainersRequest, StreamContainersResponse};
 use tonic::Status;
 
-use crate::cri::batch::{BATCH_BYTES, batches};
+use crate::cri::fit::fitting_batches;
 use crate::cri::{Deps, convert, status};
 
 pub(super) fn handle(
@@ -13,5 +13,8 @@ pub(super) fn handle(
     let filter = convert::container::filter(request.filter).map_err(status::of)?;
     let containers = deps.containers.list(&filter).into_iter();
     let items = containers.map(|container| convert::container_item(&container));
-    Ok(batches(items, BATCH_BYTES).map(|containers| StreamContainersResponse { containers }))
+    Ok(
+        fitting_batches(items, "StreamContainers", deps.metrics.clone())
+            .map(|containers| StreamContainersResponse { containers }),
+    )
 }

@@ -3,7 +3,7 @@
 use berth_cri_api::v1::{StreamPodSandboxesRequest, StreamPodSandboxesResponse};
 use tonic::Status;
 
-use crate::cri::batch::{BATCH_BYTES, batches};
+use crate::cri::fit::fitting_batches;
 use crate::cri::{Deps, convert, status};
 
 pub(super) fn handle(
@@ -13,6 +13,8 @@ pub(super) fn handle(
     let filter = convert::pod::filter(request.filter).map_err(status::of)?;
     let pods = deps.pods.list(&filter).into_iter();
     let items = pods.map(|pod| convert::pod::item(&pod));
-    Ok(batches(items, BATCH_BYTES)
-        .map(|pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
+    Ok(
+        fitting_batches(items, "StreamPodSandboxes", deps.metrics.clone())
+            .map(|pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }),
+    )
 }

@@ -14,10 +14,10 @@ fn node(network: NetworkReport, cidr: Arc<Mutex<String>>) -> Node {
     Node {
         config: Arc::new(Config::load(Some(file.path()), &[]).unwrap()),
         cgroup_driver: CgroupDriver::Cgroupfs,
-        abilities: Abilities {
+        abilities: Box::new(|| Abilities {
             mount_options: true,
             ..Abilities::default()
-        },
+        }),
         handlers: vec!["berth".into()],
         runtime: Box::new(Condition::ready),
         network: Box::new(move || network.clone()),

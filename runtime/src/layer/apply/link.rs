@@ -12,6 +12,9 @@ use super::attributes::not_set;
 use super::{Applier, Entry, Error, LINK, Made, name, whiteout};
 use crate::sys::fs::open_in_root;
 
+/// A target that leaves more directories than this again is nothing that anybody makes, and each one takes a look.
+const MAX_UPS: usize = 64;
+
 impl Applier<'_> {
     /// S5: the target is a name in this layer, looked up inside the root, its last component not followed.
     /// One that is not there may be in a lower layer: that is settled by [`crate::layer::finish()`].
@@ -22,10 +25,11 @@ impl Applier<'_> {
         name: &[u8],
         entry: &Entry,
     ) -> Result<(), Error> {
-        let target = name::clean(&entry.link, self.limits.path)
+        let target = name::clean_target(&entry.link, self.limits.path)
             .ok()
             .filter(|target| !target.is_empty())
             .ok_or_else(|| Error::refused(name, "it is a hard link to no name inside the layer"))?;
+        self.check_way(&entry.link, name)?;
         let (target_dir, target_base) = name::split(&target);
         let Some(from) = self.target_dir(target_dir, name)? else {
             return self.defer(dir, base, name, &target);
@@ -61,8 +65,29 @@ impl Applier<'_> {
         Ok(())
     }
 
+    /// Programs that unpack layers take a target by its text, or follow it like the kernel. Where that makes a difference
+    /// it is refused: a link of this layer that the target leads through and up from again.
+    fn check_way(&self, target: &[u8], name: &[u8]) -> Result<(), Error> {
+        for (ups, left) in crate::tarball::name::left(target).enumerate() {
+            if ups == MAX_UPS {
+                let why = "it is a hard link whose target goes up more often than paths are deep";
+                return Err(Error::refused(name, why));
+            }
+            let (dir, base) = name::split(&left);
+            let Some(dir) = self.target_dir(dir, name)? else {
+                continue;
+            };
+            let stat = rustix::fs::statat(&dir, base, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_symlink()) {
+                let why = "it is a hard link whose target goes up from a symbolic link, which is not the same place to everyone";
+                return Err(Error::refused(name, why));
+            }
+        }
+        Ok(())
+    }
+
     /// The directory that a link's target is in; none if the layer does not have it.
-    fn target_dir(&mut self, dir: &[u8], name: &[u8]) -> Result<Option<OwnedFd>, Error> {
+    fn target_dir(&self, dir: &[u8], name: &[u8]) -> Result<Option<OwnedFd>, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         match open_in_root(
             self.root,

@@ -1,5 +1,7 @@
 //! Names of entries: hostile bytes until they have been here.
 
+use crate::tarball::name;
+
 /// What the last component of a name means.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Class<'n> {
@@ -19,31 +21,29 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Components joined by single slashes, with none in front; empty for the root.
 ///
-/// S3: absolute names are taken relative to the root, `..` is refused wherever it is.
+/// S3: absolute names are taken relative to the root, and those that lead above it are refused.
 pub(super) fn clean(raw: &[u8], limit: usize) -> Result<Vec<u8>, &'static str> {
+    plain(raw, limit)?;
+    name::beneath(raw).ok_or("its name leads out of the layer")
+}
+
+/// The same of a hard link's target, of which what leads above the root stays at the root.
+pub(super) fn clean_target(raw: &[u8], limit: usize) -> Result<Vec<u8>, &'static str> {
+    plain(raw, limit)?;
+    Ok(name::target(raw))
+}
+
+fn plain(raw: &[u8], limit: usize) -> Result<(), &'static str> {
     if raw.is_empty() {
         return Err("it has no name");
     }
     if raw.len() > limit {
         return Err("its name is too long");
     }
-    if raw.contains(&0) {
-        return Err("its name contains a NUL");
+    match raw.contains(&0) {
+        true => Err("its name contains a NUL"),
+        false => Ok(()),
     }
-    let mut name = Vec::with_capacity(raw.len());
-    for part in raw.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => return Err("its name leads out of a directory"),
-            part => {
-                if !name.is_empty() {
-                    name.push(b'/');
-                }
-                name.extend_from_slice(part);
-            }
-        }
-    }
-    Ok(name)
 }
 
 /// Directory and last component of a clean name.
@@ -95,6 +95,10 @@ mod tests {
             ("/", ""),
             (".", ""),
             ("...", "..."),
+            ("a/../b", "b"),
+            ("a/b/../.wh.c", "a/.wh.c"),
+            ("/..", ""),
+            ("a/..", ""),
         ] {
             assert_eq!(
                 clean(raw.as_bytes(), 100).unwrap(),
@@ -102,10 +106,15 @@ mod tests {
                 "{raw}"
             );
         }
-        for raw in ["", "..", "a/../b", "../x", "/..", "a/..", "x\0y"] {
+        for raw in ["", "..", "../x", "a/../../b", "./..", "x\0y"] {
             assert!(clean(raw.as_bytes(), 100).is_err(), "{raw}");
         }
+        for raw in ["", "x\0y"] {
+            assert!(clean_target(raw.as_bytes(), 100).is_err(), "{raw}");
+        }
+        assert_eq!(clean_target(b"../../a/./../b/", 100).unwrap(), b"b");
         assert!(clean(&[b'a'; 101], 100).is_err());
+        assert!(clean_target(&[b'a'; 101], 100).is_err());
         assert_eq!(clean(b"\xff/\xfe", 100).unwrap(), b"\xff/\xfe");
     }
 

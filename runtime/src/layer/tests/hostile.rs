@@ -96,11 +96,21 @@ fn s03_names_that_lead_out_are_refused_and_odd_ones_confined() {
     assert!(bench.apply(tar).is_err());
     let bench = Bench::new();
     let mut tar = Tar::new();
-    for name in ["/abs", "a//b", "./c/.", "d/"] {
+    for name in [
+        "/abs",
+        "a//b",
+        "./c/.",
+        "d/",
+        "e/../f",
+        "/../g",
+        "./n/./../h/../i",
+    ] {
         tar.file(name, b"x");
     }
+    tar.symlink("l", "a");
+    tar.file("l/../j", b"x");
     bench.apply(tar).unwrap();
-    for name in ["abs", "a/b", "c", "d"] {
+    for name in ["abs", "a/b", "c", "d", "f", "g", "i", "j"] {
         assert_eq!(bench.text(name), "x");
     }
     let component = "n".repeat(256);
@@ -152,6 +162,48 @@ fn s05_hard_links_stay_inside() {
             Err(error) => assert!(matches!(error, Error::Refused { .. }), "{target}: {error}"),
         }
     }
+    // Targets are cleaned under the root.
+    for target in [
+        "./a/../real/f",
+        "real//f",
+        "/real/./f",
+        "../../real/f",
+        "/../real/f",
+        "real/x/../f/",
+        "real/../real/nothing/../f",
+    ] {
+        let bench = Bench::new();
+        let mut tar = Tar::new();
+        tar.file("real/f", b"inside");
+        tar.hard_link("h", target);
+        let applied = bench.apply(tar).unwrap();
+        assert_eq!(
+            (applied.deferred, bench.text("h").as_str()),
+            (0, "inside"),
+            "{target}"
+        );
+    }
+    // But where the text and the kernel lead to two places, to none.
+    for target in ["out/../f", "d/in/../f", "./out/./../real/../real/f"] {
+        let bench = Bench::new();
+        let mut tar = Tar::new();
+        tar.file("real/f", b"inside")
+            .file("f", b"other")
+            .file("d/f", b"third");
+        tar.symlink("out", "/real/deep")
+            .symlink("d/in", "../real/deep");
+        tar.hard_link("h", target);
+        let error = bench.apply(tar).unwrap_err();
+        assert!(
+            error.to_string().contains("goes up from a symbolic link"),
+            "{error}"
+        );
+    }
+    let bench = Bench::new();
+    let mut tar = Tar::new();
+    tar.pax(&[("linkpath", &format!("{}f", "d/../".repeat(65)))]);
+    tar.hard_link("h", "x");
+    assert!(matches!(bench.apply(tar), Err(Error::Refused { .. })));
     // Through a link that an earlier entry made: a place inside, and a hard link to a link is one to the link.
     let bench = Bench::new();
     let mut tar = Tar::new();

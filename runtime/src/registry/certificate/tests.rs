@@ -33,7 +33,7 @@ fn pem_is_read_as_others_write_it() {
     ] {
         assert_eq!(
             read(text),
-            [good.clone()],
+            vec![good.clone()],
             "{}",
             String::from_utf8_lossy(text)
         );
@@ -50,7 +50,7 @@ fn pem_is_read_as_others_write_it() {
         assert_eq!(read(text.as_bytes()), want, "{broken}");
     }
     let locked = b"-----BEGIN K-----\nProc-Type: 4,ENCRYPTED\n\nAQID\n-----END K-----\n";
-    assert_eq!(read(locked)[0].1, true);
+    assert!(read(locked)[0].1);
     assert_eq!(read(b"-----BEGIN X----\nAQID\n-----END X-----\n"), []);
 }
 
@@ -89,10 +89,10 @@ fn only_an_authority_vouches_for_others() {
     let ca = IsCa::Ca(BasicConstraints::Unconstrained);
     assert!(!authority(&|_| ()));
     assert!(!authority(&|wanted| wanted.is_ca = IsCa::ExplicitNoCa));
-    assert!(authority(&|wanted| wanted.is_ca = ca.clone()));
+    assert!(authority(&|wanted| wanted.is_ca = ca));
     let usage = |usage: KeyUsagePurpose| {
         authority(&|wanted| {
-            wanted.is_ca = ca.clone();
+            wanted.is_ca = ca;
             wanted.key_usages = vec![usage];
         })
     };

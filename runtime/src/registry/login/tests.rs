@@ -32,6 +32,21 @@ fn user(login: &Login) -> &str {
 }
 
 #[test]
+fn nothing_may_be_written_as_null_and_with_the_mark_of_an_editor() {
+    let bare = node("\u{feff}{\"auths\":null,\"credHelpers\":null,\"credsStore\":null}").unwrap();
+    assert_eq!(user(&login(&bare, "r.io", "x")), "none");
+    let node = node(
+        r#"{"auths":{"n.io":null,
+            "r.io":{"username":null,"password":null,"auth":"dTp1","identitytoken":null},
+            "l.io":{"auth":"dT\r\np1\n"}}}"#,
+    )
+    .unwrap();
+    assert_eq!(user(&login(&node, "n.io", "x")), "none");
+    assert_eq!(user(&login(&node, "r.io", "x")), "u");
+    assert_eq!(user(&login(&node, "l.io", "x")), "u");
+}
+
+#[test]
 fn every_form_of_an_entry_is_found() {
     // "dTp1" is u:u.
     let node = node(

@@ -104,7 +104,7 @@ async fn any_kind_of_certificate_that_is_named_is_trusted() {
             IsCa::ExplicitNoCa,
             IsCa::Ca(BasicConstraints::Unconstrained),
         ] {
-            let own = own(HERE, algorithm, |wanted| wanted.is_ca = is_ca.clone());
+            let own = own(HERE, algorithm, |wanted| wanted.is_ca = is_ca);
             let fake = own.serve().await;
             pull(&fake, own.pem().as_bytes()).await.unwrap();
         }
@@ -183,7 +183,7 @@ async fn a_certificate_vouches_for_others_only_as_an_authority() {
         (IsCa::NoCa, false),
     ] {
         let issuer = own(&["issuer.test"], p256, |wanted| {
-            wanted.is_ca = is_ca.clone();
+            wanted.is_ca = is_ca;
             let common = rcgen::DnType::CommonName;
             wanted.distinguished_name.push(common, "issuer");
         });

@@ -164,7 +164,7 @@ async fn a_command_may_have_a_terminal() {
         }
         String::from_utf8(text).unwrap()
     });
-    assert_eq!(handle.wait().await.unwrap().code, 4);
+    assert_eq!(handle.wait(None).await.unwrap().code, 4);
     assert_eq!(text.await.unwrap(), "/dev/pts/0\r\n33 99\r\n");
     monitor.destroy().await.unwrap();
 }
@@ -218,6 +218,82 @@ async fn a_monitor_is_found_again() {
 }
 
 #[tokio::test]
+async fn a_monitor_that_hangs_is_asked_little_and_killed_in_the_end() {
+    let mut bench = Bench::new();
+    let mut fixture = Fixture::script("while :; do sleep 0.05; done");
+    let (monitor, started) = fixture.run(&bench).await;
+    let (pid, start_time) = monitor.process().unwrap();
+    assert!(sys::process::is_alive(pid, start_time).unwrap());
+    let exec = |id| {
+        let mut exec = fixture.exec(id, &["true"]);
+        exec.timeout_ms = 100;
+        monitor.exec(exec, ExecStdio::default(), None)
+    };
+    let process = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let began = Instant::now();
+    let silent = exec("a").await.unwrap_err();
+    assert!(matches!(silent, Error::Silent { .. }), "{silent:?}");
+    assert_eq!(silent.kind(), Kind::Unavailable);
+    assert!(began.elapsed() < Duration::from_secs(15));
+    // From now on nobody waits for it, and it is killed when it has to go.
+    let began = Instant::now();
+    let hung = exec("b").await.unwrap_err();
+    assert!(matches!(hung, Error::Hung { .. }), "{hung:?}");
+    assert_eq!(hung.kind(), Kind::Unavailable);
+    assert!(monitor.reopen_log(None).await.is_err() && monitor.kill_exec("a").await.is_err());
+    monitor.destroy().await.unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(matches!(bench.event().await, MonitorEventKind::Lost));
+    dies(pid, start_time).await;
+    dies(started.pid, started.start_time).await;
+    let gone = bench
+        .launcher()
+        .kill_monitor(&fixture.id, (pid, start_time));
+    assert!(gone.await.unwrap());
+    remove_leaves(&fixture);
+}
+
+#[tokio::test]
+async fn a_monitor_that_resumes_is_asked_again() {
+    let bench = Bench::new();
+    let mut fixture = Fixture::script("while :; do sleep 0.05; done");
+    let (monitor, _) = fixture.run(&bench).await;
+    let process = rustix::process::Pid::from_raw(monitor.process().unwrap().0).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let mut exec = fixture.exec("a", &["true"]);
+    exec.timeout_ms = 1;
+    let silent = monitor.exec(exec, ExecStdio::default(), None).await;
+    assert!(matches!(silent, Err(Error::Silent { .. })), "{silent:?}");
+    rustix::process::kill_process(process, rustix::process::Signal::CONT).unwrap();
+    let give_up = Instant::now() + LIMIT;
+    // What it was asked before it answers now, and with that it is heard of.
+    while monitor.kill_exec("a").await.is_err() {
+        assert!(Instant::now() < give_up, "it is not asked again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (text, _) = run(&monitor, fixture.exec("b", &["echo", "there"])).await;
+    assert_eq!(text, "there\n");
+    monitor.destroy().await.unwrap();
+}
+
+/// The daemon's part, where there is none.
+fn remove_leaves(fixture: &Fixture) {
+    for leaf in &fixture.create.leaves {
+        let give_up = Instant::now() + LIMIT;
+        let exec = format!("{leaf}/a");
+        while Path::new(leaf).exists() && Instant::now() < give_up {
+            let _ = fs::remove_dir(&exec);
+            let _ = fs::remove_dir(leaf);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_monitor_that_dies_takes_its_container_along() {
     let mut bench = Bench::new();
     let mut fixture = Fixture::script("while :; do sleep 0.05; done");
@@ -230,7 +306,7 @@ async fn a_monitor_that_dies_takes_its_container_along() {
     let exec = exec.await.unwrap();
     monitor.kill().await;
     assert!(matches!(bench.event().await, MonitorEventKind::Lost));
-    let gone = exec.wait().await;
+    let gone = exec.wait(None).await;
     assert!(matches!(gone, Err(Error::Gone { .. })), "{gone:?}");
     dies(started.pid, started.start_time).await;
     assert!(read_exit(fixture.dir.path()).unwrap().is_none());
@@ -245,14 +321,7 @@ async fn a_monitor_that_dies_takes_its_container_along() {
             .await
             .is_err_and(|e| e.kind() == Kind::Unknown)
     );
-    for leaf in &fixture.create.leaves {
-        let give_up = Instant::now() + LIMIT;
-        let exec = format!("{leaf}/a");
-        while Path::new(leaf).exists() && Instant::now() < give_up {
-            let _ = fs::remove_dir(&exec);
-            let _ = fs::remove_dir(leaf);
-        }
-    }
+    remove_leaves(&fixture);
 }
 
 #[tokio::test]
@@ -299,7 +368,7 @@ async fn an_oom_kill_is_told() {
         match bench.event().await {
             MonitorEventKind::Oom(kills) => assert!(kills > 0),
             MonitorEventKind::Exited(exit) => break exit,
-            MonitorEventKind::Lost => panic!("lost"),
+            other => panic!("{other:?}"),
         }
     };
     assert!(exit.oom, "{exit:?}");

@@ -131,6 +131,7 @@ async fn missing_programs_and_control_groups_are_named() {
         open_files: OpenFiles::current(),
         events: events.clone(),
         boot_id: String::new(),
+        left_behind: crate::metrics::Gauge::default(),
     };
     let error = Launcher::open(config("/no/such/worker".into(), Vec::new())).unwrap_err();
     assert!(error.to_string().contains("/no/such/worker"), "{error}");

@@ -78,68 +78,51 @@ pub(super) struct Conditions {
     pub(super) min_kernel: Option<(u32, u32)>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 struct RawProfile {
     default_action: String,
-    #[serde(default)]
     default_errno_ret: Option<u32>,
-    #[serde(default)]
     architectures: Option<Vec<String>>,
-    #[serde(default)]
     arch_map: Option<Vec<RawArch>>,
-    #[serde(default)]
     flags: Option<Vec<String>>,
-    #[serde(default)]
     listener_path: Option<String>,
-    #[serde(default)]
     syscalls: Option<Vec<RawRule>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 struct RawArch {
     architecture: String,
-    #[serde(default)]
     sub_architectures: Option<Vec<String>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 struct RawRule {
-    #[serde(default)]
     names: Option<Vec<String>>,
-    #[serde(default)]
     name: Option<String>,
     action: String,
-    #[serde(default)]
     errno_ret: Option<u32>,
-    #[serde(default)]
     args: Option<Vec<RawComparison>>,
-    #[serde(default)]
     includes: Option<RawConditions>,
-    #[serde(default)]
     excludes: Option<RawConditions>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 struct RawComparison {
     index: u32,
     value: u64,
-    #[serde(default)]
     value_two: u64,
     op: String,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(default, rename_all = "camelCase")]
 struct RawConditions {
-    #[serde(default)]
     caps: Option<Vec<String>>,
-    #[serde(default)]
     arches: Option<Vec<String>>,
-    #[serde(default)]
     min_kernel: Option<String>,
 }
 
@@ -149,7 +132,7 @@ impl Profile {
     /// # Errors
     /// Not of the form, or something in it is not known or not supported.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let raw: RawProfile = serde_json::from_slice(bytes).map_err(Error::Syntax)?;
+        let raw: RawProfile = crate::json::from_slice(bytes).map_err(Error::Syntax)?;
         if raw.listener_path.is_some_and(|path| !path.is_empty()) {
             return Err(Error::Notify);
         }

@@ -93,7 +93,7 @@ impl Case {
                 kernel: (6, 12),
                 cgroup,
                 apparmor: false,
-                selinux: false,
+                selinux: crate::host::Selinux::default(),
                 capabilities: (1 << 41) - 1,
                 hugepage_sizes: vec!["2MB".into()],
                 min_oom_score_adj: -1000,

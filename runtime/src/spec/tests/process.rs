@@ -30,10 +30,25 @@ fn commands_follow_dockers_rules() {
     assert_eq!(run(&["x"], &["a"], &["e"], &["c"]).unwrap(), "x a");
     assert_eq!(run(&[], &[], &[], &["c"]).unwrap(), "c");
     assert!(matches!(run(&[], &[], &[], &[]), Err(Error::NoCommand)));
-    assert!(matches!(
-        run(&[], &[], &[""], &[]),
-        Err(Error::Command { index: 0, .. })
-    ));
+    // One empty word is how images say that they have no entry point.
+    assert_eq!(run(&[], &[], &[""], &["c", ""]).unwrap(), "c ");
+    assert_eq!(run(&[], &["a", "b"], &[""], &["c"]).unwrap(), "a b");
+    assert_eq!(run(&["x"], &["a"], &[""], &["c"]).unwrap(), "x a");
+    assert!(matches!(run(&[], &[], &[""], &[]), Err(Error::NoCommand)));
+    // Anywhere else it is a word, and no program's name.
+    assert_eq!(run(&[], &[], &["e"], &[""]).unwrap(), "e ");
+    for (command, args, entrypoint, cmd) in [
+        (&[][..], &[][..], &[][..], &[""][..]),
+        (&[], &[""], &[""], &["c"]),
+        (&[], &[], &["", "e"], &["c"]),
+        (&[], &[], &["", ""], &["c"]),
+        (&[""], &["a"], &["e"], &["c"]),
+    ] {
+        assert!(matches!(
+            run(command, args, entrypoint, cmd),
+            Err(Error::Command { index: 0, .. })
+        ));
+    }
     assert!(matches!(
         run(&["a\0b"], &[], &[], &[]),
         Err(Error::Command { .. })

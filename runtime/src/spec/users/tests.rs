@@ -16,9 +16,13 @@ app:x:1001:
 far:x:3000000000:app
 broken
 last:x:60:other,app";
+/// The kernel takes it, so being in it is no reason to lose it.
+const FAR: u32 = 3_000_000_000;
 
 fn resolve_with(request: &UserRequest, image: &str) -> Result<ContainerUser, UserError> {
-    resolve(Some(PASSWD), Some(GROUP), request, image)
+    let resolved = resolve(Some(PASSWD), Some(GROUP), request, image)?;
+    assert_eq!(resolved.warnings, [""; 0]);
+    Ok(resolved.user)
 }
 
 fn image(user: &str) -> Result<ContainerUser, UserError> {
@@ -38,19 +42,21 @@ fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> ContainerUser {
 fn nothing_said_is_root() {
     assert_eq!(image("").unwrap(), user(0, 0, &[0, 50], "/root"));
     assert_eq!(
-        resolve(None, None, &UserRequest::default(), "").unwrap(),
+        resolve(None, None, &UserRequest::default(), "")
+            .unwrap()
+            .user,
         user(0, 0, &[0], "/root")
     );
 }
 
 #[test]
 fn the_images_user_in_all_its_forms() {
-    let app = user(1000, 1001, &[10, 50, 60, 1001], "/home/app");
+    let app = user(1000, 1001, &[10, 50, 60, 1001, FAR], "/home/app");
     assert_eq!(image("app").unwrap(), app);
     assert_eq!(image("1000").unwrap(), app);
     assert_eq!(image("app:").unwrap(), app);
     assert_eq!(image("app:staff").unwrap().gid, 50);
-    assert_eq!(image("1000:77").unwrap().groups, [10, 50, 60, 77]);
+    assert_eq!(image("1000:77").unwrap().groups, [10, 50, 60, 77, FAR]);
     assert_eq!(image(":staff").unwrap().uid, 0);
     assert_eq!(image("4711").unwrap(), user(4711, 0, &[0], "/"));
     assert_eq!(image("noend").unwrap(), user(8, 9, &[9], "/srv/x"));
@@ -63,8 +69,11 @@ fn digits_are_never_a_name_and_never_wrap() {
         "4294967295",
         "4294967296",
         "99999999999",
-        "00",
-        "010",
+        "99999999999999999999999999",
+        "00002147483648",
+        "-1",
+        "-99999999999999999999999999",
+        "root:-1",
         "1000:4294967296",
     ] {
         assert!(
@@ -73,16 +82,16 @@ fn digits_are_never_a_name_and_never_wrap() {
         );
     }
     for text in [
-        "-1",
         "0x0",
-        "+1000",
         " 1000",
         "1000 ",
+        "1_000",
+        "+",
+        "-",
+        "--1",
         "nobody",
-        "bad",
         "ap",
         "root:nope",
-        "root:-1",
     ] {
         assert!(
             matches!(
@@ -94,12 +103,12 @@ fn digits_are_never_a_name_and_never_wrap() {
     }
     // The passwd line named "12" is not what the number 12 means.
     assert_eq!(image("12").unwrap().uid, 12);
-    for text in ["huge", "big"] {
-        assert!(
-            matches!(image(text), Err(UserError::OutOfRange(_))),
-            "{text}"
-        );
+    for text in ["huge", "big", "bad"] {
+        let said = image(text).unwrap_err();
+        assert!(matches!(said, UserError::Line { .. }), "{text}: {said}");
+        assert!(said.to_string().contains("is not from 0 to 2147483647"));
     }
+    assert!(matches!(image("app:staff:x"), Err(UserError::Form(_))));
 }
 
 #[test]
@@ -116,7 +125,7 @@ fn the_request_wins_over_the_image() {
     };
     assert_eq!(
         resolve_with(&request, "").unwrap(),
-        user(1000, 7, &[7, 10, 50, 60], "/home/app")
+        user(1000, 7, &[7, 10, 50, 60, FAR], "/home/app")
     );
     let request = UserRequest {
         username: "1000".into(),
@@ -166,7 +175,7 @@ fn strict_takes_only_what_was_given() {
     };
     assert_eq!(
         resolve_with(&merge, "").unwrap().groups,
-        [4, 5, 10, 50, 60, 1001]
+        [4, 5, 10, 50, 60, 1001, FAR]
     );
 }
 
@@ -186,7 +195,203 @@ fn a_million_members_on_one_line_are_read_quickly() {
         username: "app".into(),
         ..UserRequest::default()
     };
-    let user = resolve(Some(PASSWD), Some(&group), &request, "").unwrap();
-    assert_eq!(user.groups, [1001]);
+    let resolved = resolve(Some(PASSWD), Some(&group), &request, "").unwrap();
+    assert_eq!(resolved.user.groups, [1001]);
     assert!(begin.elapsed().as_secs() < 5);
+}
+
+/// What containerd 2.4.2 makes of files and a `USER`: uid, gid, groups.
+type Case<'a> = (&'a str, &'a str, &'a str, (u32, u32, &'a [u32]));
+
+#[test]
+fn odd_files_are_read_as_elsewhere() {
+    let cases: &[Case<'_>] = &[
+        // No group, or too few fields for one: 0.
+        ("app:x:10001:", "", "app", (10001, 0, &[0])),
+        ("app:x:10001:", "", "10001", (10001, 0, &[0])),
+        ("app:x:10001", "", "app", (10001, 0, &[0])),
+        ("app:x:10001:::/h:/s", "", "app", (10001, 0, &[0])),
+        ("a:x:1:2", "g:x", "a:g", (1, 0, &[0])),
+        ("a:x:1:2", "g", "a:g", (1, 0, &[0])),
+        ("a:x:1:2", "g:x::a", "a", (1, 2, &[0, 2])),
+        // Leading zeros and signs, in USER and in the files.
+        ("", "", "0010", (10, 0, &[0])),
+        ("", "", "0000", (0, 0, &[0])),
+        ("", "", "+1000:+7", (1000, 7, &[7])),
+        ("", "", "010:007", (10, 7, &[7])),
+        ("a:x:0010:0020", "", "a", (10, 20, &[20])),
+        ("a:x:0010:0020", "g:x:030:a", "10", (10, 20, &[20, 30])),
+        // Space around a line and line ends of other systems do not count.
+        ("  a:x:1:2  ", "", "a", (1, 2, &[2])),
+        ("\ta:x:1:2\r\nb:x:3:4\r\n", "", "b", (3, 4, &[4])),
+        (
+            "a:x:1:2\r",
+            "g:x:5:a\r\nh:x:6:b,a\r",
+            "a",
+            (1, 2, &[2, 5, 6]),
+        ),
+        ("\n\n  \na:x:1:2\n\n", "\n# g:x:5:a\n", "a", (1, 2, &[2])),
+        // Lines of others do not matter, whatever they are.
+        (
+            "bad:x:zz:zz\n+::::::\n-x\na:x:1:2",
+            "+:::\nbad:x:zz:b",
+            "a",
+            (1, 2, &[2]),
+        ),
+        (
+            "bad:x:zz:zz\n+::::::\n:::\nroot:x:0:0",
+            "",
+            "0",
+            (0, 0, &[0]),
+        ),
+        (
+            "# one\nroot:x:0:0",
+            "# two\nroot:x:0:root",
+            "root",
+            (0, 0, &[0]),
+        ),
+        // The first line wins.
+        ("a:x:1:2\na:x:3:4", "", "a", (1, 2, &[2])),
+        ("a:x:1:2\nb:x:1:4", "", "1", (1, 2, &[2])),
+        // A group that is given makes the account's unimportant, and its id with it.
+        ("a:x:1:zz", "", "a:7", (1, 7, &[7])),
+        // Nothing asked for is root with group 0, whatever the files say.
+        ("root:x:0:99", "", "", (0, 0, &[0])),
+        ("root:x:0:99", "", "root", (0, 99, &[99])),
+        ("root:x:0:zz", "g:x:5:root", "", (0, 0, &[0, 5])),
+        ("", "", ":1000", (0, 1000, &[1000])),
+        ("", "", "1000:", (1000, 0, &[0])),
+        ("", "", ":", (0, 0, &[0])),
+        // A line without a name is nobody's membership.
+        (":x:5:6", "g:x:7:,x", "5", (5, 6, &[6])),
+        // More fields than there are.
+        ("a:x:1:2:::::::", "g:x:3:a:b:c", "a", (1, 2, &[2, 3])),
+    ];
+    for (passwd, group, asked, (uid, gid, groups)) in cases {
+        let (passwd, group) = (passwd.as_bytes(), group.as_bytes());
+        let read = resolve(Some(passwd), Some(group), &UserRequest::default(), asked);
+        let read = read
+            .unwrap_or_else(|e| panic!("{asked} of {passwd:?}: {e}"))
+            .user;
+        assert_eq!(
+            (read.uid, read.gid, read.groups.as_slice()),
+            (*uid, *gid, *groups),
+            "{asked}"
+        );
+    }
+}
+
+#[test]
+fn what_would_have_to_be_guessed_names_the_line() {
+    // Elsewhere each of these is root, or its group.
+    for (passwd, group, asked, said) in [
+        (
+            "\na:x::5",
+            "",
+            "a",
+            "line 2 of the image's /etc/passwd, \"a\": it has no user id",
+        ),
+        (
+            "a",
+            "",
+            "a",
+            "line 1 of the image's /etc/passwd, \"a\": it has no user id",
+        ),
+        ("a:x", "", "a", "has no user id"),
+        ("a:x:zz:5", "", "a", "its user id \"zz\" is not a number"),
+        ("a:x: 1:5", "", "a", "its user id \" 1\" is not a number"),
+        ("a:x:1:5x", "", "a", "its group id \"5x\" is not a number"),
+        ("a:x:1:5x", "", "1", "its group id \"5x\" is not a number"),
+        ("a:x:1:-5", "", "a", "its group id \"-5\" is not from 0"),
+        (
+            "a:x:1:2",
+            "g:x:zz:",
+            "a:g",
+            "line 1 of the image's /etc/group, \"g\"",
+        ),
+        (
+            "a:x:1:2",
+            "g:x:zz:b,a",
+            "a",
+            "its group id \"zz\" is not a number",
+        ),
+        (
+            "a:x:1:2",
+            "g:x:4294967295:a",
+            "a",
+            "is not from 0 to 4294967294",
+        ),
+        (
+            "a\u{1b}[2J:x:z\n:2",
+            "",
+            "a\u{1b}[2J",
+            "\"a\\u{1b}[2J\": its user id \"z\"",
+        ),
+    ] {
+        let (passwd, group) = (passwd.as_bytes(), group.as_bytes());
+        let read = resolve(Some(passwd), Some(group), &UserRequest::default(), asked);
+        let told = read.unwrap_err().to_string();
+        assert!(told.contains(said), "{asked}: {told}");
+        assert!(!told.contains(char::is_control) && told.contains("correct it in the image"));
+    }
+    let long = format!("a:x:{}:2", "9x".repeat(100_000));
+    let read = resolve(Some(long.as_bytes()), None, &UserRequest::default(), "a");
+    assert!(read.unwrap_err().to_string().len() < 400);
+}
+
+#[test]
+fn a_missing_group_id_is_told() {
+    let read = |passwd: &str, group: &str, request: &UserRequest, asked: &str| {
+        let resolved = resolve(
+            Some(passwd.as_bytes()),
+            Some(group.as_bytes()),
+            request,
+            asked,
+        );
+        resolved.unwrap().warnings
+    };
+    let nothing = UserRequest::default();
+    assert_eq!(
+        read("\napp:x:10001:", "", &nothing, "app"),
+        ["line 2 of the image's /etc/passwd, \"app\", has no group id: 0 is taken"]
+    );
+    assert_eq!(
+        read("a:x:1:2", "g:x::a", &nothing, "a"),
+        ["line 1 of the image's /etc/group, \"g\", has no group id: 0 is taken"]
+    );
+    // Nothing is said of what was not needed.
+    let with_group = UserRequest {
+        uid: Some(10001),
+        gid: Some(7),
+        policy: GroupsPolicy::Strict,
+        ..UserRequest::default()
+    };
+    assert_eq!(read("app:x:10001:", "g:x::app", &with_group, ""), [""; 0]);
+}
+
+#[test]
+fn root_under_merge_has_its_group_once() {
+    let request = |policy| UserRequest {
+        supplemental_groups: vec![0, 7, 7, 5],
+        policy,
+        ..UserRequest::default()
+    };
+    let resolve = |policy| resolve_with(&request(policy), "").unwrap().groups;
+    assert_eq!(resolve(GroupsPolicy::Merge), [0, 5, 7, 50]);
+    assert_eq!(resolve(GroupsPolicy::Strict), [0, 5, 7]);
+
+    // Under Strict it is not listed for who asked for nobody: containerd lists there what was asked for.
+    let only = |user: &str, supplemental: &[u32]| {
+        let request = UserRequest {
+            supplemental_groups: supplemental.to_vec(),
+            policy: GroupsPolicy::Strict,
+            ..UserRequest::default()
+        };
+        resolve_with(&request, user).unwrap().groups
+    };
+    assert_eq!(only("", &[7, 5]), [5, 7]);
+    assert_eq!(only("", &[]), [0; 0]);
+    assert_eq!(only("0", &[7, 5]), [0, 5, 7]);
+    assert_eq!(only("root", &[]), [0]);
+    assert_eq!(only(":staff", &[7]), [7, 50]);
 }

@@ -9,9 +9,10 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::{FileType, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::headers::{Event, Parser, clean};
+use super::headers::{Event, Parser};
 use super::read::{fault, open, shown, unreadable, wrong_size};
 use super::{Entry, Type};
+use crate::tarball::name;
 
 /// Read at a time where a sparse file should have a hole, bytes.
 const PIECE: usize = 64 << 10;
@@ -150,7 +151,7 @@ impl Comparison {
     /// A link to a file of this layer is that file, and one to a lower layer's has that one's attributes, which nobody
     /// knows here.
     fn hard_link(&mut self, entry: &Entry, stat: &Stat) -> io::Result<()> {
-        if let Ok(target) = open(&self.root, &clean(&entry.link), OFlags::PATH) {
+        if let Ok(target) = open(&self.root, &name::target(&entry.link), OFlags::PATH) {
             let target = id(&rustix::fs::fstat(&target)?);
             if target != id(stat) && self.linked.contains(&target) {
                 let (name, target) = (shown(&entry.name), shown(&entry.link));

@@ -5,6 +5,7 @@
 
 use super::Entry;
 use crate::tarball::header::{Block, number};
+use crate::tarball::name;
 use crate::tarball::pax::{Pax, SparseKind};
 use crate::tarball::sparse::{self, MapReader};
 use crate::tarball::{BLOCK, Type};
@@ -279,7 +280,7 @@ impl Parser {
             Map::Old => Some(u64::try_from(number(block.real_size())?).ok()?),
             _ => pax.sparse.size,
         };
-        let name = clean(&pax.sparse.name.unwrap_or(raw));
+        let name = name::beneath(&pax.sparse.name.unwrap_or(raw))?;
         // Whiteouts: by name, some of which aufs wrote for itself, and by device.
         let mut parts = name.split(|byte| *byte == b'/');
         let hides =
@@ -371,11 +372,4 @@ impl Parser {
         }
         Some(())
     }
-}
-
-/// Components joined by single slashes.
-pub(super) fn clean(raw: &[u8]) -> Vec<u8> {
-    let parts = raw.split(|byte| *byte == b'/');
-    let parts = parts.filter(|part| !matches!(*part, b"" | b"."));
-    parts.collect::<Vec<_>>().join(&b'/')
 }

@@ -5,7 +5,7 @@ use super::*;
 /// A change to a request, the field that is named, and whether it is "not built" instead of wrong.
 type Refusal = (&'static str, &'static str, bool);
 
-const SANDBOXES: [Refusal; 27] = [
+const SANDBOXES: [Refusal; 30] = [
     ("metadata { name: '' }", "config.metadata.name", false),
     (
         "hostname: '0123456789012345678901234567890123456789012345678901234567890123456789'",
@@ -50,7 +50,22 @@ const SANDBOXES: [Refusal; 27] = [
         false,
     ),
     (
-        "linux { sysctls { key: 'net.core.somaxconn' value: ' 1' } }",
+        "linux { sysctls { key: 'net.core.somaxconn' value: '1\\000' } }",
+        "config.linux.sysctls",
+        false,
+    ),
+    (
+        "linux { sysctls { key: 'net.core.somaxconn\\n' value: '1' } }",
+        "config.linux.sysctls",
+        false,
+    ),
+    (
+        "linux { sysctls { key: 'net.core/../../kernel.pid_max' value: '1' } }",
+        "config.linux.sysctls",
+        false,
+    ),
+    (
+        "linux { sysctls { key: 'fs.mqueue.//.//.kernel.pid_max' value: '1' } }",
         "config.linux.sysctls",
         false,
     ),

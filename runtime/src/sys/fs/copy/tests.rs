@@ -178,7 +178,7 @@ fn links_lead_nowhere_else() {
 
 #[test]
 fn depth_costs_no_descriptors_and_names_may_be_any_bytes() {
-    const DEPTH: usize = 300;
+    const DEPTH: u64 = 300;
     let case = Case::new();
     let mut dir = open_dir_path(&case.from).unwrap();
     let name = OsStr::from_bytes(b"\xff a\n");
@@ -191,7 +191,7 @@ fn depth_costs_no_descriptors_and_names_may_be_any_bytes() {
     case.copy();
     let usage = |path: &Path| tree_usage(open_dir_path(path).unwrap().as_fd()).unwrap();
     assert_eq!(usage(&case.from), usage(&case.to));
-    assert_eq!(usage(&case.to).inodes as usize, 2 * DEPTH + 1);
+    assert_eq!(usage(&case.to).inodes, 2 * DEPTH + 1);
 }
 
 #[test]

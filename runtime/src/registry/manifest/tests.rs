@@ -1,0 +1,400 @@
+//! Documents as tools write them, and as nobody should.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const D: &str = "sha256:9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf";
+
+fn entry(platform: &str) -> String {
+    format!(
+        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{D}","size":1{platform}}}"#
+    )
+}
+
+fn platform(os: &str, arch: &str, variant: &str) -> String {
+    entry(&format!(
+        r#","platform":{{"os":"{os}","architecture":"{arch}","variant":"{variant}"}}"#
+    ))
+}
+
+fn index(entries: &[String]) -> Index {
+    let text = format!(
+        r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+        entries.join(",")
+    );
+    match parse(text.as_bytes(), None).unwrap() {
+        Content::Index(index) => index,
+        _ => unreachable!(),
+    }
+}
+
+#[test]
+fn documents_are_what_their_bytes_say() {
+    let layer = entry("").replace(MANIFESTS[0], "");
+    let manifest = format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[{layer}]}}"#);
+    for kind in [
+        None,
+        Some(MANIFESTS[0]),
+        Some("application/json; charset=utf-8"),
+    ] {
+        assert!(matches!(
+            parse(manifest.as_bytes(), kind),
+            Ok(Content::Manifest(_))
+        ));
+    }
+    assert!(parse(manifest.as_bytes(), Some(INDEXES[0])).is_err());
+    for (bad, want) in [
+        (
+            r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#,
+            "ambiguous",
+        ),
+        (
+            r#"{"schemaVersion":2,"manifests":[],"config":{}}"#,
+            "ambiguous",
+        ),
+        (
+            r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","config":{},"layers":[]}"#,
+            "ambiguous",
+        ),
+        (r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1"),
+        (
+            r#"{"schemaVersion":2,"layers":[],"layers":[]}"#,
+            "duplicate",
+        ),
+        (
+            r#"{"schemaVersion":2,"config":{},"layers":[],"config":{}}"#,
+            "duplicate",
+        ),
+        (
+            r#"{"schemaVersion":2,"manifests":[],"manifests":[]}"#,
+            "duplicate",
+        ),
+        ("\u{feff}{}", "not a manifest"),
+        (r#"{"schemaVersion":2}"#, "neither"),
+        (r#"{"schemaVersion":3,"manifests":[]}"#, "schemaVersion"),
+        (
+            r#"{"schemaVersion":2,"config":null,"layers":[]}"#,
+            "neither",
+        ),
+        ("[]", "not a manifest"),
+        (
+            r#"{"schemaVersion":2,"config":{"size":-1},"layers":[]}"#,
+            "malformed",
+        ),
+    ] {
+        let said = parse(bad.as_bytes(), None).unwrap_err();
+        assert!(said.contains(want), "{bad}: {said}");
+    }
+    let said = parse(
+        b"{}",
+        Some("application/vnd.docker.distribution.manifest.v1+prettyjws"),
+    );
+    assert!(said.unwrap_err().contains("schema 1"));
+}
+
+#[test]
+fn artifacts_are_called_by_their_name() {
+    let layer = entry("").replace(MANIFESTS[0], "");
+    let read = |config: &str, more: &str| {
+        let config = entry("").replace(MANIFESTS[0], config);
+        let text = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer}]{more}}}"#);
+        parse(text.as_bytes(), None)
+    };
+    let kind = r#","artifactType":"application/x-model""#;
+    for config in [EMPTY, "application/octet-stream"] {
+        let Ok(Content::Artifact(said)) = read(config, kind) else {
+            panic!("{config}");
+        };
+        assert!(
+            said.contains(r#"an artifact ("application/x-model")"#),
+            "{said}"
+        );
+    }
+    assert!(matches!(read(EMPTY, ""), Ok(Content::Artifact(_))));
+    let image = |content| matches!(content, Ok(Content::Manifest(_)));
+    for config in CONFIGS {
+        assert!(image(read(config, kind)), "{config}");
+    }
+    assert!(image(read("application/octet-stream", "")));
+    for text in [
+        r#"{"schemaVersion":2,"artifactType":"x","blobs":[]}"#,
+        r#"{"blobs":[]}"#,
+    ] {
+        let got = parse(text.as_bytes(), None);
+        assert!(matches!(got, Ok(Content::Artifact(_))), "{text}: {got:?}");
+    }
+}
+
+#[test]
+fn a_type_inside_that_is_not_the_one_outside_is_ambiguous() {
+    let text =
+        |kind: &str, rest: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{kind}",{rest}}}"#);
+    let manifest = format!(r#""config":{0},"layers":[{0}]"#, entry(""));
+    for (kinds, rest) in [(INDEXES, r#""manifests":[]"#), (MANIFESTS, &manifest)] {
+        for (inside, outside) in [(0, 1), (1, 0)] {
+            let text = text(kinds[inside], rest);
+            let said = parse(text.as_bytes(), Some(kinds[outside])).unwrap_err();
+            assert!(said.contains("the registry calls it"), "{said}");
+            assert!(parse(text.as_bytes(), Some(kinds[inside])).is_ok());
+        }
+    }
+}
+
+fn choose(index: &Index) -> usize {
+    let digest = index.candidates().unwrap()[0];
+    let at = |entry: &Entry| std::ptr::eq(entry, digest);
+    index.entries().iter().position(at).unwrap()
+}
+
+#[test]
+fn the_best_platform_is_chosen() {
+    let here = host_arch();
+    let other = if here == "amd64" { "s390x" } else { "amd64" };
+    let list = index(&[
+        platform("windows", here, ""),
+        platform("linux", other, ""),
+        entry(""),
+        platform("linux", here, ""),
+        platform("unknown", "unknown", ""),
+        platform("linux", here, ""),
+    ]);
+    assert_eq!(choose(&list), 3);
+    assert_eq!(list.candidates().unwrap().len(), 1);
+    let none = index(&[
+        platform("linux", other, ""),
+        platform("unknown", "unknown", ""),
+        platform("linux", "a\\nb", ""),
+    ]);
+    let said = none.candidates().unwrap_err();
+    assert!(
+        said.contains(&format!("linux/{other}")) && !said.contains("unknown"),
+        "{said}"
+    );
+    assert!(
+        said.contains(r#""linux/a\nb""#) && !said.contains('\n'),
+        "{said}"
+    );
+    let unsaid = index(&[platform("linux", other, ""), entry("")]);
+    assert_eq!(choose(&unsaid), 1);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_machine_by_any_of_its_names_is_chosen() {
+    let other = platform("linux", "s390x", "");
+    for (os, arch) in [
+        ("linux", "x86_64"),
+        ("Linux", "AMD64"),
+        ("", "x86-64"),
+        ("linux", "i386"),
+        ("linux", "386"),
+    ] {
+        let list = index(&[entry(""), other.clone(), platform(os, arch, "")]);
+        assert_eq!(choose(&list), 2, "{os}/{arch}");
+    }
+    let list = index(&[
+        platform("linux", "386", ""),
+        platform("linux", "x86_64", "v1"),
+    ]);
+    assert_eq!(choose(&list), 1);
+}
+
+/// One odd entry spoils nothing.
+#[test]
+fn odd_entries_of_an_index_are_passed_over() {
+    let good = platform("linux", host_arch(), "");
+    for odd in [
+        entry(r#","platform":{}"#),
+        entry(r#","platform":null"#),
+        entry(r#","platform":{"os":null,"architecture":null}"#),
+        entry(r#","platform":"linux/amd64""#),
+        entry(r#","platform":{"os":7}"#),
+        entry(r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#),
+        entry("").replace(D, "sha256:../x"),
+        good.replace(D, "not a digest"),
+        good.replace("\"size\":1", "\"size\":-1"),
+        good.replace("\"size\":1", "\"size\":1.0"),
+        good.replace("image.manifest.v1", "signature.v1"),
+        "{}".to_owned(),
+        "null".to_owned(),
+        "7".to_owned(),
+        "[[]]".to_owned(),
+    ] {
+        let list = index(&[odd.clone(), good.clone()]);
+        let best = list.candidates().unwrap();
+        assert_eq!(best.len(), 1, "{odd}");
+        assert!(
+            std::ptr::eq(best[0], list.entries().last().unwrap()),
+            "{odd}"
+        );
+    }
+    // What others could read in two ways is not odd.
+    for twice in [
+        good.replace("\"size\"", "\"Digest\":\"x\",\"size\""),
+        good.replace("\"os\"", "\"OS\":\"windows\",\"os\""),
+    ] {
+        let text = format!(r#"{{"schemaVersion":2,"manifests":[{twice},{good}]}}"#);
+        let said = parse(text.as_bytes(), None).unwrap_err();
+        assert!(said.contains("duplicate member"), "{said}");
+    }
+}
+
+#[test]
+fn entries_that_do_not_say_are_tried_in_order_and_likely_ones_first() {
+    let digest = |n: usize| format!("sha256:{n:064x}");
+    let other = if host_arch() == "amd64" {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let list = index(&[
+        entry(r#","artifactType":"application/x""#).replace(D, &digest(1)),
+        entry("")
+            .replace("image.manifest", "other")
+            .replace(D, &digest(2)),
+        platform("linux", other, "").replace(D, &digest(3)),
+        entry(r#","platform":{}"#).replace(D, &digest(4)),
+        entry("").replace(MANIFESTS[0], "").replace(D, &digest(5)),
+        entry("").replace(D, "sha256:x"),
+    ]);
+    let digests: Vec<_> = list
+        .candidates()
+        .unwrap()
+        .iter()
+        .map(|e| e.digest().to_owned())
+        .collect();
+    assert_eq!(digests, [4, 5, 1, 2].map(digest));
+}
+
+/// What Go's programs write for nothing, and what they read as it.
+#[test]
+fn nulls_names_in_any_case_and_missing_types_are_read_as_go_does() {
+    let config = entry("");
+    for text in [
+        format!(r#"{{"schemaVersion":2,"config":{config},"layers":null}}"#),
+        format!(r#"{{"schemaVersion":2,"config":{config}}}"#),
+        format!(r#"{{"config":{config},"layers":[]}}"#),
+        format!(r#"{{"SchemaVersion":2,"CONFIG":{config},"Layers":[],"manifests":null}}"#),
+        format!(
+            r#"{{"schemaVersion":null,"mediaType":null,"annotations":null,"config":{config},"layers":[]}}"#
+        ),
+    ] {
+        let Ok(Content::Manifest(manifest)) = parse(text.as_bytes(), None) else {
+            panic!("{text}");
+        };
+        assert!(manifest.layers().is_empty());
+    }
+    let bare =
+        format!(r#"{{"digest":"{D}","size":3,"annotations":{{"a":null}},"x":[{{"y":1e9}}]}}"#);
+    let text = format!(r#"{{"schemaVersion":2,"config":{bare},"layers":[{bare},{bare}]}}"#);
+    let Ok(Content::Manifest(manifest)) = parse(text.as_bytes(), None) else {
+        panic!("{text}");
+    };
+    assert_eq!(manifest.layers().len(), 2);
+    assert_eq!(manifest.config().media_type().to_string(), "");
+    let text = format!(
+        r#"{{"Manifests":[{{"Digest":"{D}","Platform":{{"Architecture":"{}"}}}}]}}"#,
+        host_arch()
+    );
+    let Ok(Content::Index(index)) = parse(text.as_bytes(), None) else {
+        panic!("{text}");
+    };
+    assert_eq!(index.candidates().unwrap().len(), 1);
+}
+
+#[test]
+fn what_two_readers_could_take_for_two_things_is_refused() {
+    let config = entry("");
+    let member =
+        |more: &str| format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]{more}}}"#);
+    for more in [
+        r#","Layers":[]"#,
+        r#","layer\u017f":[]"#,
+        r#","LAYERS":null"#,
+        r#","CONFIG":{}"#,
+        r#","SCHEMAVERSION":2"#,
+        r#","mediaType":"","MediaType":"""#,
+        r#","annotations":{},"Annotations":{}"#,
+    ] {
+        let said = parse(member(more).as_bytes(), None).unwrap_err();
+        assert!(said.contains("duplicate member"), "{more}: {said}");
+    }
+    for more in [r#","Manifests":[]"#, r#","manifests":{}"#] {
+        let said = parse(member(more).as_bytes(), None).unwrap_err();
+        assert!(said.contains("ambiguous"), "{more}: {said}");
+    }
+    for bad in [
+        member(r#","fsLayers":[]"#),
+        member("").replace("\"size\":1", "\"size\":1.0"),
+        member("").replace("\"size\":1", "\"size\":1e3"),
+        member("").replace("\"size\":1", "\"size\":\"1\""),
+        member("").replace(D, "sha256:/../"),
+        member("").replace("[]", "{}"),
+        member("").replace("[]", "[null]"),
+        member("") + "{}",
+        member("").replace("2,", "3,"),
+    ] {
+        assert!(parse(bad.as_bytes(), None).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn blobs_that_are_no_layers_stand_beside_them() {
+    let blob = |kind: &str| entry("").replace(MANIFESTS[0], kind);
+    let read = |kinds: &[&str]| {
+        let blobs: Vec<_> = kinds.iter().map(|kind| blob(kind)).collect();
+        let text = format!(
+            r#"{{"schemaVersion":2,"config":{},"layers":[{}]}}"#,
+            blob(CONFIGS[0]),
+            blobs.join(",")
+        );
+        parse(text.as_bytes(), None).unwrap()
+    };
+    let oci = "application/vnd.oci.image.layer.v1.tar+gzip";
+    for beside in [
+        "application/vnd.in-toto+json",
+        "application/vnd.dev.cosign.simplesigning.v1+json",
+        "application/vnd.oci.image.config.v1+json",
+        "text/plain",
+    ] {
+        let Content::Manifest(manifest) = read(&[beside, oci, beside, ""]) else {
+            panic!("{beside}");
+        };
+        assert_eq!(manifest.layers().len(), 2, "{beside}");
+        assert_eq!(manifest.beside(), Some(beside));
+        let Content::Artifact(said) = read(&[beside, beside]) else {
+            panic!("{beside}");
+        };
+        assert!(said.contains("nothing in it to run"), "{said}");
+    }
+    // What calls itself a layer is one, and an error where it cannot be unpacked.
+    for layer in [
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/vnd.oci.image.layer.v2.squashfs",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.erofs.layer.v1",
+    ] {
+        let Content::Manifest(manifest) = read(&[layer, oci]) else {
+            panic!("{layer}");
+        };
+        assert_eq!((manifest.layers().len(), manifest.beside()), (2, None));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = parse(&bytes, None);
+    }
+
+    #[test]
+    fn any_mixture_of_members_is_read_or_refused(members in proptest::collection::vec((
+        "schemaVersion|mediaType|manifests|layers|config|fsLayers|subject|annotations",
+        "2|1|-1|null|\"x\"|\\[\\]|\\{\\}|\\[null\\]|\\[\\{\\}\\]|99999999999999999999",
+    ), 0..6)) {
+        let text: Vec<_> = members.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
+        let _ = parse(format!("{{{}}}", text.join(",")).as_bytes(), None);
+    }
+}
