@@ -41,6 +41,10 @@ pub(super) async fn kill(pidfd: OwnedFd, id: &ContainerId, left_behind: &Gauge) 
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::zombie_processes,
+    reason = "that they are reaped is what is tested"
+)]
 mod tests {
     use super::*;
     use std::os::unix::process::CommandExt as _;
