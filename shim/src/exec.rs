@@ -250,7 +250,7 @@ impl Exec {
             Verdict::Executed if !has_executed(pid) => {
                 // Silence may be a process that ends without having been able to tell why.
                 self.step = Step::Lost(pid);
-                return self.kill();
+                self.kill();
             }
             Verdict::Executed => {
                 if let Some(caller) = self.caller.take() {

@@ -1,6 +1,8 @@
 //! Runs generated pods on Berth and on containerd and compares what they see from inside. A difference that is not in
 //! `tests/difftest/known.txt` is a failure; the same seed gives the same pods again.
 
+// The futures of CRI calls are large, and here are two.
+#![allow(clippy::large_futures)]
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
