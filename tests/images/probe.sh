@@ -1,3 +1,4 @@
+#!/bin/sh
 # What a container sees from inside, a line for each thing: KEY, a tab, VALUE. Lines of one key are told apart by their
 # values. The name of the last argument is `exec` when another process than the first one looks.
 p() { printf '%s\t%s\n' "$1" "$2"; }
@@ -21,7 +22,13 @@ tail -n +2 /proc/$$/limits | lines limits
 p oom_score_adj "$(cat /proc/$$/oom_score_adj 2>/dev/null)"
 for ns in cgroup ipc mnt net pid user uts; do p "ns.$ns" "$(readlink /proc/$$/ns/$ns)"; done
 for fd in 0 1 2; do p "fd.$fd" "$(readlink /proc/$$/fd/$fd | sed 's/:\[.*//')"; done
-p fds "$(ls /proc/$$/fd | sort -n | tr '\n' ' ')"
+fds=
+fd=0
+while [ $fd -lt 64 ]; do
+	[ ! -L /proc/$$/fd/$fd ] || fds="$fds $fd"
+	fd=$((fd + 1))
+done
+p fds "$fds"
 p tty "$(tty 2>/dev/null) $(stty size 2>/dev/null)"
 p hostname "$(hostname)"
 

@@ -33,13 +33,18 @@ pub struct Difference {
 
 /// What is not the same in two views. Where only one runs, there is nothing more to compare.
 #[must_use]
-pub fn compare(berth: &View, containerd: &View) -> Vec<Difference> {
-    let outcome = "outcome".to_owned();
-    let keys: BTreeSet<&String> = if berth.get(&outcome) == containerd.get(&outcome) {
-        berth.keys().chain(containerd.keys()).collect()
-    } else {
-        [&outcome].into()
-    };
+pub fn compare(berth: &Seen, containerd: &Seen) -> Vec<Difference> {
+    let outcome = |seen: &Seen| seen.view.get("outcome").cloned().unwrap_or_default();
+    if outcome(berth) != outcome(containerd) {
+        let told = |seen: &Seen| format!("{}: {}", outcome(seen), seen.words);
+        return vec![Difference {
+            key: "outcome".to_owned(),
+            berth: told(berth),
+            containerd: told(containerd),
+        }];
+    }
+    let (berth, containerd) = (&berth.view, &containerd.view);
+    let keys: BTreeSet<&String> = berth.keys().chain(containerd.keys()).collect();
     let of = |view: &View, key: &String| view.get(key).cloned().unwrap_or_default();
     let all = keys.into_iter().map(|key| Difference {
         key: key.clone(),
@@ -227,9 +232,12 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let view = |pairs: &[(&str, &str)]| -> View {
+        let view = |pairs: &[(&str, &str)]| {
             let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-            pairs.iter().map(own).collect()
+            Seen {
+                view: pairs.iter().map(own).collect(),
+                words: String::new(),
+            }
         };
         let told = compare(
             &view(&[("a", "1"), ("b", "2"), ("c", "3")]),
@@ -246,5 +254,10 @@ mod tests {
             })
             .collect();
         assert_eq!(told, [("b", "2", "x"), ("c", "3", ""), ("d", "", "4")]);
+        let told = compare(
+            &view(&[("outcome", "refused")]),
+            &view(&[("a", "1"), ("outcome", "started")]),
+        );
+        assert_eq!(told.len(), 1);
     }
 }

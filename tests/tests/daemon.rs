@@ -236,11 +236,17 @@ async fn large_messages(case: &mut Case) -> Result<()> {
     let mut config = berth_tests::pods::script("true");
     // Beyond the 4 MiB at which many servers stop.
     let value = "x".repeat(1 << 20);
-    config.annotations = (0..6)
-        .map(|number| (format!("a{number}"), value.clone()))
+    let numbered = |end| (0..end).map(|number| (format!("a{number}"), value.clone()));
+    config.annotations = numbered(1).collect();
+    config.labels = numbered(1).collect();
+    config.envs = numbered(6)
+        .map(|(key, value)| KeyValue {
+            key,
+            value: value.into(),
+        })
         .collect();
     let created = pod.create(&config).await?;
-    ensure_eq!(created.status().await?.annotations.len(), 6);
+    ensure_eq!(created.status().await?.annotations, config.annotations);
     Ok(())
 }
 

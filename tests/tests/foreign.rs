@@ -265,7 +265,7 @@ async fn archives_with_signatures_load(case: &mut Case) -> Result<()> {
             .list_images()
             .await?
             .iter()
-            .filter(|image| image.repo_tags == [name])
+            .filter(|image| image.repo_tags.iter().any(|tag| tag == name))
             .count(),
         1
     );

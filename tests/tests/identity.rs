@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::cri::image_spec;
 use berth_tests::oci::{Flavor, Image, Layer, Pack, Recipe, Tree};
-use berth_tests::pods::{Pod, container, mount, pod_config, script, security, use_host_network};
+use berth_tests::pods::{
+    Pod, container, mount, pod_config, script, security, unique, use_host_network,
+};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, images, test};
 use tonic::{Code, Request};
@@ -31,14 +33,12 @@ fn has_selinux() -> Option<&'static str> {
 /// Builds images of busybox with other files, and pulls them.
 struct Maker {
     busybox: Layer,
-    made: usize,
 }
 
 impl Maker {
     fn new() -> Result<Self> {
         Ok(Self {
             busybox: images::files::busybox_tree()?.layer(Pack::Gzip)?,
-            made: 0,
         })
     }
 
@@ -53,15 +53,14 @@ impl Maker {
         })
     }
 
-    async fn push(&mut self, case: &Case, name: &str, image: &Image) -> Result<String> {
-        self.made += 1;
-        let (repository, tag) = (format!("identity/{name}"), self.made.to_string());
+    async fn push(&self, case: &Case, name: &str, image: &Image) -> Result<String> {
+        let (repository, tag) = (format!("identity/{name}"), unique().to_string());
         let registry = case.shared().registry.client();
         registry.push(&repository, &[&tag], image).await?;
         Ok(format!("berth.test/{repository}:{tag}"))
     }
 
-    async fn pulled(&mut self, case: &Case, name: &str, recipe: &Recipe) -> Result<String> {
+    async fn pulled(&self, case: &Case, name: &str, recipe: &Recipe) -> Result<String> {
         let name = self.push(case, name, &recipe.build(Flavor::Oci)?).await?;
         case.cri()?.pull(&name).await?;
         Ok(name)
@@ -69,7 +68,7 @@ impl Maker {
 
     /// An image with these accounts and this `USER`.
     async fn with_user(
-        &mut self,
+        &self,
         case: &Case,
         passwd: &str,
         group: &str,
@@ -108,7 +107,7 @@ async fn identity(pod: &Pod, config: &ContainerConfig) -> Result<String> {
 
 async fn odd_users_and_groups(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
-    let mut maker = Maker::new()?;
+    let maker = Maker::new()?;
     for (passwd, group, user, want) in [
         ("app:x:10001:\n", "", "app", "10001 0 0"),
         ("app:x:10001\n", "", "10001", "10001 0 0"),
@@ -146,7 +145,7 @@ async fn odd_users_and_groups(case: &mut Case) -> Result<()> {
 
 async fn users_that_would_be_guessed_are_refused(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
-    let mut maker = Maker::new()?;
+    let maker = Maker::new()?;
     for (passwd, group, user, said) in [
         (
             "\napp:x::5\n",
@@ -195,7 +194,7 @@ async fn users_that_would_be_guessed_are_refused(case: &mut Case) -> Result<()> 
 
 async fn groups_under_both_policies(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
-    let mut maker = Maker::new()?;
+    let maker = Maker::new()?;
     let (passwd, group) = (
         "root:x:0:0:::\na:x:7:8:::\n",
         "root:x:0:root\nw:x:10:root,a\n",
@@ -236,7 +235,7 @@ async fn groups_under_both_policies(case: &mut Case) -> Result<()> {
 
 async fn an_entrypoint_of_one_empty_word_is_none(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
-    let mut maker = Maker::new()?;
+    let maker = Maker::new()?;
     let words = |list: &[&str]| {
         list.iter()
             .map(|word| (*word).to_owned())
@@ -466,7 +465,7 @@ async fn annotations_are_bounded(case: &mut Case) -> Result<()> {
 /// What a registry, an image or a plugin says reaches errors and the log escaped.
 async fn a_registry_cannot_write_lines_into_the_log(case: &mut Case) -> Result<()> {
     case.start().await?;
-    let mut maker = Maker::new()?;
+    let maker = Maker::new()?;
     let hostile = "s390x\n2026-01-01T00:00:00Z  INFO all is well\r\u{1b}[2J";
     let recipe = maker.recipe(&[])?;
     let wrong = recipe.build_for(Flavor::Oci, hostile)?;

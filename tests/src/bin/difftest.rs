@@ -97,7 +97,7 @@ async fn run(both: &[Instance; 2], known: &Known, seed: u64, args: &Args) -> Res
                 one_line(&containerd.words)
             );
         }
-        let found = difftest::compare(&berth.view, &containerd.view);
+        let found = difftest::compare(&berth, &containerd);
         let (known_ones, new): (Vec<_>, Vec<_>) = found
             .into_iter()
             .partition(|one| known.argument(one).is_some());

@@ -367,7 +367,7 @@ fn capabilities(random: &mut Random, context: &mut LinuxContainerSecurityContext
     let names = text(&[
         "NET_ADMIN",
         "NET_RAW",
-        "CAP_SYS_PTRACE",
+        "SYS_PTRACE",
         "sys_time",
         "CHOWN",
         "SYS_ADMIN",

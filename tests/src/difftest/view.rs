@@ -63,7 +63,11 @@ pub fn add_probe(view: &mut View, names: &Names, prefix: &str, text: &str) {
         };
         let value = names.plain(value.trim_end_matches('\r'));
         let (key, value) = match key {
-            "mountinfo" => mount(&value),
+            "mountinfo" => {
+                let (point, text, sharing) = mount(&value);
+                insert(view, format!("{prefix}sharing.{point}"), sharing);
+                (format!("mount.{point}"), text)
+            }
             "limits" => limit(&value),
             key if key.starts_with("ns.") => (key.to_owned(), namespace(&value)),
             // Of several lines, each is there or not.
@@ -72,12 +76,15 @@ pub fn add_probe(view: &mut View, names: &Names, prefix: &str, text: &str) {
             key if key.starts_with("text.") => (format!("{key}: {value}"), "there".to_owned()),
             key => (key.to_owned(), value),
         };
-        let mut name = format!("{prefix}{key}");
-        while view.contains_key(&name) {
-            name.push_str(" (again)");
-        }
-        view.insert(name, value);
+        insert(view, format!("{prefix}{key}"), value);
     }
+}
+
+fn insert(view: &mut View, mut name: String, value: String) {
+    while view.contains_key(&name) {
+        name.push_str(" (again)");
+    }
+    view.insert(name, value);
 }
 
 /// A namespace of the container's own has another number in every runtime.
@@ -96,33 +103,31 @@ fn limit(line: &str) -> (String, String) {
     (format!("rlimit.{}", name.trim()), rest)
 }
 
-/// A line of mountinfo (proc(5)): the mount point; type, options, propagation, and what of the rest is not a number
-/// or a folder of the runtime's.
-fn mount(line: &str) -> (String, String) {
-    let Some((front, back)) = line.split_once(" - ") else {
-        return ("mount".to_owned(), line.to_owned());
-    };
+/// A line of mountinfo (proc(5)): the mount point; type, options, and what of the rest is not a number or a folder of
+/// the runtime's; how it is shared.
+fn mount(line: &str) -> (String, String, String) {
+    let (front, back) = line.split_once(" - ").unwrap_or((line, ""));
     let front: Vec<&str> = front.split(' ').collect();
     let back: Vec<&str> = back.split(' ').collect();
-    let (Some(root), Some(point), Some(options)) = (front.get(3), front.get(4), front.get(5))
-    else {
-        return ("mount".to_owned(), line.to_owned());
+    let [_, _, _, root, point, options, ref sharing @ ..] = front[..] else {
+        return ("?".to_owned(), line.to_owned(), String::new());
     };
-    let propagation: Vec<&str> = front[6..]
-        .iter()
-        .map(|field| field.split(':').next().unwrap_or(field))
-        .collect();
     let kind = back.first().copied().unwrap_or_default();
     let details = match kind {
         "tmpfs" | "devpts" => back.get(2).copied().unwrap_or_default(),
+        "cgroup" => root,
         _ => "",
     };
-    let root = if kind == "cgroup" { root } else { "" };
-    let text = format!(
-        "{kind} {options} {} {details} {root}",
-        propagation.join(",")
-    );
-    (format!("mount.{point}"), text.trim_end().to_owned())
+    let text = format!("{kind} {options} {details}");
+    let sharing: Vec<&str> = sharing
+        .iter()
+        .map(|field| field.split(':').next().unwrap_or(field))
+        .collect();
+    (
+        point.to_owned(),
+        text.trim_end().to_owned(),
+        sharing.join(","),
+    )
 }
 
 /// Puts the fields of a container's status that do not depend on time into the view.
@@ -178,9 +183,10 @@ mod tests {
         let expected = [
             ("env: A=1", "there"),
             ("env: A=1 (again)", "there"),
-            ("mount./data", "tmpfs rw,nosuid master rw,size=1k"),
+            ("mount./data", "tmpfs rw,nosuid rw,size=1k"),
             ("pwd", "FOLDER/a"),
             ("rlimit.Max open files", "1024 4096 files"),
+            ("sharing./data", "master"),
         ];
         let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
         assert_eq!(view, expected.into());
