@@ -75,7 +75,7 @@ done
 ls /sys/fs/cgroup 2>/dev/null | lines controller
 # What the host has besides is not the container's.
 [ "$(readlink /proc/$$/ns/net)" = "$HOST_NET_NAMESPACE" ] || {
-	ls /sys/class/net 2>/dev/null | lines interface
+	tail -n +3 /proc/net/dev | sed -e 's/^ *//' -e 's/:.*//' | lines interface
 	ip -o -4 addr show 2>/dev/null | sed -e 's|^[0-9]*: ||' -e 's|@[^ ]*||' -e 's| *valid_lft.*||' | lines address
 	ip route show 2>/dev/null | lines route
 }

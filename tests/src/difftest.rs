@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use berth_cri_api::v1::{ContainerConfig, ContainerState, KeyValue};
-use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::pods::{Ctr, Pod};
 use crate::runtime::Instance;
@@ -54,7 +54,7 @@ pub fn compare(berth: &Seen, containerd: &Seen) -> Vec<Difference> {
     all.filter(|one| one.berth != one.containerd).collect()
 }
 
-/// Mounts a place for the sources of mounts in an instance's folder, shared, so that mounts may propagate. It goes
+/// Mounts a place with the sources of mounts in an instance's folder, shared, so that mounts may propagate. It goes
 /// with [`Instance::sweep`].
 ///
 /// # Errors
@@ -62,6 +62,8 @@ pub fn compare(berth: &Seen, containerd: &Seen) -> Vec<Difference> {
 pub fn mount_sources(instance: &Instance) -> Result<()> {
     let folder = sources(instance);
     std::fs::create_dir_all(&folder)?;
+    // What the last case left, mounts that a container's have propagated to included.
+    let _first = rustix::mount::unmount(&folder, UnmountFlags::DETACH);
     rustix::mount::mount(
         "sources",
         &folder,
@@ -70,20 +72,6 @@ pub fn mount_sources(instance: &Instance) -> Result<()> {
         c"mode=755",
     )?;
     rustix::mount::mount_change(&folder, MountPropagationFlags::SHARED)?;
-    write_sources(instance)
-}
-
-/// Makes the sources anew, whatever the last case left of them.
-fn write_sources(instance: &Instance) -> Result<()> {
-    let folder = sources(instance);
-    for entry in std::fs::read_dir(&folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
     std::fs::create_dir_all(folder.join("data/sub"))?;
     std::fs::write(folder.join("data/file"), "of the host\n")?;
     std::fs::write(folder.join("data/sub/over"), "")?;
@@ -134,7 +122,7 @@ pub async fn look(instance: &Instance, case: &Case) -> Result<Seen> {
     let looked = look_inside(instance, &pod, case, &mut seen).await;
     pod.remove().await.context("removing the pod")?;
     // The next case begins with the same sources and an empty log.
-    write_sources(instance)?;
+    mount_sources(instance)?;
     let _none = std::fs::remove_dir_all(logs);
     looked.map(|()| seen)
 }

@@ -64,9 +64,11 @@ pub fn add_probe(view: &mut View, names: &Names, prefix: &str, text: &str) {
         let value = names.plain(value.trim_end_matches('\r'));
         let (key, value) = match key {
             "mountinfo" => {
+                // Of several at one place the last one is seen.
                 let (point, text, sharing) = mount(&value);
-                insert(view, format!("{prefix}sharing.{point}"), sharing);
-                (format!("mount.{point}"), text)
+                view.insert(format!("{prefix}mount.{point}"), text);
+                view.insert(format!("{prefix}sharing.{point}"), sharing);
+                continue;
             }
             "limits" => limit(&value),
             key if key.starts_with("ns.") => (key.to_owned(), namespace(&value)),
