@@ -33,7 +33,7 @@ p tty "$(tty 2>/dev/null) $(stty size 2>/dev/null)"
 p hostname "$(hostname)"
 
 lines mountinfo </proc/$$/mountinfo
-find /dev 2>/dev/null | grep -v '^/dev/pts/[0-9]' | sort | head -400 | while IFS= read -r file; do
+find /dev 2>/dev/null | grep -vE '^/dev/pts/[0-9]|[.]probe' | sort | head -400 | while IFS= read -r file; do
 	p "stat.$file" "$(stat -c '%F %a %u %g %t,%T' "$file" 2>/dev/null) $(readlink "$file")"
 done
 for file in / /proc /sys /etc /etc/hosts /etc/hostname /etc/resolv.conf /etc/localtime /tmp /run /srv /data /made /made/deep \

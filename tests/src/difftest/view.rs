@@ -57,6 +57,7 @@ impl Names {
 
 /// Puts the lines of a probe into the view, each name with `prefix` before it.
 pub fn add_probe(view: &mut View, names: &Names, prefix: &str, text: &str) {
+    let mut mounts = Vec::new();
     for line in text.lines() {
         let Some((key, value)) = line.split_once('\t') else {
             continue;
@@ -64,13 +65,13 @@ pub fn add_probe(view: &mut View, names: &Names, prefix: &str, text: &str) {
         let value = names.plain(value.trim_end_matches('\r'));
         let (key, value) = match key {
             "mountinfo" => {
-                // Of several at one place the last one is seen.
-                let (point, text, sharing) = mount(&value);
-                view.insert(format!("{prefix}mount.{point}"), text);
-                view.insert(format!("{prefix}sharing.{point}"), sharing);
+                mounts.extend(Mount::parse(&value));
                 continue;
             }
             "limits" => limit(&value),
+            // The host's terminals are numbered.
+            "tty" | "fd.0" | "fd.1" | "fd.2" => (key.to_owned(), unnumbered(&value)),
+            "stat./dev/console" => (key.to_owned(), unnumbered(&value)),
             key if key.starts_with("ns.") => (key.to_owned(), namespace(&value)),
             // Of several lines, each is there or not.
             "env" | "text" | "cgroup" | "device" | "controller" | "interface" | "address"
@@ -80,6 +81,24 @@ pub fn add_probe(view: &mut View, names: &Names, prefix: &str, text: &str) {
         };
         insert(view, format!("{prefix}{key}"), value);
     }
+    for mount in mounts.iter().filter(|mount| mount.is_seen(&mounts)) {
+        view.insert(format!("{prefix}mount.{}", mount.point), mount.text.clone());
+        view.insert(
+            format!("{prefix}sharing.{}", mount.point),
+            mount.sharing.clone(),
+        );
+    }
+}
+
+/// The text without the numbers after the last `/` or `,` of each word.
+fn unnumbered(text: &str) -> String {
+    let word = |word: &str| match word.rfind(['/', ',']) {
+        Some(at) if word[at + 1..].bytes().all(|byte| byte.is_ascii_digit()) => {
+            word[..=at].to_owned()
+        }
+        _ => word.to_owned(),
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn insert(view: &mut View, mut name: String, value: String) {
@@ -105,31 +124,63 @@ fn limit(line: &str) -> (String, String) {
     (format!("rlimit.{}", name.trim()), rest)
 }
 
-/// A line of mountinfo (proc(5)): the mount point; type, options, and what of the rest is not a number or a folder of
-/// the runtime's; how it is shared.
-fn mount(line: &str) -> (String, String, String) {
-    let (front, back) = line.split_once(" - ").unwrap_or((line, ""));
-    let front: Vec<&str> = front.split(' ').collect();
-    let back: Vec<&str> = back.split(' ').collect();
-    let [_, _, _, root, point, options, ref sharing @ ..] = front[..] else {
-        return ("?".to_owned(), line.to_owned(), String::new());
-    };
-    let kind = back.first().copied().unwrap_or_default();
-    let details = match kind {
-        "tmpfs" | "devpts" => back.get(2).copied().unwrap_or_default(),
-        "cgroup" => root,
-        _ => "",
-    };
-    let text = format!("{kind} {options} {details}");
-    let sharing: Vec<&str> = sharing
-        .iter()
-        .map(|field| field.split(':').next().unwrap_or(field))
-        .collect();
-    (
-        point.to_owned(),
-        text.trim_end().to_owned(),
-        sharing.join(","),
-    )
+/// A line of mountinfo (proc(5)).
+struct Mount {
+    id: u32,
+    parent: u32,
+    point: String,
+    /// Type, options, and what of the rest is not a number or a folder of the runtime's.
+    text: String,
+    sharing: String,
+}
+
+impl Mount {
+    fn parse(line: &str) -> Option<Self> {
+        let (front, back) = line.split_once(" - ")?;
+        let front: Vec<&str> = front.split(' ').collect();
+        let back: Vec<&str> = back.split(' ').collect();
+        let [id, parent, _, root, point, options, ref sharing @ ..] = front[..] else {
+            return None;
+        };
+        let kind = *back.first()?;
+        let details = match kind {
+            "tmpfs" | "devpts" => back.get(2).copied().unwrap_or_default(),
+            "cgroup" => root,
+            _ => "",
+        };
+        let text = format!("{kind} {options} {details}");
+        let sharing: Vec<&str> = sharing
+            .iter()
+            .map(|field| field.split(':').next().unwrap_or(field))
+            .collect();
+        Some(Self {
+            id: id.parse().ok()?,
+            parent: parent.parse().ok()?,
+            point: point.to_owned(),
+            text: text.trim_end().to_owned(),
+            sharing: sharing.join(","),
+        })
+    }
+
+    /// Whether it is what is found at its place, under no other mount.
+    fn is_seen(&self, all: &[Self]) -> bool {
+        let top = |id: u32| all.iter().any(|mount| mount.id == id);
+        let Some(root) = all.iter().find(|mount| !top(mount.parent)) else {
+            return false;
+        };
+        let ends = self.point.match_indices('/').skip(1).map(|(at, _)| at);
+        let ways = ends.chain([self.point.len()]).map(|end| &self.point[..end]);
+        let mut here = root.id;
+        for way in std::iter::once("/").chain(ways) {
+            while let Some(next) = all
+                .iter()
+                .find(|mount| mount.parent == here && mount.point == way && mount.id != here)
+            {
+                here = next.id;
+            }
+        }
+        here == self.id
+    }
 }
 
 /// Puts the fields of a container's status that do not depend on time into the view.
@@ -179,15 +230,20 @@ mod tests {
         names.add("/tmp/bt-x", "FOLDER");
         let mut view = View::new();
         let text = "pwd\t/tmp/bt-x/a\nenv\tA=1\nenv\tA=1\nnothing\n\
-                    mountinfo\t36 35 98:0 /r /data rw,nosuid master:1 - tmpfs none rw,size=1k\n\
+                    mountinfo\t35 1 98:0 / / rw - overlay none rw\n\
+                    mountinfo\t36 37 98:0 /r /data rw,nosuid master:1 - tmpfs none rw,size=1k\n\
+                    mountinfo\t37 35 98:0 /r /data rw - ext4 none rw\n\
+                    mountinfo\t38 37 98:0 /r /data/hidden rw - ext4 none rw\n\
                     limits\tMax open files            1024                 4096                 files\n";
         add_probe(&mut view, &names, "", text);
         let expected = [
             ("env: A=1", "there"),
             ("env: A=1 (again)", "there"),
+            ("mount./", "overlay rw"),
             ("mount./data", "tmpfs rw,nosuid rw,size=1k"),
             ("pwd", "FOLDER/a"),
             ("rlimit.Max open files", "1024 4096 files"),
+            ("sharing./", ""),
             ("sharing./data", "master"),
         ];
         let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
