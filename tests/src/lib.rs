@@ -8,6 +8,8 @@ pub mod bench;
 pub mod cri;
 pub mod critest;
 pub mod difftest;
+#[cfg(test)]
+mod faults;
 pub mod images;
 pub mod leak;
 pub mod machine;
