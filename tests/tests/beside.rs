@@ -10,28 +10,22 @@ use anyhow::{Context as _, Result, bail, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::pods::{Pod, container, pod_config};
 use berth_tests::runner::{Case, Test};
-use berth_tests::runtime::{Instance, Net, Options};
+use berth_tests::runtime::{Instance, Options};
 use berth_tests::{ensure_eq, images, paths, test};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-const OWN: &str = "Berth's own ways";
+pub(crate) const OWN: &str = "Berth's own ways";
 
 pub(crate) const TESTS: &[Test] = &[
     test!(a_second_daemon_of_one_instance_is_refused).berth_only(OWN),
-    test!(a_bridge_that_went_while_the_daemon_was_dead_is_put_back).berth_only(OWN),
-    test!(rules_and_bridge_that_somebody_takes_away_come_back).berth_only(OWN),
     test!(files_and_living_sockets_are_never_taken).berth_only(OWN),
     test!(a_lock_that_is_a_link_is_not_followed).berth_only(OWN),
     test!(root_and_state_in_one_place_are_refused).berth_only(OWN),
     test!(a_start_that_fails_leaves_nothing).berth_only(OWN),
     test!(sighup_reloads).berth_only(OWN),
     test!(a_broken_configuration_is_not_taken_up).berth_only(OWN),
-    test!(many_host_ports_come_and_go).berth_only("the plugins take minutes for them"),
-    test!(odd_files_in_the_cni_directory_hold_nobody_up)
-        .berth_only("containerd waits for the FIFO"),
     test!(odd_files_as_configuration_are_refused).berth_only(OWN),
-    test!(cni_results_that_leave_things_out_are_taken),
     test!(a_cgroup_parent_that_is_a_file_is_refused_and_released)
         .berth_only("containerd leaves the sandbox")
         .unless(systemd_names_slices),
@@ -52,14 +46,14 @@ async fn refused(mut command: tokio::process::Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-fn edit(instance: &Instance, from: &str, to: &str) -> Result<()> {
+pub(crate) fn edit(instance: &Instance, from: &str, to: &str) -> Result<()> {
     let file = instance.config_file();
     let text = std::fs::read_to_string(&file)?;
     ensure!(text.contains(from), "{from:?} is not in {text}");
     Ok(std::fs::write(file, text.replace(from, to))?)
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<String> {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output()?;
     ensure!(
         output.status.success(),
@@ -68,12 +62,12 @@ fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn mkfifo(path: &Path) -> Result<()> {
+pub(crate) fn mkfifo(path: &Path) -> Result<()> {
     run("mkfifo", &[&path.display().to_string()]).map(drop)
 }
 
 /// A pod with a server, and the port of the host that leads to it.
-async fn server(case: &Case, instance: &Instance) -> Result<(Pod, SocketAddr)> {
+pub(crate) async fn server(case: &Case, instance: &Instance) -> Result<(Pod, SocketAddr)> {
     let port = std::net::TcpListener::bind(("0.0.0.0", 0))?
         .local_addr()?
         .port();
@@ -99,7 +93,7 @@ async fn get(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-async fn reached_within(address: SocketAddr, patience: Duration) -> Result<()> {
+pub(crate) async fn reached_within(address: SocketAddr, patience: Duration) -> Result<()> {
     let begun = Instant::now();
     loop {
         match get(address).await {
@@ -111,7 +105,7 @@ async fn reached_within(address: SocketAddr, patience: Duration) -> Result<()> {
 }
 
 /// The bridge that has the gateway of a pod's subnet.
-async fn bridge_of(pod: &Pod) -> Result<String> {
+pub(crate) async fn bridge_of(pod: &Pod) -> Result<String> {
     let routed = run("ip", &["-o", "route", "get", &pod.ip().await?])?;
     let mut words = routed.split_whitespace().skip_while(|word| *word != "dev");
     Ok(words.nth(1).context("no route to the pod")?.to_owned())
@@ -138,87 +132,6 @@ async fn a_second_daemon_of_one_instance_is_refused(case: &mut Case) -> Result<(
     get(address).await.context("the first one's pod")?;
     bridge_of(&pod).await?;
     pod.remove().await
-}
-
-async fn a_bridge_that_went_while_the_daemon_was_dead_is_put_back(case: &mut Case) -> Result<()> {
-    case.start().await?;
-    let (pod, address) = server(case, case.first()?).await?;
-    reached_within(address, Duration::from_secs(10)).await?;
-    let bridge = bridge_of(&pod).await?;
-    let table = format!("berth-{}", case.first()?.name);
-    case.instance()?.kill().await?;
-    run("ip", &["link", "del", &bridge])?;
-    run("nft", &["delete", "table", "ip", &table])?;
-    case.instance()?.launch().await?;
-    // Before the first call is answered; a forwarding table of a bridge port takes its moment.
-    reached_within(address, Duration::from_secs(4)).await?;
-    let cri = case.cri()?.clone();
-    Pod { cri, ..pod }.remove().await
-}
-
-async fn rules_and_bridge_that_somebody_takes_away_come_back(case: &mut Case) -> Result<()> {
-    case.start().await?;
-    let (pod, address) = server(case, case.first()?).await?;
-    reached_within(address, Duration::from_secs(10)).await?;
-    let bridge = bridge_of(&pod).await?;
-    let table = format!("berth-{}", case.first()?.name);
-    let takes: [(&str, &[&str]); 5] = [
-        ("nft", &["delete", "table", "ip", &table]),
-        ("nft", &["flush", "table", "ip", &table]),
-        ("ip", &["link", "set", &bridge, "down"]),
-        ("ip", &["addr", "flush", "dev", &bridge]),
-        ("ip", &["link", "del", &bridge]),
-    ];
-    for (program, arguments) in takes {
-        run(program, arguments)?;
-        reached_within(address, Duration::from_secs(8))
-            .await
-            .with_context(|| format!("after {program} {arguments:?}"))?;
-    }
-    let log = std::fs::read_to_string(case.first()?.log_file())?;
-    ensure!(
-        log.contains("it was put back"),
-        "nothing is said of it: {log}"
-    );
-    // What cannot be put back makes the node not ready, with the reason.
-    run("ip", &["link", "del", &bridge])?;
-    run(
-        "ip",
-        &[
-            "link",
-            "add",
-            &bridge,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "bt-in-the-way",
-        ],
-    )?;
-    let told = network_becomes(case, false).await;
-    run("ip", &["link", "del", &bridge])?;
-    let told = told?;
-    ensure!(
-        told.contains(&bridge) && told.contains("not a bridge"),
-        "{told}"
-    );
-    network_becomes(case, true).await?;
-    reached_within(address, Duration::from_secs(8)).await?;
-    pod.remove().await
-}
-
-async fn network_becomes(case: &Case, wanted: bool) -> Result<String> {
-    for _ in 0..100 {
-        let status = case.cri()?.status(false).await?.status;
-        let conditions = status.context("no status")?.conditions;
-        let network = conditions.iter().find(|one| one.r#type == "NetworkReady");
-        let network = network.context("no NetworkReady")?;
-        if network.status == wanted {
-            return Ok(network.message.clone());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bail!("NetworkReady does not become {wanted}")
 }
 
 async fn files_and_living_sockets_are_never_taken(case: &mut Case) -> Result<()> {
@@ -534,74 +447,6 @@ async fn a_broken_configuration_is_not_taken_up(case: &mut Case) -> Result<()> {
     Ok(())
 }
 
-async fn many_host_ports_come_and_go(case: &mut Case) -> Result<()> {
-    case.start().await?;
-    let table = format!("berth-{}", case.first()?.name);
-    let published = || {
-        Ok::<_, anyhow::Error>(
-            run("nft", &["list", "table", "ip", &table])?
-                .matches(" comment ")
-                .count(),
-        )
-    };
-    for (count, protocol) in [
-        (257, Protocol::Tcp),
-        (1000, Protocol::Udp),
-        (5000, Protocol::Sctp),
-    ] {
-        let mut config = pod_config(case.first()?, "ports");
-        config.port_mappings = (0..count)
-            .map(|number| PortMapping {
-                protocol: protocol.into(),
-                container_port: 1 + number,
-                host_port: 20_000 + number,
-                // Nobody else on the machine is asked there.
-                host_ip: "127.9.8.7".into(),
-            })
-            .collect();
-        let pod = Pod::run(case.cri()?, config).await?;
-        ensure_eq!(published()?, usize::try_from(count)?);
-        if count == 1000 {
-            case.instance()?.kill().await?;
-            run("nft", &["delete", "table", "ip", &table])?;
-            case.instance()?.launch().await?;
-            ensure_eq!(published()?, usize::try_from(count)?);
-        }
-        let cri = case.cri()?.clone();
-        cri.stop_pod(&pod.id).await?;
-        ensure_eq!(published()?, 0);
-        cri.remove_pod(&pod.id).await?;
-    }
-    Ok(())
-}
-
-async fn odd_files_in_the_cni_directory_hold_nobody_up(case: &mut Case) -> Result<()> {
-    let options = Options {
-        net: Net::Cni,
-        ..case.options()
-    };
-    case.start_with(options).await?;
-    case.instance()?.terminate().await?;
-    let folder = case.first()?.folder().join("cni");
-    mkfifo(&folder.join("00-fifo.conflist"))?;
-    std::os::unix::fs::symlink("/dev/zero", folder.join("01-endless.conf"))?;
-    let took = case.instance()?.launch().await?;
-    ensure!(took < Duration::from_secs(10), "it took {took:?}");
-    let pod = Pod::run(case.cri()?, pod_config(case.first()?, "x")).await?;
-    pod.remove().await?;
-    // Alone, they are why there is no network.
-    let real = folder.join("10-bt.conflist");
-    let text = std::fs::read(&real)?;
-    std::fs::remove_file(&real)?;
-    let told = network_becomes(case, false).await?;
-    ensure!(
-        told.contains("a FIFO") && told.contains("a device"),
-        "{told}"
-    );
-    std::fs::write(&real, text)?;
-    network_becomes(case, true).await.map(drop)
-}
-
 async fn odd_files_as_configuration_are_refused(case: &mut Case) -> Result<()> {
     let instance = Instance::prepare(case.options())?;
     let drop_ins = instance.folder().join("conf.d");
@@ -633,70 +478,6 @@ async fn odd_files_as_configuration_are_refused(case: &mut Case) -> Result<()> {
         .err();
     let error = error.context("it pulls")?;
     ensure!(error.message().contains("a FIFO"), "{error}");
-    Ok(())
-}
-
-async fn cni_results_that_leave_things_out_are_taken(case: &mut Case) -> Result<()> {
-    let options = Options {
-        net: Net::Cni,
-        ..case.options()
-    };
-    let instance = case.start_with(options).await?;
-    let plugins = instance.folder().join("plugins");
-    std::fs::create_dir(&plugins)?;
-    let (plugin, answer) = (plugins.join("odd"), plugins.join("answer"));
-    std::fs::write(
-        &plugin,
-        format!(
-            "#!/bin/sh\ncat > /dev/null\n[ $CNI_COMMAND = ADD ] && cat {}\nexit 0\n",
-            answer.display()
-        ),
-    )?;
-    std::fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let bin = paths::cni_bin_dir()?.display().to_string();
-    edit(
-        instance,
-        &format!("\"{bin}\""),
-        &format!("\"{}\", \"{bin}\"", plugins.display()),
-    )?;
-    let list = instance.folder().join("cni/10-bt.conflist");
-    let kept = std::fs::read(&list)?;
-    let write = |version: &str| {
-        let list_of_one =
-            serde_json::json!({"cniVersion": version, "name": "odd", "plugins": [{"type": "odd"}]});
-        std::fs::write(&list, list_of_one.to_string())
-    };
-    instance.terminate().await?;
-    for (version, result) in [
-        (
-            "1.0.0",
-            r#"{"cniVersion":"1.0.0","interfaces":[{"name":"eth0"}],"ips":[{"address":"10.9.8.7/24","interface":0}]}"#,
-        ),
-        (
-            "0.3.1",
-            r#"{"cniVersion":"0.3.1","ips":[{"address":"10.9.8.7/24"}],"routes":null,"dns":null}"#,
-        ),
-        (
-            "0.4.0",
-            r#"{"cniVersion":"0.4.0","interfaces":[{"name":"eth0","sandbox":null}],"ips":[{"version":"4","address":"10.9.8.7/24","interface":0}],"extra":{}}"#,
-        ),
-        (
-            "1.0.0",
-            r#"{"CNIVersion":"1.0.0","Interfaces":[{"Name":"veth0"},{"Name":"eth0"}],"IPs":[{"Address":"10.9.8.7/24","Interface":1}]}"#,
-        ),
-    ] {
-        write(version)?;
-        std::fs::write(&answer, result)?;
-        case.instance()?.launch().await?;
-        let pod = Pod::run(case.cri()?, pod_config(case.first()?, "odd"))
-            .await
-            .context(result)?;
-        ensure_eq!(pod.ip().await?, "10.9.8.7");
-        pod.remove().await?;
-        case.instance()?.terminate().await?;
-    }
-    std::fs::write(&list, kept)?;
-    case.instance()?.launch().await?;
     Ok(())
 }
 

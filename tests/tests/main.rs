@@ -30,6 +30,7 @@ mod status;
 mod storage;
 mod stress;
 mod tree;
+mod upkeep;
 mod volumes;
 mod waiting;
 
@@ -79,6 +80,7 @@ fn tests() -> Vec<Test> {
         memory::TESTS,
         tree::TESTS,
         waiting::TESTS,
+        upkeep::TESTS,
         volumes::TESTS,
     ]
     .concat()
