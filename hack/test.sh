@@ -36,8 +36,10 @@ critest() {
 	return $both
 }
 run critest critest
+# Other pods with every change, and the same ones each time for one state of the tree.
 difftest() {
-	cargo build --locked -q --workspace --bin difftest && target/debug/difftest
+	seed=${DIFFTEST_SEED:-$(git rev-list --count HEAD 2>/dev/null || echo 1)}
+	cargo build --locked -q --workspace --bin difftest && target/debug/difftest --seed "$seed"
 }
 run difftest difftest
 # In continuous integration, the machine of production too; `make test-vm` is the whole of it.
