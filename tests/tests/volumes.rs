@@ -44,7 +44,8 @@ async fn image(
 ) -> Result<String> {
     let layers = vec![
         files::busybox_tree()?.layer(Pack::Plain)?,
-        more.layer(Pack::Plain)?,
+        // Small, whatever it unpacks to: it is held by the registry's client too.
+        more.layer(Pack::Zstd)?,
     ];
     let recipe = Recipe {
         layers,
