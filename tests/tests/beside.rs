@@ -23,6 +23,9 @@ pub(crate) const TESTS: &[Test] = &[
     test!(a_lock_that_is_a_link_is_not_followed).berth_only(OWN),
     test!(root_and_state_in_one_place_are_refused).berth_only(OWN),
     test!(a_start_that_fails_leaves_nothing).berth_only(OWN),
+    test!(a_start_without_helpers_leaves_nothing)
+        .berth_only(OWN)
+        .unless(helpers_are_installed),
     test!(sighup_reloads).berth_only(OWN),
     test!(a_broken_configuration_is_not_taken_up).berth_only(OWN),
     test!(odd_files_as_configuration_are_refused).berth_only(OWN),
@@ -33,6 +36,11 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn systemd_names_slices() -> Option<&'static str> {
     berth_tests::machine::has_systemd().then_some("systemd's driver takes slices, not paths")
+}
+
+fn helpers_are_installed() -> Option<&'static str> {
+    let there = Path::new("/usr/libexec/berth/berth-shim").exists();
+    there.then_some("a package has helpers for every daemon here")
 }
 
 /// Runs a daemon that is to end by itself; gives what it said.
@@ -306,17 +314,6 @@ async fn a_start_that_fails_leaves_nothing(case: &mut Case) -> Result<()> {
         ensure!(said.contains(what), "{said}");
         ensure_eq!(left_of(&instance)?, Vec::<String>::new());
     }
-    // The helpers are missing: that shows when the staging directory is a mount already.
-    let instance = Instance::prepare(case.options())?;
-    let alone = instance.folder().join("berth");
-    std::fs::copy(paths::berth_dir().join("berth"), &alone)?;
-    let mut command = tokio::process::Command::new(&alone);
-    command
-        .args(["serve", "--config"])
-        .arg(instance.config_file());
-    let said = refused(command).await?;
-    ensure!(said.contains("berth-shim"), "{said}");
-    ensure_eq!(left_of(&instance)?, Vec::<String>::new());
     // A network whose subnet makes no sense, and a monitors' cgroup that is a file of the kernel.
     for (from, to, what) in [
         ("builtin = \"", "builtin = \"x", "network.builtin"),
@@ -331,6 +328,21 @@ async fn a_start_that_fails_leaves_nothing(case: &mut Case) -> Result<()> {
         ensure!(said.contains(what), "{said}");
         ensure_eq!(left_of(&instance)?, Vec::<String>::new());
     }
+    Ok(())
+}
+
+/// That shows when the staging directory is a mount already.
+async fn a_start_without_helpers_leaves_nothing(case: &mut Case) -> Result<()> {
+    let instance = Instance::prepare(case.options())?;
+    let alone = instance.folder().join("berth");
+    std::fs::copy(paths::berth_dir().join("berth"), &alone)?;
+    let mut command = tokio::process::Command::new(&alone);
+    command
+        .args(["serve", "--config"])
+        .arg(instance.config_file());
+    let said = refused(command).await?;
+    ensure!(said.contains("berth-shim"), "{said}");
+    ensure_eq!(left_of(&instance)?, Vec::<String>::new());
     Ok(())
 }
 

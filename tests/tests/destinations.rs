@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::cri::image_spec;
 use berth_tests::images::files;
+use berth_tests::machine::Mounted;
 use berth_tests::oci::{Flavor, Pack, Recipe, Tree};
 use berth_tests::pods::{Pod, mount, script, security, unique};
 use berth_tests::runner::{Case, Test};
@@ -279,10 +280,15 @@ fn device(host: &str, inside: &str) -> Device {
     }
 }
 
-/// A folder that looks like a `/dev`, so that the machine's own is not written to.
-fn stand_in(case: &mut Case) -> Result<PathBuf> {
+/// A folder that looks like a `/dev`, so that the machine's own is not written to. It is a mount of its own: `/tmp` may
+/// be one on which no device opens.
+fn stand_in(case: &mut Case) -> Result<(PathBuf, Mounted)> {
     let dev = case.instance()?.folder().join("dev");
-    std::fs::create_dir_all(dev.join("shm"))?;
+    std::fs::create_dir(&dev)?;
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &dev, "tmpfs", flags, Some(c"mode=755"))?;
+    let mounted = Mounted(dev.clone());
+    std::fs::create_dir(dev.join("shm"))?;
     for (name, minor) in [("null", 3), ("zero", 5), ("urandom", 9)] {
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -293,12 +299,12 @@ fn stand_in(case: &mut Case) -> Result<PathBuf> {
         )?;
     }
     std::os::unix::fs::symlink("/proc/self/fd", dev.join("fd"))?;
-    Ok(dev)
+    Ok((dev, mounted))
 }
 
 async fn dev_of_the_host(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
-    let dev = stand_in(case)?;
+    let (dev, _mounted) = stand_in(case)?;
     let log = volume(case, "log")?.join("log");
     for (attempt, privileged) in [false, true].into_iter().enumerate() {
         let mut pod_config = pod.config.clone();
@@ -367,11 +373,10 @@ async fn dev_of_the_host_with_a_terminal(case: &mut Case) -> Result<()> {
 
 /// What the container has inside a Bidirectional volume does not come to the host.
 async fn dev_of_the_host_is_shared(case: &mut Case) -> Result<()> {
-    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change};
+    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change};
     let pod = case.pod().await?;
-    let dev = stand_in(case)?;
+    let (dev, mounted) = stand_in(case)?;
     let log = volume(case, "log")?.join("log");
-    mount_bind(&dev, &dev)?;
     mount_change(&dev, MountPropagationFlags::SHARED)?;
     let inner = dev.join("late");
     let result = async {
@@ -397,7 +402,7 @@ async fn dev_of_the_host_is_shared(case: &mut Case) -> Result<()> {
     }
     .await;
     let _not_mounted = rustix::mount::unmount(&inner, UnmountFlags::DETACH);
-    rustix::mount::unmount(&dev, UnmountFlags::DETACH)?;
+    drop(mounted);
     result
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::security_profile::ProfileType;
 use berth_cri_api::v1::*;
+use berth_tests::machine::lacks_apparmor;
 use berth_tests::pods::{Ctr, Pod, container, namespaces, pod_config, resources, script, security};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, test};
@@ -12,6 +13,9 @@ use tonic::{Code, Status};
 
 pub(crate) const TESTS: &[Test] = &[
     test!(neighbours_of_a_waiting_container).berth_only("runc's init is another program"),
+    test!(apparmor_between_neighbours)
+        .unless(lacks_apparmor)
+        .berth_only("runc's init is another program"),
     test!(little_but_execve),
     test!(profiles_that_refuse_the_end).berth_only("runc starts nothing under such a profile"),
     test!(a_stopped_start_does_not_hold_up_the_end).berth_only("containerd waits"),
@@ -49,10 +53,15 @@ async fn shared_pod(case: &mut Case, name: &str) -> Result<Pod> {
     Pod::run(instance.cri()?, config).await
 }
 
-/// A running container of that pod.
+/// A running container of that pod. AppArmor's default profile would keep it from a waiting init, which gets its own
+/// profile with its program: what is left is what the kernel allows by itself.
 async fn neighbour(pod: &Pod, add: &[&str], drop: &[&str]) -> Result<Ctr> {
     let mut config = container(&["sleep", "4321"]);
     shares_pids(&mut config);
+    security(&mut config).apparmor = Some(SecurityProfile {
+        profile_type: ProfileType::Unconfined.into(),
+        localhost_ref: String::new(),
+    });
     let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
     security(&mut config).capabilities = Some(Capability {
         add_capabilities: owned(add),
@@ -120,6 +129,35 @@ async fn neighbours_of_a_waiting_container(case: &mut Case) -> Result<()> {
         ensure_eq!(signal.code == 0, uid == 0);
         pod.cri.remove(&waiting.id).await?;
     }
+    Ok(())
+}
+
+/// Neither the same user nor a capability takes a container under the default profile to one that waits.
+async fn apparmor_between_neighbours(case: &mut Case) -> Result<()> {
+    let pod = shared_pod(case, "confined").await?;
+    let witness = neighbour(&pod, &[], &[]).await?;
+    let config = || {
+        let mut config = container(&["sleep", "4321"]);
+        shares_pids(&mut config);
+        security(&mut config).capabilities = Some(Capability {
+            add_capabilities: vec!["SYS_PTRACE".into()],
+            ..Capability::default()
+        });
+        config
+    };
+    let confined = pod.start(&config()).await?;
+    let waiting = pod.create(&config()).await?;
+    let pid = witness.sh(WAITING).await?;
+    let pid = pid.trim();
+    ensure!(!pid.is_empty(), "no init waits");
+    let signal = ["kill", "-0", pid];
+    let root = format!("/proc/{pid}/root");
+    let look = ["readlink", root.as_str()];
+    ensure_eq!(witness.exec(&signal).await?.code, 0);
+    ensure!(confined.exec(&signal).await?.code != 0, "it is signalled");
+    ensure!(confined.exec(&look).await?.code != 0, "it is looked into");
+    pod.cri.start(&waiting.id).await?;
+    ensure_eq!(confined.exec(&signal).await?.code, 0);
     Ok(())
 }
 

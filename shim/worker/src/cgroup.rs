@@ -96,6 +96,11 @@ impl Made {
                 Error::invalid(format!("cgroup {} is not {path}", leaf.display()))
             })?;
             cover(Path::new(root), &leaf.join("cgroup.procs"))?;
+            // On v2 the engine stands in the leaf that libcontainer would kill when it fails: itself, with its reason.
+            let kill = leaf.join("cgroup.kill");
+            if kill.exists() {
+                cover(Path::new(root), &kill)?;
+            }
             if joins.v2.is_none() {
                 self.entered.push(PathBuf::from(root));
             }
