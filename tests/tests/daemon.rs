@@ -239,7 +239,7 @@ async fn large_messages(case: &mut Case) -> Result<()> {
     let numbered = |end| (0..end).map(|number| (format!("a{number}"), value.clone()));
     config.annotations = numbered(1).collect();
     config.labels = numbered(1).collect();
-    config.envs = numbered(6)
+    config.envs = numbered(4)
         .map(|(key, value)| KeyValue {
             key,
             value: value.into(),
