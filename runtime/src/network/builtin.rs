@@ -15,7 +15,7 @@ mod tests;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -31,6 +31,9 @@ use crate::model::PortMapping;
 
 pub(super) use self::links::POD_INTERFACE;
 pub use self::subnet::{NotASubnet, Subnet};
+
+/// How often what pods share is made for one pod before that is called a fault.
+const SETTLE: usize = 3;
 
 /// The built-in network of one Berth.
 #[derive(Debug)]
@@ -120,12 +123,11 @@ impl Builtin {
             .subnet
             .ok_or_else(|| Error::NotReady("the built-in network is switched off".into()))?;
         let ports = host_ports(&pod.port_mappings)?;
-        let _moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
+        let mut netlink = Netlink::route()?;
+        let (_moving, bridge) = self.on_the_move(&mut netlink, subnet)?;
         if self.holds(&pod.id) {
             self.disconnect(&pod.id)?;
         }
-        let mut netlink = Netlink::route()?;
-        let bridge = self.ensure_shared(&mut netlink, subnet)?;
         let lease = self.leases.take(subnet, |address| Lease {
             pod: pod.id.clone(),
             address,
@@ -193,7 +195,29 @@ impl Builtin {
         Error::collect(errors)
     }
 
-    /// Makes or repairs what all pods share: bridge, table, forwarding.
+    /// Begins a change of one pod, with what all pods share in place. That is made anew from the leases if it is gone,
+    /// and meanwhile no lease may come or go: one that is half given back would be published again.
+    fn on_the_move(
+        &self,
+        netlink: &mut Netlink,
+        subnet: Subnet,
+    ) -> Result<(RwLockReadGuard<'_, ()>, Bridge), Error> {
+        for _ in 0..SETTLE {
+            let moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(bridge) = self.find_shared(netlink)? {
+                return Ok((moving, bridge));
+            }
+            drop(moving);
+            let _quiet = self.moving.write().unwrap_or_else(PoisonError::into_inner);
+            self.ensure_shared(netlink, subnet)?;
+        }
+        Err(Error::NotReady(
+            "the bridge or the rules of the built-in network are taken away as soon as they are made: find out by whom"
+                .into(),
+        ))
+    }
+
+    /// Makes or repairs what all pods share: bridge, table, forwarding. Nothing may be on the move.
     fn ensure_shared(&self, netlink: &mut Netlink, subnet: Subnet) -> Result<Bridge, Error> {
         if let Some(bridge) = self.find_shared(netlink)? {
             return Ok(bridge);
