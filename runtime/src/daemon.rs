@@ -203,11 +203,9 @@ async fn keep_small() {
     let mut surplus = sys::memory::Surplus::default();
     loop {
         tokio::time::sleep(SURPLUS_EVERY).await;
-        surplus = blocking::run("give memory back", move || {
-            surplus.give_back();
-            surplus
-        })
-        .await;
+        if surplus.is_there() {
+            blocking::run("give memory back", sys::memory::Surplus::give_back).await;
+        }
     }
 }
 

@@ -36,14 +36,18 @@ pub struct Surplus {
 }
 
 impl Surplus {
-    /// Gives back the pages of what has become free since the last time, if they are many. Blocks for some
-    /// milliseconds then.
-    pub fn give_back(&mut self) {
+    /// Whether so much has become free since it last said so that it is to be given back. Counts, and does not block.
+    pub fn is_there(&mut self) -> bool {
+        self.is_large(free())
+    }
+
+    /// Gives back the pages of what is free. Blocks for some milliseconds.
+    pub fn give_back() {
         #[cfg(target_env = "gnu")]
-        if self.is_large(free()) {
-            // SAFETY: takes a number only, and locks each heap while it looks through it.
-            unsafe { libc::malloc_trim(0) };
-        }
+        // SAFETY: takes a number only, and locks each heap while it looks through it.
+        unsafe {
+            libc::malloc_trim(0)
+        };
     }
 
     fn is_large(&mut self, free: usize) -> bool {
@@ -54,11 +58,13 @@ impl Surplus {
     }
 }
 
-/// Bytes that are free in all heaps, with pages or without.
-#[cfg(target_env = "gnu")]
+/// Bytes that are free in all heaps, with pages or without; 0 where the C library does not tell.
 fn free() -> usize {
+    #[cfg(target_env = "gnu")]
     // SAFETY: takes nothing and gives numbers.
-    unsafe { libc::mallinfo2() }.fordblks
+    return unsafe { libc::mallinfo2() }.fordblks;
+    #[cfg(not(target_env = "gnu"))]
+    0
 }
 
 /// Gives back the pages of this program's code: what start-up needed alone is most of it, and the rest is mapped
@@ -133,7 +139,8 @@ mod tests {
             assert_eq!(surplus.is_large(free * mib), large, "{free}");
         }
         for _ in 0..3 {
-            surplus.give_back();
+            surplus.is_there();
+            Surplus::give_back();
         }
     }
 
