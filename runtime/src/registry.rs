@@ -22,6 +22,7 @@ mod platform;
 mod proxy;
 mod redirect;
 mod reference;
+mod refusal;
 mod resolve;
 mod rounds;
 mod search;
@@ -29,6 +30,7 @@ mod session;
 mod tls;
 mod token;
 mod trace;
+mod trust;
 mod words;
 
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! The client against a registry that misbehaves.
 
 mod hostile;
+mod issued;
 mod mirrors;
 mod node;
 mod odd;
