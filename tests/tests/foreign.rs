@@ -194,6 +194,10 @@ async fn machines_that_configurations_name(case: &mut Case) -> Result<()> {
         let pulled = case.cri()?.pull(&name).await;
         pulled.with_context(|| format!("pulling {tag}"))?;
         run_echo(case, &name).await?;
+        let info = case.cri()?.image_info(&name).await?;
+        let info: Value = serde_json::from_str(info.get("info").context("no info")?)?;
+        ensure_eq!(info["imageSpec"]["architecture"], json!("s390x"));
+        ensure_eq!(info["imageSpec"]["os"], json!("linux"));
     }
     Ok(())
 }
