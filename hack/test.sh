@@ -36,9 +36,9 @@ critest() {
 	return $both
 }
 run critest critest
-# Other pods with every change, and the same ones each time for one state of the tree.
+# Always the same pods, so that a change answers for itself only; `make difftest` draws others.
 difftest() {
-	seed=${DIFFTEST_SEED:-$(git rev-list --count HEAD 2>/dev/null || echo 1)}
+	seed=${DIFFTEST_SEED:-$(cat tests/difftest/seed)}
 	cargo build --locked -q --workspace --bin difftest && target/debug/difftest --seed "$seed"
 }
 run difftest difftest
@@ -53,6 +53,14 @@ awk '
 	END { print p + 0, f + 0, s + 0 }
 ' "$out"/log/* >"$out/sum"
 read -r passed failed skipped <"$out/sum"
+# Once more at the end, where it is read: of a long output often only the last lines are kept.
+printf '\n'
+for log in "$out"/log/*; do
+	name=$(basename "$log")
+	[ ! -f "$out/status/$name" ] || continue
+	echo "$name failed:"
+	grep -E -A 3 '^(FAIL |FAILED |test .* FAILED$|case [0-9]+: |[Ee]rror: )' "$log" | head -40
+done
 # A step that broke without a count is a failure too.
 [ "$good" = 0 ] || [ "$failed" -gt 0 ] || failed=1
 printf '\n%s s\n%s passed, %s failed, %s skipped\n' "$(($(date +%s) - start))" "$passed" "$failed" "$skipped"

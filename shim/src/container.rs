@@ -12,7 +12,7 @@ use shim_protocol::monitor::{
     Empty, Event, Exit, Failure, FailureKind, Oom as OomEvent, Outcome, Running, State,
 };
 
-use crate::exec::Exec;
+use crate::exec::{self, Exec};
 use crate::log::{Log, Progress, Stream};
 use crate::oom::Oom;
 use crate::pipes::{ErrorPipe, Verdict};
@@ -28,6 +28,10 @@ const START_FAILURE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Most execs at once; a probe storm meets an error before the monitor meets its descriptor limit.
 const MAX_EXECS: usize = 128;
+
+/// Most of them that may stay for as long as they like: the other places are kept for those that are soon over, as
+/// probes are.
+const MAX_LONG_EXECS: usize = 96;
 
 /// How far the container is.
 enum Phase {
@@ -397,11 +401,8 @@ impl Container {
             (Phase::Running, Some(init)) if self.destroyers.is_empty() => init,
             _ => return out.push(refusal(caller, "the container is not running")),
         };
-        if self.execs.len() >= MAX_EXECS {
-            return out.push(refusal(
-                caller,
-                "too many commands run in the container at once",
-            ));
+        if let Some(full) = self.full(&request) {
+            return out.push(fail(caller, full));
         }
         if self.execs.iter().any(|exec| exec.is(&request.exec_id)) {
             return out.push(refusal(caller, "the exec id is in use"));
@@ -414,6 +415,26 @@ impl Container {
                 out.push(Letter::Reply(caller, Outcome::Failure(failure), Vec::new()));
             }
         }
+    }
+
+    /// Why one more command cannot be taken; `None`: it can.
+    fn full(&self, request: &shim_protocol::monitor::Exec) -> Option<Failure> {
+        if self.execs.len() >= MAX_EXECS {
+            let text = format!(
+                "{MAX_EXECS} commands run in the container at once, which is the limit: wait until some are over"
+            );
+            return Some(failure(FailureKind::Busy, text));
+        }
+        let long = self.execs.iter().filter(|exec| exec.is_long).count();
+        if exec::is_long(request) && long >= MAX_LONG_EXECS {
+            let text = format!(
+                "{MAX_LONG_EXECS} commands without a time limit of at most {} s run in the container at once, which is \
+                 the limit: give this one such a limit, or wait until some are over",
+                exec::LONG.as_secs()
+            );
+            return Some(failure(FailureKind::Busy, text));
+        }
+        None
     }
 
     /// Kills an exec'd process and its tree; one that is over already is fine.

@@ -20,6 +20,9 @@ use crate::worker::{Job, Made, failure, peek, reap};
 /// How long a worker may take where the exec has no time limit of its own.
 const WORKER_LIMIT: Duration = Duration::from_secs(60);
 
+/// A command that may take longer than this holds its place as one does that has no limit.
+pub(crate) const LONG: Duration = Duration::from_secs(600);
+
 /// How often a tree that does not die at once is killed again, and for how long its end is awaited.
 const KILL_AGAIN: Duration = Duration::from_millis(10);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -45,10 +48,17 @@ enum Step {
     Ended(i32),
 }
 
+/// Whether a command may hold its place for long.
+pub(crate) fn is_long(request: &monitor::Exec) -> bool {
+    request.timeout_ms == 0 || Duration::from_millis(request.timeout_ms) > LONG
+}
+
 /// An exec'd process.
 pub(crate) struct Exec {
     /// Distinguishes it while the monitor lives.
     pub(crate) key: u32,
+    /// It may hold its place for long.
+    pub(crate) is_long: bool,
     id: String,
     /// Who waits for it to start.
     caller: Option<Caller>,
@@ -89,6 +99,7 @@ impl Exec {
         mut fds: Vec<OwnedFd>,
     ) -> Result<Self, Failure> {
         let invalid = |what: &str| failure(FailureKind::Invalid, what);
+        let is_long = is_long(&request);
         let mut call = request
             .exec
             .ok_or_else(|| invalid("the exec request has no process"))?;
@@ -121,6 +132,7 @@ impl Exec {
         let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(request.timeout_ms));
         Ok(Self {
             key,
+            is_long,
             id: request.exec_id,
             caller: Some(caller),
             attendant: request.attended.then_some(caller.conn()),

@@ -23,6 +23,44 @@ pub fn return_large_allocations() {
     }
 }
 
+/// What may be free in the heaps and stay there, bytes. Below it, giving back costs more than it brings: pages that are
+/// used again come as faults.
+const SURPLUS: usize = 4 << 20;
+
+/// Free memory in the middle of the heaps: the C library gives back what is free at their ends only, and behind a
+/// few bytes that live long there may be all that hundreds of removed pods had.
+#[derive(Debug, Default)]
+pub struct Surplus {
+    /// The least that was free since it was given back; as much may have no pages any more.
+    least: Option<usize>,
+}
+
+impl Surplus {
+    /// Gives back the pages of what has become free since the last time, if they are many. Blocks for some
+    /// milliseconds then.
+    pub fn give_back(&mut self) {
+        #[cfg(target_env = "gnu")]
+        if self.is_large(free()) {
+            // SAFETY: takes a number only, and locks each heap while it looks through it.
+            unsafe { libc::malloc_trim(0) };
+        }
+    }
+
+    fn is_large(&mut self, free: usize) -> bool {
+        let least = self.least.map_or(free, |least| least.min(free));
+        let large = free - least > SURPLUS;
+        self.least = Some(if large { free } else { least });
+        large
+    }
+}
+
+/// Bytes that are free in all heaps, with pages or without.
+#[cfg(target_env = "gnu")]
+fn free() -> usize {
+    // SAFETY: takes nothing and gives numbers.
+    unsafe { libc::mallinfo2() }.fordblks
+}
+
 /// Gives back the pages of this program's code: what start-up needed alone is most of it, and the rest is mapped
 /// again from the page cache when it is next executed. Pages of code are never written, so nothing is lost.
 ///
@@ -76,6 +114,27 @@ mod tests {
             assert_eq!(code_of(&other, 7), None, "{other}");
         }
         assert_eq!(code_of("7ffc-7ffd r-xp 0 00:00 0 [vdso]", 7), None);
+    }
+
+    #[test]
+    fn what_became_free_is_given_back_once() {
+        let mut surplus = Surplus::default();
+        let mib = 1 << 20;
+        let looks = [
+            (10, false), // What was free at first may be needed again.
+            (13, false),
+            (15, true),
+            (15, false),
+            (9, false), // Used again.
+            (12, false),
+            (14, true),
+        ];
+        for (free, large) in looks {
+            assert_eq!(surplus.is_large(free * mib), large, "{free}");
+        }
+        for _ in 0..3 {
+            surplus.give_back();
+        }
     }
 
     #[test]

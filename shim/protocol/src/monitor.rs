@@ -170,6 +170,8 @@ pub enum FailureKind {
     Timeout = 5,
     /// Memory ran out before it was done: the kernel killed what was to do it.
     Memory = 6,
+    /// There is no room for one more of these now.
+    Busy = 7,
 }
 
 /// Make the container. Descriptors: `WorkerExe`, `Listener`, `StateDir`, `Rootfs`, `Seccomp` where a filter

@@ -294,9 +294,10 @@ pub struct Pod {
     /// Host name for the new UTS namespace.
     #[prost(string, tag = "5")]
     pub hostname: String,
-    /// Sysctls of the new IPC namespace, dotted names (`kernel.shm*`, `kernel.msg*`, `kernel.sem`, `fs.mqueue.*`).
+    /// Sysctls of the new IPC and UTS namespaces, dotted names (`kernel.shm*`, `kernel.msg*`, `kernel.sem`,
+    /// `fs.mqueue.*`; `kernel.domainname`).
     #[prost(message, repeated, tag = "6")]
-    pub ipc_sysctls: Vec<Sysctl>,
+    pub sysctls: Vec<Sysctl>,
 }
 
 /// A kernel parameter.

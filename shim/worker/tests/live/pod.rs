@@ -36,7 +36,7 @@ impl Place {
             ipc: self.path("ipc"),
             uts: self.path("uts"),
             hostname: "berth-test".into(),
-            ipc_sysctls: vec![Sysctl {
+            sysctls: vec![Sysctl {
                 name: "kernel.shmmni".into(),
                 value: "123".into(),
             }],
@@ -249,7 +249,7 @@ fn a_failing_pod_leaves_nothing() {
     assert!(failure.contains("no/such/dir"), "{failure}");
     assert!(!Path::new(&place.path("net")).exists());
     let mut pod = place.pod();
-    pod.ipc_sysctls[0].name = "kernel.core_pattern".into();
+    pod.sysctls[0].name = "kernel.core_pattern".into();
     let worker = Worker::spawn();
     assert!(
         worker
