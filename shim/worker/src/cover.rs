@@ -162,7 +162,8 @@ fn find(root: &Root, path: &str) -> Result<Option<OwnedFd>> {
     if found.is_some() || names().all(|name| name != "..") {
         return Ok(found);
     }
-    // To the kernel there is no way back out of what does not exist. Whoever wrote it meant what it says.
+    // To the kernel there is no way back out of what does not exist. Whoever wrote it meant what it says, but for the
+    // root, of which nobody can have meant to hide all.
     let mut plain = Vec::new();
     for name in names() {
         match name {
@@ -170,7 +171,10 @@ fn find(root: &Root, path: &str) -> Result<Option<OwnedFd>> {
             name => plain.push(name),
         }
     }
-    open(root, &plain)
+    match plain.is_empty() {
+        true => Ok(None),
+        false => open(root, &plain),
+    }
 }
 
 fn open(root: &Root, names: &[&str]) -> Result<Option<OwnedFd>> {

@@ -414,8 +414,14 @@ fn odd_paths_to_mask_are_read_as_they_are_meant() {
     for name in ["a", "b", "c"] {
         fs::write(case.fixture.tree(name), name).unwrap();
     }
-    case.fixture.config["linux"]["maskedPaths"] =
-        json!(["", "/no/such/../../a", "b", "/c/..//./c", "/no/../x"]);
+    case.fixture.config["linux"]["maskedPaths"] = json!([
+        "",
+        "/no/such/../../a",
+        "b",
+        "/c/..//./c",
+        "/no/../x",
+        "/no/.."
+    ]);
     case.fixture.config["linux"]["readonlyPaths"] = json!(["", "/no/../tmp"]);
     let text = case
         .fixture
