@@ -14,7 +14,7 @@ use shim_protocol::monitor::{
 
 use crate::exec::{self, Exec};
 use crate::log::{Log, Progress, Stream};
-use crate::oom::{Oom, too_low};
+use crate::oom::Oom;
 use crate::pipes::{ErrorPipe, Verdict};
 use crate::proc::has_executed;
 use crate::server::{Caller, Letter, Outbox};
@@ -83,7 +83,7 @@ pub(crate) struct Container {
     execs: Vec<Exec>,
     next_exec: u32,
     destroyers: Vec<Caller>,
-    /// What the worker was asked to make; needed until it has.
+    /// What is kept of the request.
     plan: create::Plan,
     exit: Option<Exit>,
 }
@@ -281,7 +281,7 @@ impl Container {
             }
             if let Some(code) = exec.awaits().and_then(reap) {
                 let starved = exec.is_starved(code, &self.oom);
-                let starved = starved.then(|| too_low(&self.plan.oom, "the command"));
+                let starved = starved.then(|| self.plan.too_low("the command"));
                 exec.on_end(code, starved, out);
             }
         }
@@ -322,11 +322,17 @@ impl Container {
             Phase::Starting(callers, _) if self.destroyers.is_empty() => {
                 return callers.push(caller);
             }
+            // Its end is not told yet, and with it goes why it cannot be started.
+            Phase::Ending(ending) if self.started_at == 0 && !ending.is_told() => {
+                return ending.join(caller);
+            }
             _ => {
-                return out.push(refusal(
-                    caller,
-                    "the container is not waiting to be started",
-                ));
+                let never_ran = self.exit.as_ref().filter(|exit| exit.started_at == 0);
+                let why = never_ran.map_or_else(
+                    || "the container is not waiting to be started".to_owned(),
+                    end::not_started,
+                );
+                return out.push(refusal(caller, &why));
             }
         }
         if let Some(pipe) = &self.start_pipe {

@@ -69,6 +69,8 @@ pub(crate) struct Exec {
     maker: Option<Pid>,
     errors: ErrorPipe,
     own_cgroup: Vec<String>,
+    /// It has a seccomp filter.
+    filtered: bool,
     /// The container's out-of-memory kills when it began.
     kills: u64,
     /// When it must have been executed.
@@ -106,13 +108,13 @@ impl Exec {
         let terminal = call.process.as_ref().is_some_and(|p| p.terminal);
         call.init = init.started.pid;
         let own_cgroup = call.own_cgroup.clone();
+        let seccomp = take_fd(&mut roles, &mut fds, Fd::Seccomp);
         let made = || -> std::io::Result<(Job, ErrorPipe)> {
             let (errors, error_write) = ErrorPipe::new()?;
             let mut send = vec![
                 (Fd::Pidfd, init.pidfd.as_fd()),
                 (Fd::ErrorPipe, error_write.as_fd()),
             ];
-            let seccomp = take_fd(&mut roles, &mut fds, Fd::Seccomp);
             send.extend(seccomp.as_ref().map(|fd| (Fd::Seccomp, fd.as_fd())));
             let null = pipes::null()?;
             let stdio = [Fd::Stdin, Fd::Stdout, Fd::Stderr]
@@ -138,6 +140,7 @@ impl Exec {
             maker: None,
             errors,
             own_cgroup,
+            filtered: seccomp.is_some(),
             kills: 0,
             begin_by: None,
             overdue: false,
@@ -332,11 +335,14 @@ impl Exec {
                 self.step = Step::Ended(code);
             }
             Step::Lost(_) => {
-                let told = starved.unwrap_or_else(|| match self.overdue {
-                    true => failure(FailureKind::Start, start::overdue()),
-                    false => {
-                        let text = format!("it ended before it was executed (status {code})");
-                        failure(FailureKind::State, text)
+                let told = starved.unwrap_or_else(|| {
+                    match (self.overdue, start::refused(code).filter(|_| self.filtered)) {
+                        (true, _) => failure(FailureKind::Start, start::overdue()),
+                        (false, Some(why)) => failure(FailureKind::Start, why),
+                        (false, None) => {
+                            let text = format!("it ended before it was executed (status {code})");
+                            failure(FailureKind::State, text)
+                        }
                     }
                 });
                 self.refuse(told, out);

@@ -99,9 +99,7 @@ pub struct Create {
     /// before the container exists, inherited by init.
     #[prost(message, repeated, tag = "9")]
     pub rlimits: Vec<Rlimit>,
-    /// Files and directories in the root file system that must exist before mounts are made.
-    #[prost(string, repeated, tag = "10")]
-    pub make_dirs: Vec<String>,
+    // Tag 10 is used up: mount points are made when they are mounted on.
 }
 
 /// One resource limit (setrlimit(2)).

@@ -310,3 +310,37 @@ fn pause_runs_under_its_filter() {
     assert_eq!(status(started.pid, "Seccomp"), "2");
     kill(started.pid);
 }
+
+#[test]
+fn a_filter_that_ends_pause_says_so() {
+    let place = Place::new();
+    let exe = place.exe();
+    let pause = |filter: OwnedFd| {
+        let worker = Worker::spawn();
+        worker.call(Call::Pod(place.pod()), &[]);
+        let answer = worker.call(
+            Call::Pause(place.request(true)),
+            &[(Fd::Seccomp, filter.as_fd()), (Fd::PauseExe, exe.as_fd())],
+        );
+        worker.end();
+        for kind in ["net", "ipc", "uts"] {
+            rustix::mount::unmount(place.path(kind), UnmountFlags::DETACH).unwrap();
+        }
+        answer
+    };
+    let allow = libc::SECCOMP_RET_ALLOW;
+    for refusal in [libc::SECCOMP_RET_KILL_PROCESS, libc::SECCOMP_RET_TRAP] {
+        let error = pause(answer(&[libc::SYS_execveat], refusal, allow)).failure();
+        assert!(error.contains("seccomp profile"), "{error}");
+        assert!(!Path::new(&place.path("pid")).exists());
+    }
+    // One that lets it begin and not wait: it ends, where it would ask for ever.
+    for errno in [1, 4] {
+        let refusal = libc::SECCOMP_RET_ERRNO | errno;
+        let calls = [libc::SYS_rt_sigtimedwait, libc::SYS_exit_group];
+        let (started, pidfd, _) = pause(answer(&calls, refusal, allow)).started();
+        until("pause has ended", || !alive(started.pid));
+        drop(pidfd);
+        rustix::mount::unmount(place.path("pid"), UnmountFlags::DETACH).unwrap();
+    }
+}
