@@ -205,6 +205,7 @@ async fn keep_small() {
         tokio::time::sleep(SURPLUS_EVERY).await;
         if surplus.is_there() {
             blocking::run("give memory back", sys::memory::Surplus::give_back).await;
+            surplus.settle();
         }
     }
 }
