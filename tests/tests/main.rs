@@ -12,6 +12,7 @@ mod commands;
 mod container;
 mod daemon;
 mod destinations;
+mod endings;
 mod exec;
 mod foreign;
 mod holes;
@@ -71,6 +72,7 @@ fn tests() -> Vec<Test> {
         network::TESTS,
         restart::TESTS,
         logs::TESTS,
+        endings::TESTS,
         exec::TESTS,
         commands::TESTS,
         monitors::TESTS,
