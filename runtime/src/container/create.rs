@@ -208,7 +208,7 @@ impl Making {
             log_path,
             user: ContainerUser::default(),
             resources: spec.resources.clone(),
-            stop_signal: self.stop_signal()?,
+            stop_signal: self.stop_signal(id),
             init: None,
             monitor: None,
             process: worker::Process::default(),
@@ -218,13 +218,20 @@ impl Making {
         })
     }
 
-    fn stop_signal(&self) -> Result<SignalName, Error> {
+    /// That of an image is somebody else's word: what is none keeps no container from being made.
+    fn stop_signal(&self, id: &ContainerId) -> SignalName {
         let image = self.image.config.stop_signal.as_str();
         match (&self.spec.stop_signal, image) {
-            (Some(signal), _) => Ok(signal.clone()),
-            (None, "") => Ok(spec::signals::term()),
-            (None, text) => spec::signals::parse(text)
-                .map_err(|e| Error::Invalid(format!("the image's stop signal: {e}"))),
+            (Some(signal), _) => signal.clone(),
+            (None, "") => spec::signals::term(),
+            (None, text) => spec::signals::parse(text).unwrap_or_else(|error| {
+                tracing::warn!(
+                    container = %id,
+                    image = self.image.name,
+                    "the image's stop signal is none, SIGTERM is taken: {error}"
+                );
+                spec::signals::term()
+            }),
         }
     }
 
