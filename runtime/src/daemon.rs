@@ -82,11 +82,11 @@ pub fn main(load: Load) -> Result<(), String> {
 async fn serve(config: Arc<Config>, load: Load, log: telemetry::LogFilter) -> Result<(), String> {
     let signals = Signals::listen()?;
     places::check(&config)?;
+    places::check_beside(&config, &lock::others(&config))?;
     make_dir(&config.root)?;
     make_dir(&config.state)?;
     let locks = [lock::take(&config.root)?, lock::take(&config.state)?];
     let _instance = lock::instance(&config)?;
-    places::check_beside(&config, &lock::others(&config))?;
     let (listener, _name) = listen("listen", &config.listen)?;
     let (admin_listener, _admin_name) = listen("admin", &config.admin)?;
     let disks = Disks::new([&config.root, &config.state], &locks)?;

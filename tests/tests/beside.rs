@@ -395,7 +395,8 @@ async fn signals_that_mean_nothing_end_nothing(case: &mut Case) -> Result<()> {
     case.first()?.signal(Signal::QUIT)?;
     logged(case, "stopping; containers go on", before).await?;
     case.instance()?.terminate().await?;
-    case.instance()?.launch().await
+    case.instance()?.launch().await?;
+    Ok(())
 }
 
 async fn a_root_within_anothers_is_refused(case: &mut Case) -> Result<()> {

@@ -269,15 +269,29 @@ async fn masked_path_is_a_link(case: &mut Case) -> Result<()> {
 async fn what_cannot_be_masked_fails(case: &mut Case) -> Result<()> {
     let links = [("up", ".."), ("loop", "loop")];
     let (pod, mut config) = prepared(case, &links, "true").await?;
-    // A link that leads to itself leads to nothing, and below a file there is nothing.
-    security(&mut config).masked_paths = vec!["/loop".into(), "/etc/passwd/below".into()];
+    // Below a file there is nothing.
+    security(&mut config).masked_paths = vec!["/etc/passwd/below".into()];
     pod.output_of(&config).await?;
     again(&mut config);
-    for path in ["/up", "/", "/proc/1/root/etc"] {
+    for (path, why) in [
+        ("/up", "root itself"),
+        ("/", "root itself"),
+        ("/proc/1/root/etc", "is a link into a process"),
+        ("/loop", "lead in a circle"),
+    ] {
         security(&mut config).masked_paths = vec![path.into()];
         let error = refused(&pod, &config).await?;
-        ensure!(error.message().contains(&format!("mask {path}")), "{error}");
+        ensure_eq!(error.code(), Code::InvalidArgument);
+        let text = error.message();
+        ensure!(
+            text.contains(&format!("mask {path}")) && text.contains(why),
+            "{text}"
+        );
     }
+    security(&mut config).masked_paths.clear();
+    security(&mut config).readonly_paths = vec!["/loop".into()];
+    let error = refused(&pod, &config).await?;
+    ensure!(error.message().contains("make /loop read-only"), "{error}");
     Ok(())
 }
 
@@ -495,6 +509,7 @@ async fn devices_in_the_place_of_the_containers_own(case: &mut Case) -> Result<(
     linux.security_context.get_or_insert_default().privileged = true;
     let pod = Pod::run(&pod.cri, privileged).await?;
     security(&mut config).privileged = true;
+    again(&mut config);
     ensure_eq!(pod.output_of(&config).await?, want);
     Ok(pod.remove().await?)
 }
