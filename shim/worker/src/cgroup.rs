@@ -453,6 +453,10 @@ mod tests {
         };
         let leaf = dir.join(format!("berth-refused-{}", std::process::id()));
         fs::create_dir(&leaf).unwrap();
+        if !leaf.join("cpuset.cpus").exists() {
+            // v2: as for a pod.
+            fs::write(dir.join("cgroup.subtree_control"), "+cpuset").unwrap();
+        }
         let refused = |file: &str, value: &str| {
             write_file(&worker::CgroupWrite {
                 file: leaf.join(file).display().to_string(),
