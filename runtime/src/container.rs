@@ -203,11 +203,27 @@ struct Container {
     silence: tokio::sync::Mutex<()>,
     /// A start is under way.
     starting: AtomicBool,
+    /// Why its record could not be read: it is known by its identity only, and the record is left as it is.
+    problem: Option<String>,
 }
 
 impl Container {
     fn new(id: ContainerId, record: ContainerRecord, monitor: Option<Monitor>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(id, record, monitor, None))
+    }
+
+    /// One of which only the identity could be read.
+    fn shown(id: ContainerId, record: ContainerRecord, problem: String) -> Arc<Self> {
+        Arc::new(Self::with(id, record, None, Some(problem)))
+    }
+
+    fn with(
+        id: ContainerId,
+        record: ContainerRecord,
+        monitor: Option<Monitor>,
+        problem: Option<String>,
+    ) -> Self {
+        Self {
             id,
             pod: record.pod.clone(),
             spec: record.spec.clone(),
@@ -219,7 +235,8 @@ impl Container {
             stop_sent: AtomicBool::new(false),
             silence: tokio::sync::Mutex::default(),
             starting: AtomicBool::new(false),
-        })
+            problem,
+        }
     }
 
     fn now(&self) -> MutexGuard<'_, ContainerRecord> {
@@ -237,7 +254,7 @@ impl Container {
     /// Takes a monitor up, and notes where it is found if it ever does not answer.
     fn attach(&self, monitor: Monitor) {
         if let Some((pid, start_time)) = monitor.process() {
-            self.now().monitor = Some(record::Process { pid, start_time });
+            self.now().monitor = Some(crate::model::Process { pid, start_time });
         }
         *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = Some(monitor);
     }
@@ -292,7 +309,7 @@ impl ContainerManager {
         deps: Deps,
         events: mpsc::UnboundedReceiver<MonitorEvent>,
     ) -> Result<Self, crate::store::Error> {
-        let records = Records::open(deps.config.root.join("containers"), "container")?;
+        let records = Records::open(deps.config.root.join("containers"))?;
         let inner = Arc::new(Inner {
             deps,
             records,
@@ -491,7 +508,8 @@ impl Inner {
     async fn save(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), crate::store::Error> {
         // The write goes on when this future is dropped, and so does its turn.
         let gone = container.saving.clone().lock_owned().await;
-        if *gone {
+        // A Berth that can read what is there shall find it.
+        if *gone || container.problem.is_some() {
             return Ok(());
         }
         let (inner, container) = (self.clone(), container.clone());
@@ -540,6 +558,7 @@ fn status_of(container: &Container) -> ContainerStatus {
         created_at: record.created_at,
         started_at: record.started_at,
         exit: record.exit.clone(),
+        problem: container.problem.clone(),
         image_id: record.image_id,
         image_name: record.image_name.clone(),
         image_ref: record.image_ref.clone(),

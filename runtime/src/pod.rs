@@ -165,6 +165,8 @@ struct Pod {
     entrance: Arc<tokio::sync::RwLock<()>>,
     /// Tells those who are being put into it that it closes.
     closing: Arc<AtomicBool>,
+    /// Why its record could not be read: it is known by its identity only, and the record is left as it is.
+    problem: Option<String>,
 }
 
 /// Keeps a pod from being stopped while a container is put into it.
@@ -175,6 +177,15 @@ pub struct Entry(
 
 impl Pod {
     fn new(id: PodId, record: PodRecord) -> Arc<Self> {
+        Self::with(id, record, None)
+    }
+
+    /// One of which only the identity could be read.
+    fn shown(id: PodId, record: PodRecord, problem: String) -> Arc<Self> {
+        Self::with(id, record, Some(problem))
+    }
+
+    fn with(id: PodId, record: PodRecord, problem: Option<String>) -> Arc<Self> {
         let over = watch::Sender::new(record.state == PodState::NotReady);
         Arc::new(Self {
             id,
@@ -185,6 +196,7 @@ impl Pod {
             over,
             entrance: Arc::default(),
             closing: Arc::default(),
+            problem,
         })
     }
 
@@ -200,7 +212,7 @@ impl PodManager {
     /// # Errors
     /// When the directory cannot be made.
     pub fn open(deps: Deps) -> Result<Self, crate::store::Error> {
-        let records = Records::open(deps.config.root.join("pods"), "pod")?;
+        let records = Records::open(deps.config.root.join("pods"))?;
         Ok(Self(Arc::new(Inner {
             deps,
             records,
@@ -340,7 +352,8 @@ impl Inner {
     async fn save(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), crate::store::Error> {
         // The write goes on when this future is dropped, and so does its turn.
         let gone = pod.saving.clone().lock_owned().await;
-        if *gone {
+        // A Berth that can read what is there shall find it.
+        if *gone || pod.problem.is_some() {
             return Ok(());
         }
         let (inner, id) = (self.clone(), pod.id.clone());
@@ -369,5 +382,6 @@ fn status_of(pod: &Pod) -> PodStatus {
             .filter(|_| record.state == PodState::Ready)
             .map(|p| p.pid),
         cni_result: record.cni_result.clone(),
+        problem: pod.problem.clone(),
     }
 }

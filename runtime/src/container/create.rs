@@ -9,7 +9,7 @@ use std::sync::Arc;
 use shim_protocol::{monitor, worker};
 
 use super::log::{self, Fresh, Log};
-use super::record::{ContainerRecord, Process};
+use super::record::ContainerRecord;
 use super::{
     Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users, volumes,
 };
@@ -17,8 +17,8 @@ use crate::blocking;
 use crate::events::Event;
 use crate::id::ContainerId;
 use crate::model::{
-    ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, ReadyPod,
-    ResolvedImage, SignalName, chain, now_nanos,
+    ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, Process,
+    ReadyPod, ResolvedImage, SignalName, chain, now_nanos,
 };
 use crate::shim::ContainerLaunch;
 use crate::spec;

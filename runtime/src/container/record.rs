@@ -1,27 +1,22 @@
 //! What is kept of a container on disk.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shim_protocol::worker;
 
 use crate::id::PodId;
 use crate::model::{
-    ChainId, ContainerExit, ContainerSpec, ContainerState, ContainerUser, ImageId, Resources,
-    SignalName,
+    ChainId, ContainerExit, ContainerMetadata, ContainerSpec, ContainerState, ContainerUser,
+    ImageId, Process, Resources, SignalName,
 };
-
-/// A process of ours that outlives the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Its pid.
-    pub pid: i32,
-    /// Its start time, clock ticks since boot: a pid alone may be somebody else's by now.
-    pub start_time: u64,
-}
+use crate::record::{
+    self, Form as _, Identity, Kept, ProcessRole, Unfit, Unreadable, convert, v1, v2,
+};
+use crate::store::Object;
 
 /// The record of a container.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct ContainerRecord {
     /// What was asked for.
     pub spec: Arc<ContainerSpec>,
@@ -57,11 +52,9 @@ pub struct ContainerRecord {
     pub stop_signal: SignalName,
     /// Its first process.
     pub init: Option<Process>,
-    /// Its monitor, to be found when it does not answer; absent in records of earlier versions.
-    #[serde(default)]
+    /// Its monitor, to be found when it does not answer.
     pub monitor: Option<Process>,
     /// What was executed; later execs are like it.
-    #[serde(serialize_with = "to_hex", deserialize_with = "from_hex")]
     pub process: worker::Process,
     /// Name of its system call filter among the kept programs; empty: none.
     pub seccomp: String,
@@ -71,48 +64,132 @@ pub struct ContainerRecord {
     pub leaves: Vec<String>,
 }
 
-fn to_hex<S: Serializer>(process: &worker::Process, serializer: S) -> Result<S::Ok, S::Error> {
-    let bytes = prost::Message::encode_to_vec(process);
-    serializer.collect_str(&Hex(&bytes))
-}
+convert!(v2::Container as ContainerRecord {
+    spec,
+    pod,
+    creating,
+    state,
+    created_at,
+    started_at,
+    exit,
+    boot_id,
+    image_id,
+    image_name,
+    image_ref,
+    chain,
+    log_path,
+    user,
+    resources,
+    stop_signal,
+    init,
+    monitor,
+    process,
+    seccomp,
+    cgroup_path,
+    leaves,
+});
 
-fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<worker::Process, D::Error> {
-    use serde::de::Error;
-    let text = String::deserialize(deserializer)?;
-    let digits = text.as_bytes().chunks(2).map(|pair| {
-        let pair = std::str::from_utf8(pair).map_err(D::Error::custom)?;
-        u8::from_str_radix(pair, 16).map_err(D::Error::custom)
-    });
-    let bytes = digits.collect::<Result<Vec<u8>, _>>()?;
-    prost::Message::decode(bytes.as_slice()).map_err(D::Error::custom)
-}
+impl Kept for ContainerRecord {
+    const KIND: &'static str = "container";
+    type Form = v2::Container;
 
-/// Arguments and environment are bytes, which JSON text cannot hold as they are.
-struct Hex<'a>(&'a [u8]);
-
-impl std::fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+        let old: v1::Container = v1::object(file, Self::KIND)?;
+        Ok(Self {
+            process: old.process,
+            spec: old.spec.thaw()?,
+            pod: old.pod.thaw()?,
+            creating: old.creating.thaw()?,
+            state: old.state.thaw()?,
+            created_at: old.created_at.thaw()?,
+            started_at: old.started_at.thaw()?,
+            exit: old.exit.thaw()?,
+            boot_id: old.boot_id.thaw()?,
+            image_id: old.image_id.thaw()?,
+            image_name: old.image_name.thaw()?,
+            image_ref: old.image_ref.thaw()?,
+            chain: old.chain.thaw()?,
+            log_path: old.log_path.thaw()?,
+            user: old.user.thaw()?,
+            resources: old.resources.thaw()?,
+            stop_signal: old.stop_signal.thaw()?,
+            init: old.init.thaw()?,
+            monitor: old.monitor.thaw()?,
+            seccomp: old.seccomp.thaw()?,
+            cgroup_path: old.cgroup_path.thaw()?,
+            leaves: old.leaves.thaw()?,
+        })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Object for ContainerRecord {
+    fn identity(&self, id: &str) -> Identity {
+        let init = self.init.as_ref().map(|p| (ProcessRole::Init, p));
+        let monitor = self.monitor.as_ref().map(|p| (ProcessRole::Monitor, p));
+        let processes = init.into_iter().chain(monitor);
+        Identity {
+            kind: Self::KIND.to_owned(),
+            id: id.to_owned(),
+            pod: self.pod.to_string(),
+            name: self.spec.metadata.name.clone(),
+            attempt: self.spec.metadata.attempt,
+            labels: self.spec.labels.clone(),
+            created_at: self.created_at,
+            boot_id: self.boot_id.clone(),
+            processes: processes
+                .map(|(role, p)| record::Process::of(role, p))
+                .collect(),
+            cgroup: self.leaves.iter().map(PathBuf::from).collect(),
+            cgroup_parent: self.cgroup_path.clone(),
+            log: PathBuf::from(&self.log_path),
+            image: [
+                self.image_id.to_string(),
+                self.image_name.clone(),
+                self.image_ref.clone(),
+            ],
+            layers: self.chain.clone(),
+            seccomp: self.seccomp.clone(),
+            ..Identity::default()
+        }
+    }
 
-    #[derive(Serialize, Deserialize)]
-    struct Wrapper(
-        #[serde(serialize_with = "to_hex", deserialize_with = "from_hex")] worker::Process,
-    );
-
-    #[test]
-    fn a_process_with_bytes_that_are_no_text_comes_back() {
-        let process = worker::Process {
-            env: vec![b"A=\xff\x00".to_vec()],
-            uid: 7,
-            ..Default::default()
-        };
-        let text = serde_json::to_string(&Wrapper(process.clone())).unwrap();
-        assert_eq!(serde_json::from_str::<Wrapper>(&text).unwrap().0, process);
+    /// A container in an unknown state, with what has to be given back.
+    fn from_identity(identity: Identity) -> Result<Self, Unfit> {
+        identity.expect_kind(Self::KIND)?;
+        let unfit = |what: &str, why: &dyn std::fmt::Display| Unfit(format!("{what}: {why}"));
+        let [image_id, image_name, image_ref] = identity.image.clone();
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        Ok(Self {
+            pod: identity.pod.parse().map_err(|e| unfit("its pod", &e))?,
+            creating: false,
+            state: ContainerState::Unknown,
+            created_at: identity.created_at,
+            started_at: 0,
+            exit: None,
+            init: identity.process(ProcessRole::Init),
+            monitor: identity.process(ProcessRole::Monitor),
+            image_id: image_id.parse().map_err(|e| unfit("its image", &e))?,
+            image_name,
+            image_ref,
+            log_path: text(&identity.log),
+            user: ContainerUser::default(),
+            resources: Resources::default(),
+            stop_signal: crate::spec::signals::term(),
+            process: worker::Process::default(),
+            cgroup_path: identity.cgroup_parent,
+            leaves: identity.cgroup.iter().map(text).collect(),
+            spec: Arc::new(ContainerSpec {
+                metadata: ContainerMetadata {
+                    name: identity.name,
+                    attempt: identity.attempt,
+                },
+                image: identity.image[0].clone(),
+                labels: identity.labels,
+                ..ContainerSpec::default()
+            }),
+            boot_id: identity.boot_id,
+            chain: identity.layers,
+            seccomp: identity.seccomp,
+        })
     }
 }

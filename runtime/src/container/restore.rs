@@ -9,6 +9,7 @@ use super::{Container, ContainerManager, Inner, create, remove, start, stop};
 use crate::id::ContainerId;
 use crate::model::{ContainerState, chain};
 use crate::shim::ConnectError;
+use crate::store::Loaded;
 
 /// How long a monitor that does not answer is left alone before it is asked again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -16,7 +17,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl ContainerManager {
     /// Takes up every container on disk as its monitor or its exit record shows it, undoes half-made ones,
-    /// and removes what belongs to nobody. A damaged record costs its container only.
+    /// and removes what belongs to nobody. A container whose record cannot be read is shown as its identity tells.
     ///
     /// # Errors
     /// When the records cannot be listed at all.
@@ -24,17 +25,24 @@ impl ContainerManager {
         let inner = &self.0;
         let mut tasks = tokio::task::JoinSet::new();
         for found in inner.records.load_all()? {
-            match (found.id.parse::<ContainerId>(), found.record) {
-                (Ok(id), Ok(record)) => {
-                    let inner = inner.clone();
+            let Ok(id) = found.id.parse::<ContainerId>() else {
+                tracing::error!(container.id = %found.id, "no container has such an id: its directory is left alone");
+                continue;
+            };
+            let inner = inner.clone();
+            match found.object {
+                Loaded::Whole(record) => {
                     tasks.spawn(async move { adopt(&inner, id, record).await });
                 }
-                (id, record) => {
-                    let problem = record.err().map(|e| chain(&e)).unwrap_or_default();
-                    tracing::error!(container.id = %found.id, problem, "the container's record cannot be used: it is dropped");
-                    if let Ok(id) = id {
-                        drop_damaged(inner, &id).await;
-                    }
+                Loaded::Shown(record, error) => {
+                    let problem = chain(&error);
+                    tracing::error!(container.id = %id, problem, "the container's record cannot be read: its state is unknown until it is stopped and removed");
+                    let container = Container::shown(id, record, problem);
+                    tasks.spawn(async move { take_up(&inner, container).await });
+                }
+                Loaded::Lost { record, identity } => {
+                    tracing::error!(container.id = %id, record = %chain(&record), identity = %chain(&identity), "nothing of the container can be read: its processes are ended, and it is removed");
+                    tasks.spawn(async move { drop_lost(&inner, &id).await });
                 }
             }
         }
@@ -49,9 +57,9 @@ impl ContainerManager {
 }
 
 async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
-    inner.deps.programs.restore(&record.seccomp);
-    let same_boot = record.boot_id == inner.deps.facts.boot_id;
     if record.creating {
+        inner.deps.programs.restore(&record.seccomp);
+        let same_boot = record.boot_id == inner.deps.facts.boot_id;
         tracing::info!(container.id = %id, "undoing a container that was being made when the daemon ended");
         let container = Container::new(id, record, None);
         if same_boot
@@ -66,8 +74,18 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
         remove::undo(inner, &container, None).await;
         return;
     }
-    let over_already = record.state == ContainerState::Exited;
-    let container = Container::new(id, record, None);
+    take_up(inner, Container::new(id, record, None)).await;
+}
+
+async fn take_up(inner: &Arc<Inner>, container: Arc<Container>) {
+    let (over_already, same_boot) = {
+        let record = container.now();
+        inner.deps.programs.restore(&record.seccomp);
+        (
+            record.state == ContainerState::Exited,
+            record.boot_id == inner.deps.facts.boot_id,
+        )
+    };
     inner.names.restore(
         container.name(),
         Arc::new(create::request(&container.spec)),
@@ -124,8 +142,9 @@ pub(super) async fn reach(
     container.attach(monitor);
     let now = {
         let mut record = container.now();
-        // It may have ended since it answered, and its event been heeded.
-        if record.exit.is_none() {
+        // It may have ended since it answered, and its event been heeded. Of one that is only shown too little is
+        // known to say more.
+        if record.exit.is_none() && container.problem.is_none() {
             record.state = match state.started_at {
                 0 => ContainerState::Created,
                 started_at => {
@@ -170,14 +189,22 @@ async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
     }
 }
 
-async fn drop_damaged(inner: &Arc<Inner>, id: &ContainerId) {
+/// Without record and identity nobody could ever name it, nor end it.
+async fn drop_lost(inner: &Arc<Inner>, id: &ContainerId) {
     if let Ok((monitor, _)) = inner.deps.launcher.connect(id, &inner.state_dir(id)).await {
-        // Without its record nobody could ever stop it.
+        // What is left of it dies with the cgroup.
         let _ = monitor.destroy().await;
     }
-    if let Err(error) = inner.records.remove(id.as_str()) {
-        tracing::error!(container.id = %id, error = %chain(&error), "cannot remove the damaged record");
-    }
+    let (inner, id) = (inner.clone(), id.clone());
+    crate::blocking::run("end what is left of a lost container", move || {
+        if let Err(error) = crate::cgroup::end_named(&inner.deps.facts.cgroup, &[id.to_string()]) {
+            tracing::error!(container.id = %id, error = %chain(&error), "cannot end its processes");
+        }
+        if let Err(error) = inner.records.remove(id.as_str()) {
+            tracing::error!(container.id = %id, error = %chain(&error), "cannot remove its directory");
+        }
+    })
+    .await;
 }
 
 /// Writable layers and bundles without a record.

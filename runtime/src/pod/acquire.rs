@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use shim_protocol::worker;
 
-use super::record::{Phase, Process};
+use super::record::Phase;
 use super::run::{print, watch};
 use super::sysctl::{self, Sysctls};
 use super::{Error, Inner, Pod, files};
 use crate::blocking;
 use crate::host::Cpuset;
-use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, PodState, SeccompProfile, chain};
+use crate::model::{
+    Kind, Kinded, NamespaceMode, PodSpec, PodState, Process, SeccompProfile, chain,
+};
 use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::{PauseHandle, PodWorker};
 use crate::spec;

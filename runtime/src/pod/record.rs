@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::model::{PodSpec, PodState};
+use crate::model::{PodMetadata, PodSpec, PodState, Process};
+use crate::record::{self, Form, Identity, Kept, ProcessRole, Unfit, Unreadable, convert, v1, v2};
+use crate::store::Object;
 
 /// How far a pod has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Resources are being acquired: found at start, it is undone.
     Creating,
@@ -19,17 +19,8 @@ pub enum Phase {
     Released,
 }
 
-/// A process of ours that outlives the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Its pid.
-    pub pid: i32,
-    /// Its start time, clock ticks since boot: a pid alone may be somebody else's by now.
-    pub start_time: u64,
-}
-
 /// A scope of systemd.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     /// Its unit name.
     pub unit: String,
@@ -38,7 +29,7 @@ pub struct Scope {
 }
 
 /// The record of a pod.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct PodRecord {
     /// What was asked for.
     pub spec: Arc<PodSpec>,
@@ -55,7 +46,6 @@ pub struct PodRecord {
     /// Parent of the cgroups of pause and containers, in canonical form: under systemd the pod's scope.
     pub cgroup_parent: String,
     /// The pod's scope, where systemd makes the cgroups.
-    #[serde(default)]
     pub scope: Option<Scope>,
     /// Directories on the way to the parent that Berth made, and that go with the last pod.
     pub made_parents: Vec<PathBuf>,
@@ -71,4 +61,123 @@ pub struct PodRecord {
     pub cni_result: Option<serde_json::Value>,
     /// Its pause process.
     pub pause: Option<Process>,
+}
+
+convert!(v1::Scope as Scope { unit, slice });
+
+convert!(v1::Pod as PodRecord {
+    spec,
+    phase,
+    state,
+    created_at,
+    boot_id,
+    hostname,
+    cgroup_parent,
+    scope,
+    made_parents,
+    holds_parent,
+    cgroup,
+    netns,
+    ips,
+    cni_result,
+    pause,
+});
+
+impl Form for v1::Phase {
+    type Model = Phase;
+
+    fn freeze(model: &Phase) -> Self {
+        match model {
+            Phase::Creating => Self::Creating,
+            Phase::Made => Self::Made,
+            Phase::Released => Self::Released,
+        }
+    }
+
+    fn thaw(self) -> Result<Phase, Unfit> {
+        Ok(match self {
+            Self::Creating => Phase::Creating,
+            Self::Made => Phase::Made,
+            Self::Released => Phase::Released,
+        })
+    }
+}
+
+impl Kept for PodRecord {
+    const KIND: &'static str = "pod";
+    type Form = v2::Pod;
+
+    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+        let form: v1::Pod = v1::object(file, Self::KIND)?;
+        Ok(form.thaw()?)
+    }
+}
+
+impl Object for PodRecord {
+    fn identity(&self, id: &str) -> Identity {
+        let name = &self.spec.metadata;
+        let pause = self.pause.as_ref();
+        Identity {
+            kind: Self::KIND.to_owned(),
+            id: id.to_owned(),
+            pod: id.to_owned(),
+            name: name.name.clone(),
+            namespace: name.namespace.clone(),
+            uid: name.uid.clone(),
+            attempt: name.attempt,
+            labels: self.spec.labels.clone(),
+            created_at: self.created_at,
+            boot_id: self.boot_id.clone(),
+            processes: pause
+                .map(|p| record::Process::of(ProcessRole::Pause, p))
+                .into_iter()
+                .collect(),
+            cgroup: self.cgroup.iter().map(PathBuf::from).collect(),
+            cgroup_parent: self.cgroup_parent.clone(),
+            scope: self
+                .scope
+                .as_ref()
+                .map_or_else(String::new, |scope| scope.unit.clone()),
+            netns: self.netns.clone().unwrap_or_default(),
+            log: PathBuf::from(&self.spec.log_directory),
+            ..Identity::default()
+        }
+    }
+
+    /// A pod that is not ready, with what has to be given back.
+    fn from_identity(identity: Identity) -> Result<Self, Unfit> {
+        identity.expect_kind(Self::KIND)?;
+        let pause = identity.process(ProcessRole::Pause);
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        Ok(Self {
+            pause,
+            cgroup: identity.cgroup.iter().map(text).collect(),
+            scope: (!identity.scope.is_empty()).then(|| Scope {
+                unit: identity.scope,
+                slice: String::new(),
+            }),
+            netns: Some(identity.netns).filter(|path| !path.as_os_str().is_empty()),
+            spec: Arc::new(PodSpec {
+                metadata: PodMetadata {
+                    name: identity.name,
+                    uid: identity.uid,
+                    namespace: identity.namespace,
+                    attempt: identity.attempt,
+                },
+                labels: identity.labels,
+                log_directory: text(&identity.log),
+                ..PodSpec::default()
+            }),
+            phase: Phase::Made,
+            state: PodState::NotReady,
+            created_at: identity.created_at,
+            boot_id: identity.boot_id,
+            hostname: String::new(),
+            cgroup_parent: identity.cgroup_parent,
+            made_parents: Vec::new(),
+            holds_parent: false,
+            ips: Vec::new(),
+            cni_result: None,
+        })
+    }
 }

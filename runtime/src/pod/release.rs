@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::record::{Phase, Process};
+use super::record::Phase;
 use super::{Error, Inner, Pod, files};
 use crate::events::Event;
-use crate::model::{PodState, chain};
+use crate::model::{PodState, Process, chain};
 use crate::sys;
 use crate::undo::{Failures, Steps};
 

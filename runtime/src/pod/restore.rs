@@ -9,11 +9,12 @@ use super::{Inner, Pod, PodManager, files, release};
 use crate::id::PodId;
 use crate::model::{PodState, chain};
 use crate::shim::PauseHandle;
+use crate::store::Loaded;
 use crate::sys;
 
 impl PodManager {
     /// Takes up every pod on disk as the kernel shows it, undoes half-made ones, and releases what
-    /// belongs to nobody. A damaged record costs its pod only.
+    /// belongs to nobody. A pod whose record cannot be read is shown as its identity tells, not ready.
     ///
     /// # Errors
     /// When the records cannot be listed at all.
@@ -21,8 +22,12 @@ impl PodManager {
         let inner = &self.0;
         let mut half_made = Vec::new();
         for found in inner.records.load_all()? {
-            match (found.id.parse::<PodId>(), found.record) {
-                (Ok(id), Ok(record)) => {
+            let Ok(id) = found.id.parse::<PodId>() else {
+                tracing::error!(pod.id = %found.id, "no pod has such an id: its directory is left alone");
+                continue;
+            };
+            match found.object {
+                Loaded::Whole(record) => {
                     let pod = Pod::new(id, record);
                     self.hold_parent(&pod);
                     if pod.now().phase == Phase::Creating {
@@ -31,14 +36,14 @@ impl PodManager {
                         adopt(inner, &pod);
                     }
                 }
-                (id, record) => {
-                    let problem = record.err().map(|e| chain(&e)).unwrap_or_default();
-                    tracing::error!(pod.id = %found.id, problem, "the pod's record cannot be used: the pod is dropped");
-                    if id.is_ok()
-                        && let Err(error) = inner.records.remove(&found.id)
-                    {
-                        tracing::error!(pod.id = %found.id, error = %chain(&error), "cannot remove it");
-                    }
+                Loaded::Shown(record, error) => {
+                    let problem = chain(&error);
+                    tracing::error!(pod.id = %id, problem, "the pod's record cannot be read: it is not ready until it is stopped and removed");
+                    adopt(inner, &Pod::shown(id, record, problem));
+                }
+                Loaded::Lost { record, identity } => {
+                    tracing::error!(pod.id = %id, record = %chain(&record), identity = %chain(&identity), "nothing of the pod can be read: its processes are ended, and it is removed");
+                    drop_lost(inner, &id).await;
                 }
             }
         }
@@ -111,6 +116,21 @@ impl PodManager {
         })
         .await;
     }
+}
+
+/// The pause process and cgroup of a pod that nobody could ever name; the rest is swept.
+async fn drop_lost(inner: &Arc<Inner>, id: &PodId) {
+    let (inner, id) = (inner.clone(), id.clone());
+    crate::blocking::run("end what is left of a lost pod", move || {
+        let names = [id.to_string(), super::cgroups::scope_name(&id)];
+        if let Err(error) = crate::cgroup::end_named(&inner.deps.facts.cgroup, &names) {
+            tracing::error!(pod.id = %id, error = %chain(&error), "cannot end its processes");
+        }
+        if let Err(error) = inner.records.remove(id.as_str()) {
+            tracing::error!(pod.id = %id, error = %chain(&error), "cannot remove its directory");
+        }
+    })
+    .await;
 }
 
 fn names_in(dir: &std::path::Path) -> Vec<String> {
