@@ -20,6 +20,7 @@ mod logs;
 mod memory;
 mod network;
 mod pod;
+mod records;
 mod registry;
 mod resources;
 mod restart;
@@ -68,6 +69,7 @@ fn tests() -> Vec<Test> {
         certificates::TESTS,
         resume::TESTS,
         network::TESTS,
+        records::TESTS,
         restart::TESTS,
         logs::TESTS,
         exec::TESTS,
