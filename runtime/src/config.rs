@@ -228,7 +228,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn load(text: &str) -> Result<Config, Error> {
+    pub(super) fn load(text: &str) -> Result<Config, Error> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.toml");
         std::fs::write(&file, text).unwrap();

@@ -72,7 +72,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The container is in another state than the call needs.
-    #[error("container {id} is {state}, not {wanted}")]
+    #[error("container {id} is {state}, not {wanted}{why}")]
     State {
         /// Which.
         id: ContainerId,
@@ -80,6 +80,8 @@ pub enum Error {
         state: &'static str,
         /// What it should be.
         wanted: &'static str,
+        /// How it came to that, after a colon, where that explains the failure.
+        why: String,
     },
     /// A step failed; creates are undone.
     #[error("cannot {step} of container {name}: {problem}")]
@@ -265,13 +267,21 @@ impl Container {
 
     /// The monitor of a container in the wanted state.
     fn live(&self, wanted: ContainerState) -> Result<Monitor, Error> {
-        let state = self.now().state;
+        let (state, why) = {
+            let record = self.now();
+            let never_ran = record.exit.as_ref().filter(|_| record.started_at == 0);
+            (
+                record.state,
+                never_ran.map_or_else(String::new, exit::before_start),
+            )
+        };
         match self.monitor() {
             Some(monitor) if state == wanted => Ok(monitor),
             _ => Err(Error::State {
                 id: self.id.clone(),
                 state: state_name(state),
                 wanted: state_name(wanted),
+                why,
             }),
         }
     }

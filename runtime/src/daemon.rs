@@ -33,7 +33,9 @@ use crate::shim::Launcher;
 use crate::stats::Stats;
 use crate::storage::Storage;
 use crate::store::Programs;
-use crate::{admin, container, cri, image, network, pod, recover, shim, spec, sys, telemetry};
+use crate::{
+    admin, blocking, container, cri, image, network, pod, recover, shim, spec, sys, telemetry,
+};
 use disks::Disks;
 use driver::Driver;
 use reload::Reload;
@@ -43,6 +45,9 @@ pub use reload::Load;
 
 /// How long RPCs under way may take to end after a request to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How often memory is looked for that can be given back.
+const SURPLUS_EVERY: Duration = Duration::from_secs(5);
 
 /// Where the helpers are when they are not beside the executable.
 const LIBEXEC: &str = "/usr/libexec/berth";
@@ -182,10 +187,27 @@ async fn serve_until_told(
     if let Err(error) = sys::memory::release_code() {
         tracing::debug!(%error, "the code of start-up stays in memory");
     }
-    while signals.next().await == Told::Reload {
-        reload.begin();
+    let told = async {
+        while signals.next().await == Told::Reload {
+            reload.begin();
+        }
+    };
+    tokio::select! {
+        () = told => Ok(()),
+        () = keep_small() => Ok(()),
     }
-    Ok(())
+}
+
+/// Gives back, now and then, the memory of what is gone.
+async fn keep_small() {
+    let mut surplus = sys::memory::Surplus::default();
+    loop {
+        tokio::time::sleep(SURPLUS_EVERY).await;
+        if surplus.is_there() {
+            blocking::run("give memory back", sys::memory::Surplus::give_back).await;
+            surplus.settle();
+        }
+    }
 }
 
 /// Everything that the daemon is made of.

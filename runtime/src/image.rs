@@ -41,7 +41,8 @@ use layers::LayerFlights;
 use progress::Board;
 pub use progress::PullStatus;
 pub use report::{
-    CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Pruned, Share, Thing,
+    CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Loaded, Pruned, Share,
+    Thing,
 };
 use shelf::Shelf;
 
@@ -102,19 +103,11 @@ pub enum Error {
         "the layers of the image unpack to more than {0} bytes: if that is meant to be, raise images.max_unpacked_gib"
     )]
     TooLarge(u64),
-    /// A configuration that makes no image for this machine.
+    /// A configuration that makes no image, or none for this machine.
     #[error("image configuration {id}: {reason}")]
     Configuration {
         /// Its digest.
         id: Digest,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// An index without an image for this machine.
-    #[error("image index {digest}: {reason}")]
-    Index {
-        /// Its digest.
-        digest: Digest,
         /// What is wrong with it.
         reason: String,
     },
@@ -294,7 +287,7 @@ impl ImageManager {
 
     /// Loads the images of an archive: an OCI layout or what `docker save` writes, as a tar that may be
     /// compressed with gzip or zstd. The images get the names that the archive gives them, so this is for
-    /// an operator's archives and for nobody else's (CVE-2026-50195).
+    /// an operator's archives and for nobody else's (CVE-2026-50195). What is returned has these names alone.
     ///
     /// # Errors
     /// See [`Error`]; images before a broken one are loaded.

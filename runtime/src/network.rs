@@ -27,6 +27,7 @@ use std::time::Duration;
 use self::builtin::{Builtin, POD_INTERFACE};
 use self::cni::Cni;
 use self::keeper::Keeper;
+use crate::blocking;
 use crate::id::PodId;
 use crate::model::{DnsConfig, PortMapping};
 use crate::sys::netns;
@@ -191,13 +192,13 @@ impl Network {
                 tracing::warn!(pod.id = %pod.id, "the built-in network does not limit bandwidth: the annotations have no effect");
             }
             let (builtin, pod) = (Arc::clone(&self.builtin), pod.clone());
-            return blocking(move || {
+            return blocking::run("connect a pod to the built-in network", move || {
                 loopback(&netns)?;
                 builtin.setup(&pod)
             })
             .await;
         }
-        blocking(move || loopback(&netns)).await?;
+        blocking::run("bring a pod's loopback up", move || loopback(&netns)).await?;
         self.cni.setup(pod).await
     }
 
@@ -217,7 +218,9 @@ impl Network {
     pub async fn forget(&self, id: &PodId) -> Result<(), Error> {
         let (builtin, pod) = (Arc::clone(&self.builtin), id.clone());
         let mut errors = Vec::new();
-        errors.extend(blocking(move || builtin.teardown(&pod)).await.err());
+        let what = "disconnect a pod from the built-in network";
+        let gone = blocking::run(what, move || builtin.teardown(&pod)).await;
+        errors.extend(gone.err());
         errors.extend(self.cni.teardown(id).await.err());
         Error::collect(errors)
     }
@@ -290,7 +293,10 @@ impl Network {
             )));
         }
         let cni = Arc::clone(&self.cni);
-        blocking(move || cni.set_pod_cidrs(cidrs)).await
+        blocking::run("keep the pods' address ranges", move || {
+            cni.set_pod_cidrs(cidrs)
+        })
+        .await
     }
 
     /// Removes bridge and nftables table of the built-in network if no pod is left; says whether it
@@ -301,17 +307,8 @@ impl Network {
     pub async fn shutdown(&self) -> Result<bool, Error> {
         self.keeper.stop();
         let builtin = Arc::clone(&self.builtin);
-        blocking(move || builtin.shutdown()).await
+        blocking::run("remove the built-in network", move || builtin.shutdown()).await
     }
-}
-
-/// Off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(Error::Task)?
 }
 
 fn loopback(path: &Path) -> Result<(), Error> {

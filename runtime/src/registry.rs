@@ -22,6 +22,7 @@ mod platform;
 mod proxy;
 mod redirect;
 mod reference;
+mod refusal;
 mod resolve;
 mod rounds;
 mod search;
@@ -29,6 +30,7 @@ mod session;
 mod tls;
 mod token;
 mod trace;
+mod trust;
 mod words;
 
 use std::path::PathBuf;
@@ -42,7 +44,7 @@ pub use manifest::{Content, Entry, Index, MAX_CONFIG, MAX_MANIFEST, Manifest, pa
 pub use platform::Platform;
 pub use reference::{Reference, Target};
 pub use resolve::Resolved;
-pub use search::{Search, Step};
+pub use search::{Search, Step, ToldBy};
 pub use session::{Document, Registry, Session};
 
 /// A registry that sends nothing for this long is given up.

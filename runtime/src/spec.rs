@@ -43,6 +43,8 @@ pub struct ResolvedMount {
     pub source: PathBuf,
     /// Propagation of the mount that the source lies on.
     pub propagation: SourcePropagation,
+    /// Nobody but this container has it: what links and devices name may be made in it.
+    pub own: bool,
 }
 
 /// A device node to make in the container.
@@ -161,8 +163,6 @@ pub struct ContainerPlan {
     pub process: worker::Process,
     /// The cgroup.
     pub cgroup: worker::Cgroup,
-    /// Directories that the root file system must have before mounts are made.
-    pub make_dirs: Vec<String>,
     /// Where out-of-memory kills are counted.
     pub oom: OomSource,
     /// Cgroup directories to kill when the first process ends; empty: the kernel does it.

@@ -12,9 +12,9 @@ use shim_protocol::monitor::{
     Empty, Event, Exit, Failure, FailureKind, Oom as OomEvent, Outcome, Running, State,
 };
 
-use crate::exec::Exec;
+use crate::exec::{self, Exec};
 use crate::log::{Log, Progress, Stream};
-use crate::oom::{Oom, too_low};
+use crate::oom::Oom;
 use crate::pipes::{ErrorPipe, Verdict};
 use crate::proc::has_executed;
 use crate::server::{Caller, Letter, Outbox};
@@ -28,6 +28,10 @@ const START_FAILURE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Most execs at once; a probe storm meets an error before the monitor meets its descriptor limit.
 const MAX_EXECS: usize = 128;
+
+/// Most of them that may stay for as long as they like: the other places are kept for those that are soon over, as
+/// probes are.
+const MAX_LONG_EXECS: usize = 96;
 
 /// How far the container is.
 enum Phase {
@@ -79,7 +83,7 @@ pub(crate) struct Container {
     execs: Vec<Exec>,
     next_exec: u32,
     destroyers: Vec<Caller>,
-    /// What the worker was asked to make; needed until it has.
+    /// What is kept of the request.
     plan: create::Plan,
     exit: Option<Exit>,
 }
@@ -277,7 +281,7 @@ impl Container {
             }
             if let Some(code) = exec.awaits().and_then(reap) {
                 let starved = exec.is_starved(code, &self.oom);
-                let starved = starved.then(|| too_low(&self.plan.oom, "the command"));
+                let starved = starved.then(|| self.plan.too_low("the command"));
                 exec.on_end(code, starved, out);
             }
         }
@@ -318,11 +322,17 @@ impl Container {
             Phase::Starting(callers, _) if self.destroyers.is_empty() => {
                 return callers.push(caller);
             }
+            // Its end is not told yet, and with it goes why it cannot be started.
+            Phase::Ending(ending) if self.started_at == 0 && !ending.is_told() => {
+                return ending.join(caller);
+            }
             _ => {
-                return out.push(refusal(
-                    caller,
-                    "the container is not waiting to be started",
-                ));
+                let never_ran = self.exit.as_ref().filter(|exit| exit.started_at == 0);
+                let why = never_ran.map_or_else(
+                    || "the container is not waiting to be started".to_owned(),
+                    end::not_started,
+                );
+                return out.push(refusal(caller, &why));
             }
         }
         if let Some(pipe) = &self.start_pipe {
@@ -391,11 +401,8 @@ impl Container {
             (Phase::Running, Some(init)) if self.destroyers.is_empty() => init,
             _ => return out.push(refusal(caller, "the container is not running")),
         };
-        if self.execs.len() >= MAX_EXECS {
-            return out.push(refusal(
-                caller,
-                "too many commands run in the container at once",
-            ));
+        if let Some(full) = self.full(&request) {
+            return out.push(fail(caller, full));
         }
         if self.execs.iter().any(|exec| exec.is(&request.exec_id)) {
             return out.push(refusal(caller, "the exec id is in use"));
@@ -408,6 +415,26 @@ impl Container {
                 out.push(Letter::Reply(caller, Outcome::Failure(failure), Vec::new()));
             }
         }
+    }
+
+    /// Why one more command cannot be taken; `None`: it can.
+    fn full(&self, request: &shim_protocol::monitor::Exec) -> Option<Failure> {
+        if self.execs.len() >= MAX_EXECS {
+            let text = format!(
+                "{MAX_EXECS} commands run in the container at once, which is the limit: wait until some are over"
+            );
+            return Some(failure(FailureKind::Busy, text));
+        }
+        let long = self.execs.iter().filter(|exec| exec.is_long).count();
+        if exec::is_long(request) && long >= MAX_LONG_EXECS {
+            let text = format!(
+                "{MAX_LONG_EXECS} commands without a time limit of at most {} s run in the container at once, which is \
+                 the limit: give this one such a limit, or wait until some are over",
+                exec::LONG.as_secs()
+            );
+            return Some(failure(FailureKind::Busy, text));
+        }
+        None
     }
 
     /// Kills an exec'd process and its tree; one that is over already is fine.

@@ -20,6 +20,9 @@ use crate::worker::{Job, Made, failure, peek, reap};
 /// How long a worker may take where the exec has no time limit of its own.
 const WORKER_LIMIT: Duration = Duration::from_secs(60);
 
+/// A command that may take longer than this holds its place as one does that has no limit.
+pub(crate) const LONG: Duration = Duration::from_secs(600);
+
 /// How often a tree that does not die at once is killed again, and for how long its end is awaited.
 const KILL_AGAIN: Duration = Duration::from_millis(10);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -45,10 +48,17 @@ enum Step {
     Ended(i32),
 }
 
+/// Whether a command may hold its place for long.
+pub(crate) fn is_long(request: &monitor::Exec) -> bool {
+    request.timeout_ms == 0 || Duration::from_millis(request.timeout_ms) > LONG
+}
+
 /// An exec'd process.
 pub(crate) struct Exec {
     /// Distinguishes it while the monitor lives.
     pub(crate) key: u32,
+    /// It may hold its place for long.
+    pub(crate) is_long: bool,
     id: String,
     /// Who waits for it to start.
     caller: Option<Caller>,
@@ -59,6 +69,8 @@ pub(crate) struct Exec {
     maker: Option<Pid>,
     errors: ErrorPipe,
     own_cgroup: Vec<String>,
+    /// It has a seccomp filter.
+    filtered: bool,
     /// The container's out-of-memory kills when it began.
     kills: u64,
     /// When it must have been executed.
@@ -87,6 +99,7 @@ impl Exec {
         mut fds: Vec<OwnedFd>,
     ) -> Result<Self, Failure> {
         let invalid = |what: &str| failure(FailureKind::Invalid, what);
+        let is_long = is_long(&request);
         let mut call = request
             .exec
             .ok_or_else(|| invalid("the exec request has no process"))?;
@@ -95,13 +108,13 @@ impl Exec {
         let terminal = call.process.as_ref().is_some_and(|p| p.terminal);
         call.init = init.started.pid;
         let own_cgroup = call.own_cgroup.clone();
+        let seccomp = take_fd(&mut roles, &mut fds, Fd::Seccomp);
         let made = || -> std::io::Result<(Job, ErrorPipe)> {
             let (errors, error_write) = ErrorPipe::new()?;
             let mut send = vec![
                 (Fd::Pidfd, init.pidfd.as_fd()),
                 (Fd::ErrorPipe, error_write.as_fd()),
             ];
-            let seccomp = take_fd(&mut roles, &mut fds, Fd::Seccomp);
             send.extend(seccomp.as_ref().map(|fd| (Fd::Seccomp, fd.as_fd())));
             let null = pipes::null()?;
             let stdio = [Fd::Stdin, Fd::Stdout, Fd::Stderr]
@@ -119,6 +132,7 @@ impl Exec {
         let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(request.timeout_ms));
         Ok(Self {
             key,
+            is_long,
             id: request.exec_id,
             caller: Some(caller),
             attendant: request.attended.then_some(caller.conn()),
@@ -126,6 +140,7 @@ impl Exec {
             maker: None,
             errors,
             own_cgroup,
+            filtered: seccomp.is_some(),
             kills: 0,
             begin_by: None,
             overdue: false,
@@ -320,11 +335,14 @@ impl Exec {
                 self.step = Step::Ended(code);
             }
             Step::Lost(_) => {
-                let told = starved.unwrap_or_else(|| match self.overdue {
-                    true => failure(FailureKind::Start, start::overdue()),
-                    false => {
-                        let text = format!("it ended before it was executed (status {code})");
-                        failure(FailureKind::State, text)
+                let told = starved.unwrap_or_else(|| {
+                    match (self.overdue, start::refused(code).filter(|_| self.filtered)) {
+                        (true, _) => failure(FailureKind::Start, start::overdue()),
+                        (false, Some(why)) => failure(FailureKind::Start, why),
+                        (false, None) => {
+                            let text = format!("it ended before it was executed (status {code})");
+                            failure(FailureKind::State, text)
+                        }
                     }
                 });
                 self.refuse(told, out);

@@ -143,10 +143,10 @@ pub(crate) fn has_killed(source: &OomSource) -> bool {
         .is_some_and(|kills| kills > 0)
 }
 
-/// That `what` could not start for want of memory.
-pub(crate) fn too_low(source: &OomSource, what: &str) -> Failure {
+/// That `what` could not start for want of memory. `asked` is the limit with which the container was made.
+pub(crate) fn too_low(source: &OomSource, asked: Option<u64>, what: &str) -> Failure {
     let limit = std::fs::read_to_string(file(source, "memory.max", "memory.limit_in_bytes"));
-    let limit = limit.ok().and_then(|text| memory::limit(&text));
+    let limit = limit.ok().and_then(|text| memory::limit(&text, asked));
     failure(FailureKind::Memory, memory::too_low(limit, what))
 }
 
@@ -190,16 +190,16 @@ mod tests {
         std::fs::write(dir.path().join("memory.oom_control"), "oom_kill 1\n").unwrap();
         std::fs::write(dir.path().join("memory.limit_in_bytes"), "65536\n").unwrap();
         assert!(has_killed(&v1));
-        let told = too_low(&v1, "the container");
+        let told = too_low(&v1, Some(65537), "the container");
         assert_eq!(told.kind(), FailureKind::Memory);
-        assert!(told.message.contains("65536 bytes"), "{told:?}");
+        assert!(told.message.contains("65537 bytes"), "{told:?}");
         let v2 = OomSource {
             v2_dir: path,
             ..OomSource::default()
         };
         assert!(!has_killed(&v2));
         std::fs::write(dir.path().join("memory.events"), "oom_kill 2\n").unwrap();
-        assert!(has_killed(&v2) && too_low(&v2, "it").message.contains("of the pod"));
+        assert!(has_killed(&v2) && too_low(&v2, None, "it").message.contains("of the pod"));
     }
 
     #[test]

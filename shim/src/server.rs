@@ -387,7 +387,7 @@ fn decode(frame: Frame) -> Option<(Request, Vec<OwnedFd>)> {
     Some((Request::decode(&*frame.message).ok()?, frame.fds))
 }
 
-/// The time until then, for poll(2); rounded up, so that it is not before.
+/// The time until then, for poll(2).
 fn until(deadline: Instant) -> Timespec {
     let left = deadline.saturating_duration_since(Instant::now());
     Timespec {

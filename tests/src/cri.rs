@@ -1,5 +1,6 @@
 //! A CRI client over a unix socket, with one short method for each call that tests make often.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -440,6 +441,24 @@ impl Cri {
             .await?
             .into_inner()
             .image)
+    }
+
+    /// The verbose part of ImageStatus
+    ///
+    /// # Errors
+    /// As the runtime answers.
+    pub async fn image_info(&self, image: &str) -> Answer<BTreeMap<String, String>> {
+        let request = timed(ImageStatusRequest {
+            image: Some(image_spec(image)),
+            verbose: true,
+        });
+        Ok(self
+            .image
+            .clone()
+            .image_status(request)
+            .await?
+            .into_inner()
+            .info)
     }
 
     /// ListImages without a filter

@@ -164,7 +164,31 @@ async fn certificates_that_are_their_own_authority(case: &mut Case) -> Result<()
         let got = believed(&cri).await;
         ensure!(got.is_ok(), "{kind:?} {more:?}: {got:?}");
     }
+    // One that an authority has issued, and that is an authority's itself: so OpenSSL makes them.
+    served
+        .certificate(P384, &["-subj", "/CN=the authority"])
+        .await?;
+    for (from, to) in [("certificate.pem", "ca.pem"), ("key.pem", "ca.key")] {
+        std::fs::rename(served.file(from), served.file(to))?;
+    }
+    let issued = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", SAN];
+    served
+        .certificate(&["-newkey", "rsa:2048"], &issued)
+        .await?;
+    let (_server, port) = served.serve(&[]).await?;
+    write_hosts(&hosts, port, "")?;
+    let why = believed(&cri)
+        .await
+        .err()
+        .context("an unknown authority was trusted")?;
+    ensure!(why.contains("but \"the authority\""), "{why}");
+    write_hosts(&hosts, port, &ca.replace("certificate.pem", "ca.pem"))?;
+    let got = believed(&cri).await;
+    ensure!(got.is_ok(), "{issued:?}: {got:?}");
     // TLS 1.2, and a bundle with broken entries around the right one.
+    served
+        .certificate(&["-newkey", "ed25519"], &["-addext", SAN])
+        .await?;
     let (_server, port) = served.serve(&["-tls1_2"]).await?;
     let good = std::fs::read_to_string(served.file("certificate.pem"))?;
     let broken = good.replacen("MII", "M!!", 1);

@@ -1,5 +1,6 @@
 //! The daemon itself: start, configuration, what it says about itself.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -7,6 +8,8 @@ use berth_cri_api::v1::*;
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::{Instance, Kind, Net, Options};
 use berth_tests::{ensure_eq, paths, test};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(wrong_value_is_an_error).berth_only("Berth's configuration"),
     test!(config_show_tells_the_origin).berth_only("Berth's configuration"),
     test!(large_messages),
+    test!(clients_that_name_the_path_as_the_host).berth_only("containerd does not read the name"),
     test!(two_instances_side_by_side),
     test!(restart_without_pods_leaves_nothing),
 ];
@@ -247,6 +251,86 @@ async fn large_messages(case: &mut Case) -> Result<()> {
         .collect();
     let created = pod.create(&config).await?;
     ensure_eq!(created.status().await?.annotations, config.annotations);
+    Ok(())
+}
+
+/// A connection that is written by hand: a client's library sends no such names, or nothing else.
+struct Wire {
+    stream: UnixStream,
+    next: u32,
+}
+
+impl Wire {
+    async fn open(socket: &Path) -> Result<Self> {
+        let mut stream = UnixStream::connect(socket).await?;
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await?;
+        stream.write_all(&frame(4, 0, 0, &[])).await?;
+        Ok(Self { stream, next: 1 })
+    }
+
+    /// Calls Version; gives 0 when it is answered, and the code of HTTP/2 when it is reset.
+    async fn version(&mut self, authority: Option<&str>) -> Result<u32> {
+        let id = self.next;
+        self.next += 2;
+        // POST, http, and the rest as literals (RFC 7541, appendix A and section 6.2.2).
+        let mut block = vec![0x83, 0x86, 0x04];
+        block.extend(text("/runtime.v1.RuntimeService/Version")?);
+        if let Some(authority) = authority {
+            block.push(0x01);
+            block.extend(text(authority)?);
+        }
+        block.extend([0x0f, 0x10]);
+        block.extend(text("application/grpc")?);
+        block.push(0);
+        block.extend([text("te")?, text("trailers")?].concat());
+        self.stream.write_all(&frame(1, 4, id, &block)).await?;
+        self.stream.write_all(&frame(0, 1, id, &[0; 5])).await?;
+        loop {
+            let mut head = [0; 9];
+            self.stream.read_exact(&mut head).await?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut body = vec![0; usize::try_from(length)?];
+            self.stream.read_exact(&mut body).await?;
+            let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            match head[3] {
+                0x1 if of == id => return Ok(0),
+                0x3 if of == id => {
+                    let code = body.first_chunk().context("a short reset")?;
+                    return Ok(u32::from_be_bytes(*code));
+                }
+                0x7 => anyhow::bail!("the connection is ended"),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn text(text: &str) -> Result<Vec<u8>> {
+    Ok([&[u8::try_from(text.len())?], text.as_bytes()].concat())
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+/// As gRPC's C core does, unless it is told another name (ADR 17).
+async fn clients_that_name_the_path_as_the_host(case: &mut Case) -> Result<()> {
+    const PROTOCOL_ERROR: u32 = 1;
+    let socket = case.start().await?.socket();
+    let mut wire = Wire::open(&socket).await?;
+    for path in ["run%2Fberth%2Fberth.sock", "/run/berth.sock", "a b", ""] {
+        ensure_eq!(wire.version(Some(path)).await?, PROTOCOL_ERROR);
+        // What the documentation says to set, on the same connection; and what others send.
+        for name in [Some("localhost"), None, Some("berth.sock:0"), Some("berth")] {
+            ensure_eq!(wire.version(name).await?, 0);
+        }
+    }
     Ok(())
 }
 

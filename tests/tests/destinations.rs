@@ -28,6 +28,12 @@ pub(crate) const TESTS: &[Test] = &[
     test!(mounts_below_dev),
     test!(mount_on_dev_null).berth_only("runc refuses it"),
     test!(device_outside_dev),
+    test!(device_where_something_is),
+    test!(links_into_processes).berth_only("runc follows them"),
+    test!(odd_masked_paths)
+        .berth_only("to runc a way back out of what does not exist leads nowhere"),
+    test!(terminals_that_cannot_be_had).berth_only("the words are Berth's"),
+    test!(working_directories_that_cannot_be).berth_only("the words are Berth's"),
     test!(directories_of_devices_are_ordinary),
     test!(tun_is_allowed),
     test!(failed_mounts_say_why).berth_only("the words are Berth's"),
@@ -451,6 +457,102 @@ async fn device_outside_dev(case: &mut Case) -> Result<()> {
     ];
     let node = "character special file 1:5\n".repeat(2);
     ensure_eq!(pod.output_of(&config).await?, format!("{node}2\n"));
+    Ok(())
+}
+
+/// What the image has in the place of a device stays.
+async fn device_where_something_is(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut config = script("head -c 5 /etc/group; test -d /bin && echo dir");
+    config.devices = vec![
+        device("/dev/zero", "/etc/group"),
+        device("/dev/zero", "/bin"),
+    ];
+    ensure_eq!(pod.output_of(&config).await?, "root:dir\n");
+    Ok(())
+}
+
+async fn links_into_processes(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let volume = volume(case, "v")?;
+    for path in [
+        "/proc/self/root/x",
+        "/proc/1/cwd/x",
+        "/proc/thread-self/fd/0",
+    ] {
+        let mut config = script("true");
+        config.mounts = vec![mount(&volume, path, false)];
+        let by_mount = refused(&pod, &config).await?;
+        config.mounts.clear();
+        config.devices = vec![device("/dev/zero", path)];
+        for error in [by_mount, refused(&pod, &config).await?] {
+            ensure_eq!(error.code(), Code::InvalidArgument);
+            let text = error.message();
+            ensure!(text.contains("is a link into a process"), "{text}");
+        }
+    }
+    ensure_eq!(names(&volume)?, ["v"]);
+    Ok(())
+}
+
+async fn odd_masked_paths(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut config = script("cat /etc/group | wc -c; touch /x && echo writable");
+    security(&mut config).masked_paths = ["", "/no/such", "/nowhere/../etc/group"]
+        .map(str::to_owned)
+        .to_vec();
+    security(&mut config).readonly_paths = vec![String::new()];
+    ensure_eq!(pod.output_of(&config).await?, "0\nwritable\n");
+    Ok(())
+}
+
+/// For a container and for a command in one.
+async fn terminals_that_cannot_be_had(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut config = script("true");
+    config.tty = true;
+    security(&mut config).masked_paths = vec!["/dev/pts".into()];
+    let error = refused(&pod, &config).await?;
+    ensure_eq!(error.code(), Code::InvalidArgument);
+    ensure!(error.message().contains("at /dev/pts"), "{error}");
+    let (dev, _mounted) = stand_in(case)?;
+    std::fs::create_dir(dev.join("pts"))?;
+    std::os::unix::fs::symlink("gone", dev.join("console"))?;
+    security(&mut config).masked_paths.clear();
+    let pts = || mount(Path::new("/dev/pts"), "/dev/pts", false);
+    config.mounts = vec![mount(&dev, "/dev", false), pts()];
+    let error = refused(&pod, &config).await?;
+    ensure_eq!(error.code(), Code::InvalidArgument);
+    let text = error.message();
+    ensure!(
+        text.contains("/dev/console") && text.contains("/dev/gone"),
+        "{text}"
+    );
+    ensure!(!names(&dev)?.contains(&"gone".to_owned()), "it was made");
+    Ok(())
+}
+
+async fn working_directories_that_cannot_be(case: &mut Case) -> Result<()> {
+    let links = [("dangling", "gone"), ("loop", "loop")];
+    let (pod, mut config) = prepared(case, &links, "pwd").await?;
+    for read_only in [false, true] {
+        security(&mut config).readonly_rootfs = read_only;
+        again(&mut config);
+        for (path, words) in [
+            ("/dangling", "leads to nothing"),
+            ("/dangling/below", "leads to nothing"),
+            ("/loop", "in a circle"),
+            ("/etc/passwd", "not a directory"),
+        ] {
+            config.working_dir = path.into();
+            let error = refused(&pod, &config).await?;
+            ensure_eq!(error.code(), Code::InvalidArgument);
+            let text = error.message();
+            ensure!(text.contains(path) && text.contains(words), "{text}");
+        }
+        config.working_dir = "/new/one".into();
+        ensure_eq!(pod.output_of(&config).await?, "/new/one\n");
+    }
     Ok(())
 }
 

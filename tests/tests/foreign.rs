@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(documents_that_go_reads_make_images),
     test!(documents_of_two_meanings_are_refused).berth_only("containerd takes the last of two"),
     test!(one_odd_entry_spoils_no_index),
+    test!(machines_that_configurations_name),
     test!(blobs_beside_the_layers_are_passed_over),
     test!(archives_with_signatures_load).berth_only("a command of Berth"),
     test!(names_with_detours_are_cleaned),
@@ -180,6 +181,27 @@ async fn one_odd_entry_spoils_no_index(case: &mut Case) -> Result<()> {
     Ok(())
 }
 
+/// What an image says of its machine does not count where an index has said it, or where nobody was to choose.
+async fn machines_that_configurations_name(case: &mut Case) -> Result<()> {
+    let plain = images::Kit::new()?.busybox()?;
+    let other = plain.changed(|config, _| config["architecture"] = json!("s390x"))?;
+    case.start().await?;
+    for (tag, image) in [
+        ("machine-alone", other.clone()),
+        ("machine-in-index", index_of(&other, &[])?),
+    ] {
+        let name = push(case, tag, &image).await?;
+        let pulled = case.cri()?.pull(&name).await;
+        pulled.with_context(|| format!("pulling {tag}"))?;
+        run_echo(case, &name).await?;
+        let info = case.cri()?.image_info(&name).await?;
+        let info: Value = serde_json::from_str(info.get("info").context("no info")?)?;
+        ensure_eq!(info["imageSpec"]["architecture"], json!("s390x"));
+        ensure_eq!(info["imageSpec"]["os"], json!("linux"));
+    }
+    Ok(())
+}
+
 /// An image with a blob in front of its layers.
 fn with_blob(image: &Image, kind: &str) -> Result<Image> {
     let blob = Blob::new(kind, br#"{"predicateType":"x"}"#.to_vec());
@@ -200,6 +222,7 @@ async fn blobs_beside_the_layers_are_passed_over(case: &mut Case) -> Result<()> 
         ("in-toto", "application/vnd.in-toto+json"),
         ("cosign", "application/vnd.dev.cosign.simplesigning.v1+json"),
         ("text", "text/plain"),
+        ("untyped", ""),
     ] {
         let name = push(case, tag, &with_blob(&plain, kind)?).await?;
         let pulled = case.cri()?.pull(&name).await;
@@ -238,27 +261,31 @@ async fn archives_with_signatures_load(case: &mut Case) -> Result<()> {
             "schemaVersion": 2, "config": about(&config), "layers": [about(&signature)],
         }))?,
     );
-    let name = "berth.test/signed:1";
-    let mut image = about(&plain.top);
-    image["annotations"] = json!({"io.containerd.image.name": name});
-    let index = json!({"schemaVersion": 2, "manifests": [about(&manifest), image]});
-    let mut tree = Tree::default();
-    tree.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    tree.file("index.json", 0o644, &serde_json::to_vec(&index)?)?;
-    for blob in plain
-        .blobs
-        .iter()
-        .chain(&plain.manifests)
-        .chain([&signature, &config, &manifest])
-    {
-        let hex = blob.digest.trim_start_matches("sha256:");
-        tree.file(&format!("blobs/sha256/{hex}"), 0o644, &blob.bytes)?;
-    }
+    let archive = |name: &str| {
+        let mut image = about(&plain.top);
+        image["annotations"] = json!({"io.containerd.image.name": name});
+        let odd = [json!(5), Value::Null, json!("x"), json!({})];
+        let entries: Vec<_> = odd.into_iter().chain([about(&manifest), image]).collect();
+        let index = json!({"schemaVersion": 2, "manifests": entries});
+        let mut tree = Tree::default();
+        tree.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        tree.file("index.json", 0o644, &serde_json::to_vec(&index)?)?;
+        let more = [&signature, &config, &manifest];
+        for blob in plain.blobs.iter().chain(&plain.manifests).chain(more) {
+            let hex = blob.digest.trim_start_matches("sha256:");
+            tree.file(&format!("blobs/sha256/{hex}"), 0o644, &blob.bytes)?;
+        }
+        tree.archive()
+    };
     let folder = case.start().await?.folder().to_path_buf();
     let file = folder.join("signed.tar").display().to_string();
-    std::fs::write(&file, tree.archive()?)?;
-    let output = berth(case, &["images", "load", &file]).await?;
-    ensure!(output.contains(name), "`berth images load` says {output:?}");
+    let name = "berth.test/signed:1";
+    // The image that is there already is told by the name that it gets.
+    for name in [name, "berth.test/again:1", "berth.test/zuletzt:1"] {
+        std::fs::write(&file, archive(name)?)?;
+        let output = berth(case, &["images", "load", &file]).await?;
+        ensure_eq!(output.trim(), format!("loaded {name}"));
+    }
     run_echo(case, name).await?;
     ensure_eq!(
         case.cri()?

@@ -19,6 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(groups_under_both_policies),
     test!(an_entrypoint_of_one_empty_word_is_none),
     test!(sysctls_as_they_are_printed),
+    test!(the_domain_name_of_a_pod),
+    test!(sysctls_that_are_none_are_refused_in_words).berth_only("containerd answers Unknown"),
     test!(selinux_options_where_selinux_is_off).unless(has_selinux),
     test!(lists_of_large_annotations).berth_only("containerd answers OUT_OF_RANGE"),
     test!(annotations_are_bounded).berth_only("containerd has no bound of its own"),
@@ -309,6 +311,65 @@ async fn sysctls_as_they_are_printed(case: &mut Case) -> Result<()> {
         ensure!(answer.is_err(), "{key:?} = {value:?} was taken");
     }
     ensure_eq!(std::fs::read_to_string("/proc/sys/kernel/sem")?, before);
+    Ok(())
+}
+
+async fn the_domain_name_of_a_pod(case: &mut Case) -> Result<()> {
+    let instance = case.start().await?;
+    let before = std::fs::read_to_string("/proc/sys/kernel/domainname")?;
+    let with_domain = |config: &mut PodSandboxConfig| {
+        let linux = config.linux.get_or_insert_default();
+        let sysctl = ("kernel.domainname".to_owned(), "berth.example".to_owned());
+        linux.sysctls = [sysctl].into();
+    };
+    let mut config = pod_config(instance, "domain");
+    with_domain(&mut config);
+    let pod = Pod::run(instance.cri()?, config).await?;
+    let read = "cat /proc/sys/kernel/domainname /proc/sys/kernel/hostname";
+    ensure_eq!(
+        pod.output_of(&script(read)).await?,
+        "berth.example\ndomain\n"
+    );
+    // Where the host's names are the pod's it would be the host's.
+    let mut config = pod_config(instance, "host");
+    use_host_network(&mut config);
+    with_domain(&mut config);
+    let answer = instance.cri()?.run_pod(&config).await;
+    ensure!(answer.is_err(), "the host's domain name was taken");
+    ensure_eq!(
+        std::fs::read_to_string("/proc/sys/kernel/domainname")?,
+        before
+    );
+    Ok(())
+}
+
+async fn sysctls_that_are_none_are_refused_in_words(case: &mut Case) -> Result<()> {
+    let instance = case.start().await?;
+    let long = "x".repeat(65);
+    for (key, value, words) in [
+        // The first separator decides, as for sysctl(8): this one names a file with dots.
+        ("net.ipv4/conf/lo/rp_filter", "1", "there is no such"),
+        ("net.ipv4.no_such", "1", "there is no such"),
+        ("net.ipv4.conf.none.rp_filter", "1", "there is no such"),
+        ("net/ipv4/conf", "1", "a group of parameters"),
+        ("net.ipv4.ip_forward", "many", "net.ipv4.ip_forward"),
+        ("kernel.shm_no_such", "1", "kernel.shm_no_such"),
+        ("kernel.shmmni", "many", "kernel.shmmni"),
+        ("fs.mqueue.no_such", "1", "fs.mqueue.no_such"),
+        ("kernel.domainname", &long, "more than 64 bytes"),
+        ("kernel.hostname", "x", "\"hostname\""),
+        ("kernel.panic", "1", "would change the host"),
+    ] {
+        let mut config = pod_config(instance, "sysctl");
+        let linux = config.linux.get_or_insert_default();
+        linux.sysctls = [(key.to_owned(), value.to_owned())].into();
+        let answer = instance.cri()?.run_pod(&config).await;
+        let told = answer.err().context(format!("{key:?} was taken"))?;
+        let code = told.code();
+        ensure!(code == Code::InvalidArgument, "{key:?}: {told}");
+        ensure!(told.message().contains(words), "{key:?}: {told}");
+    }
+    ensure_eq!(instance.cri()?.list_pods(None).await?.len(), 0);
     Ok(())
 }
 

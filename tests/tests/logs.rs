@@ -21,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(reopen_of_a_stopped_container_is_refused),
     test!(no_link_leads_a_log_elsewhere).berth_only("containerd follows links"),
     test!(a_link_put_in_the_way_is_refused_at_reopen).berth_only("containerd follows links"),
+    test!(a_link_in_the_place_of_the_log_directory_is_refused)
+        .berth_only("containerd follows links"),
     test!(a_log_directory_made_again_is_opened_again),
     test!(links_on_the_way_to_the_log_directory_are_followed),
 ];
@@ -271,6 +273,43 @@ async fn a_link_put_in_the_way_is_refused_at_reopen(case: &mut Case) -> Result<(
     tokio::time::sleep(Duration::from_millis(300)).await;
     ensure!(std::fs::metadata(&old)?.len() > length, "output was lost");
     std::fs::remove_file(dir)?;
+    pod.cri.reopen_log(&running.id).await?;
+    grows(&running).await
+}
+
+/// Whoever has the directory of all pods' logs mounted may put one there.
+async fn a_link_in_the_place_of_the_log_directory_is_refused(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let outside = case.instance()?.folder().join("outside");
+    std::fs::create_dir(&outside)?;
+    let mut config = script(COUNTER);
+    config.log_path = "c/0.log".to_owned();
+    let running = pod.start(&config).await?;
+    grows(&running).await?;
+    let logs = PathBuf::from(&pod.config.log_directory);
+    let aside = logs.with_extension("aside");
+    std::fs::rename(&logs, &aside)?;
+    for target in [outside.clone(), outside.join("missing")] {
+        std::os::unix::fs::symlink(&target, &logs)?;
+        let error = pod.cri.reopen_log(&running.id).await.err();
+        let error = error.context("a link was followed at reopen")?;
+        ensure!(error.message().contains("not followed"), "{error}");
+        // A create meets it, too, and so does a pod.
+        let mut config = script("echo out");
+        config.log_path = "d/0.log".to_owned();
+        let answer = pod.cri.create(&pod.id, &config, &pod.config).await;
+        let error = answer.err().context("a link was followed at create")?;
+        ensure!(error.message().contains("not followed"), "{error}");
+        let mut other = pod_config(case.instance()?, "other");
+        other.log_directory = logs.display().to_string();
+        let answer = pod.cri.run_pod(&other).await;
+        let error = answer.err().context("a link was followed by a pod")?;
+        ensure!(error.message().contains("not followed"), "{error}");
+        std::fs::remove_file(&logs)?;
+    }
+    ensure_eq!(std::fs::read_dir(&outside)?.count(), 0);
+    std::fs::rename(&aside, &logs)?;
+    std::fs::remove_file(&running.log)?;
     pod.cri.reopen_log(&running.id).await?;
     grows(&running).await
 }

@@ -8,6 +8,7 @@
 
 mod beside;
 mod certificates;
+mod commands;
 mod container;
 mod daemon;
 mod destinations;
@@ -18,6 +19,7 @@ mod identity;
 mod image;
 mod logs;
 mod memory;
+mod monitors;
 mod network;
 mod pod;
 mod records;
@@ -29,7 +31,6 @@ mod security;
 mod stats;
 mod status;
 mod storage;
-mod stress;
 mod tree;
 mod upkeep;
 mod volumes;
@@ -73,7 +74,8 @@ fn tests() -> Vec<Test> {
         restart::TESTS,
         logs::TESTS,
         exec::TESTS,
-        stress::TESTS,
+        commands::TESTS,
+        monitors::TESTS,
         daemon::TESTS,
         beside::TESTS,
         security::TESTS,

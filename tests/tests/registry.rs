@@ -212,7 +212,7 @@ async fn bad_manifests(cri: &berth_tests::cri::Cri, faulty: &Faulty) -> Result<(
     let old = "application/vnd.docker.distribution.manifest.v1+prettyjws";
     let index = "application/vnd.oci.image.index.v1+json";
     let mut nested = image("nested")?;
-    for _ in 0..5 {
+    for _ in 0..9 {
         nested = oci::Image::index(oci::Flavor::Oci, &[(oci::go_arch(), &nested)])?;
     }
     faulty.add("x", "nested", &nested);

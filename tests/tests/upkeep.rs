@@ -1,12 +1,12 @@
 //! Networks that others disturb: rules and bridges taken away, odd files and answers of plugins, ports by the thousand.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::pods::{Pod, pod_config};
 use berth_tests::runner::{Case, Test};
-use berth_tests::runtime::{Net, Options};
+use berth_tests::runtime::{Instance, Net, Options};
 use berth_tests::{ensure_eq, paths, test};
 
 use crate::beside::{OWN, bridge_of, edit, mkfifo, reached_within, run, server};
@@ -14,6 +14,8 @@ use crate::beside::{OWN, bridge_of, edit, mkfifo, reached_within, run, server};
 pub(crate) const TESTS: &[Test] = &[
     test!(a_bridge_that_went_while_the_daemon_was_dead_is_put_back).berth_only(OWN),
     test!(rules_and_bridge_that_somebody_takes_away_come_back).berth_only(OWN),
+    test!(pods_come_and_go_while_rules_are_taken_away).berth_only(OWN),
+    test!(host_ports_of_pods_that_are_gone_are_taken_away).berth_only(OWN),
     test!(many_host_ports_come_and_go).berth_only("the plugins take minutes for them"),
     test!(odd_files_in_the_cni_directory_hold_nobody_up)
         .berth_only("containerd waits for the FIFO"),
@@ -101,16 +103,127 @@ async fn network_becomes(case: &Case, wanted: bool) -> Result<String> {
     bail!("NetworkReady does not become {wanted}")
 }
 
+/// What a kubelet would send for a pod with one host port, on an address at which nobody else on the machine is asked.
+fn with_host_port(instance: &Instance, name: &str, port: i32) -> PodSandboxConfig {
+    let mut config = pod_config(instance, name);
+    config.port_mappings = vec![PortMapping {
+        protocol: Protocol::Tcp.into(),
+        container_port: 80,
+        host_port: port,
+        host_ip: "127.9.8.7".into(),
+    }];
+    config
+}
+
+/// The host ports that are published, by what nft shows: each with the pod that has it.
+fn published(table: &str) -> Result<Vec<String>> {
+    let text = run("nft", &["list", "table", "ip", table])?;
+    Ok(text
+        .split(['{', ',', '}'])
+        .filter(|part| part.contains(" comment "))
+        .map(|part| part.trim().to_owned())
+        .collect())
+}
+
+async fn pods_come_and_go_while_rules_are_taken_away(case: &mut Case) -> Result<()> {
+    case.start().await?;
+    let table = format!("berth-{}", case.first()?.name);
+    let kept = with_host_port(case.first()?, "kept", 20_000);
+    let kept = Pod::run(case.cri()?, kept).await?;
+    let end = Instant::now() + Duration::from_secs(8);
+    let mut comers = tokio::task::JoinSet::new();
+    for number in 1..=4 {
+        let name = format!("comer-{number}");
+        let config = with_host_port(case.first()?, &name, 20_000 + number);
+        let cri = case.cri()?.clone();
+        comers.spawn(async move {
+            let mut count = 0_u32;
+            while Instant::now() < end {
+                Pod::run(&cri, config.clone()).await?.remove().await?;
+                count += 1;
+            }
+            anyhow::Ok(count)
+        });
+    }
+    let taker = tokio::spawn(async move {
+        let mut taken = 0_u32;
+        while Instant::now() < end {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            // Nobody may have put it back yet.
+            taken += u32::from(run("nft", &["delete", "table", "ip", &table]).is_ok());
+        }
+        taken
+    });
+    let mut count = 0;
+    while let Some(comer) = comers.join_next().await {
+        count += comer?.context("a pod that came while the rules went")?;
+    }
+    let taken = taker.await?;
+    println!("{count} pods came and went while the rules were taken away {taken} times");
+    ensure!(taken >= 4 && count >= 8, "{taken} times, {count} pods");
+    let table = format!("berth-{}", case.first()?.name);
+    only(&table, &[(20_000, &kept.id)]).await?;
+    kept.remove().await
+}
+
+/// Waits until exactly these host ports of these pods are published.
+async fn only(table: &str, wanted: &[(u16, &str)]) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let there = published(table).unwrap_or_default();
+        let is_there = |(port, pod): &(u16, &str)| {
+            there
+                .iter()
+                .any(|one| one.contains(&port.to_string()) && one.contains(pod))
+        };
+        if there.len() == wanted.len() && wanted.iter().all(is_there) {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < Duration::from_secs(8),
+            "published: {there:?}, wanted: {wanted:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A firewall that loads what it saved brings them back.
+async fn host_ports_of_pods_that_are_gone_are_taken_away(case: &mut Case) -> Result<()> {
+    case.start().await?;
+    let table = format!("berth-{}", case.first()?.name);
+    let folder = case.first()?.folder().to_owned();
+    let pod = async |case: &Case, name: &str, port| {
+        let config = with_host_port(case.first()?, name, port);
+        Pod::run(case.cri()?, config).await
+    };
+    let (kept, gone) = (
+        pod(case, "kept", 20_000).await?,
+        pod(case, "gone", 20_001).await?,
+    );
+    let saved = folder.join("saved.nft");
+    std::fs::write(&saved, run("nft", &["list", "table", "ip", &table])?)?;
+    let saved = saved.display().to_string();
+    let load = || {
+        run("nft", &["delete", "table", "ip", &table])?;
+        run("nft", &["-f", &saved])
+    };
+    gone.remove().await?;
+    load()?;
+    only(&table, &[(20_000, &kept.id)]).await?;
+    // A pod that comes before anybody has looked has its port.
+    load()?;
+    let next = pod(case, "next", 20_001).await?;
+    only(&table, &[(20_000, &kept.id), (20_001, &next.id)]).await?;
+    // With no pod left at all.
+    next.remove().await?;
+    kept.remove().await?;
+    load()?;
+    only(&table, &[]).await
+}
+
 async fn many_host_ports_come_and_go(case: &mut Case) -> Result<()> {
     case.start().await?;
     let table = format!("berth-{}", case.first()?.name);
-    let published = || {
-        Ok::<_, anyhow::Error>(
-            run("nft", &["list", "table", "ip", &table])?
-                .matches(" comment ")
-                .count(),
-        )
-    };
     for (count, protocol) in [
         (257, Protocol::Tcp),
         (1000, Protocol::Udp),
@@ -127,16 +240,16 @@ async fn many_host_ports_come_and_go(case: &mut Case) -> Result<()> {
             })
             .collect();
         let pod = Pod::run(case.cri()?, config).await?;
-        ensure_eq!(published()?, usize::try_from(count)?);
+        ensure_eq!(published(&table)?.len(), usize::try_from(count)?);
         if count == 1000 {
             case.instance()?.kill().await?;
             run("nft", &["delete", "table", "ip", &table])?;
             case.instance()?.launch().await?;
-            ensure_eq!(published()?, usize::try_from(count)?);
+            ensure_eq!(published(&table)?.len(), usize::try_from(count)?);
         }
         let cri = case.cri()?.clone();
         cri.stop_pod(&pod.id).await?;
-        ensure_eq!(published()?, 0);
+        ensure_eq!(published(&table)?.len(), 0);
         cri.remove_pod(&pod.id).await?;
     }
     Ok(())

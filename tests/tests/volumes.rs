@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(a_volume_has_what_the_image_has_there),
     test!(volumes_are_where_links_lead).berth_only("containerd makes one for each spelling"),
     test!(mounts_of_the_pod_replace_volumes_and_go_into_them),
+    test!(links_and_devices_make_what_they_name_in_volumes),
     test!(volumes_that_cannot_be_are_refused).berth_only("containerd mounts over /proc and /dev"),
     test!(volumes_are_counted_found_again_and_removed).berth_only(OURS),
     test!(a_volume_that_was_being_filled_is_swept).berth_only(OURS),
@@ -189,6 +190,44 @@ async fn mounts_of_the_pod_replace_volumes_and_go_into_them(case: &mut Case) -> 
         ensure_eq!(running.sh("ls /data").await?, wanted);
         ensure_eq!(running.sh(&format!("ls {place}")).await?, "host\n");
         running.sh("touch /empty/x").await?;
+    }
+    ensure_eq!(std::fs::read_dir(&host)?.count(), 1);
+    Ok(())
+}
+
+/// An anonymous volume is the container's own, and `/dev/shm` its pod's.
+async fn links_and_devices_make_what_they_name_in_volumes(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut tree = Tree::default();
+    tree.dir("run", 0o755)?
+        .dir("data", 0o755)?
+        .symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")?
+        .symlink("etc/hosts", "own/hosts")?
+        .symlink("data/link", "made")?;
+    let image = image(case, &pod.cri, "named", tree, &["/run", "/etc", "/data"]).await?;
+    let host = case.instance()?.folder().join("host");
+    std::fs::create_dir(&host)?;
+    std::fs::write(host.join("host"), "")?;
+    for read_only in [false, true] {
+        let mut config = sleeper(&image);
+        security(&mut config).readonly_rootfs = read_only;
+        config.mounts = vec![mount(&host, "/data/link", true)];
+        config.devices = ["/data/deep/zero", "/dev/shm/zero", "/dev/fd/9"]
+            .map(|place| Device {
+                host_path: "/dev/zero".into(),
+                container_path: place.into(),
+                permissions: "rwm".into(),
+            })
+            .to_vec();
+        config.working_dir = "/data/new/dir".into();
+        let running = pod.start(&config).await?;
+        let text = "ls /data/made; cat /run/systemd/resolve/stub-resolv.conf | grep -c nameserver; \
+                    grep -c localhost /etc/own/hosts > /dev/null && echo hosts; pwd; \
+                    stat -c '%F %t:%T' /data/deep/zero /dev/shm/zero /dev/fd/9";
+        let node = "character special file 1:5\n".repeat(3);
+        let wanted = format!("host\n1\nhosts\n/data/new/dir\n{node}");
+        ensure_eq!(running.sh(text).await?, wanted);
+        running.cri.remove(&running.id).await?;
     }
     ensure_eq!(std::fs::read_dir(&host)?.count(), 1);
     Ok(())

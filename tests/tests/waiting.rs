@@ -18,6 +18,9 @@ pub(crate) const TESTS: &[Test] = &[
         .berth_only("runc's init is another program"),
     test!(little_but_execve),
     test!(profiles_that_refuse_the_end).berth_only("runc starts nothing under such a profile"),
+    test!(profiles_under_which_nobody_can_wait).berth_only("the error has other words"),
+    test!(profiles_that_end_pause).berth_only("containerd's pause is another program"),
+    test!(a_start_after_the_end_says_why).berth_only("the error has other words"),
     test!(a_stopped_start_does_not_hold_up_the_end).berth_only("containerd waits"),
     test!(a_stopped_start_outlives_the_daemon).berth_only("containerd waits"),
     test!(a_start_has_a_deadline).berth_only("containerd has none"),
@@ -234,11 +237,107 @@ async fn profiles_that_refuse_the_end(case: &mut Case) -> Result<()> {
         );
         ensure!(status.message.contains(words), "{}", status.message);
     }
-    // Under this one nobody can wait: the create says so.
-    let mut config = container(&["true"]);
-    security(&mut config).seccomp = Some(profile(case, "deaf.json", false, &["read"])?);
-    let error = refusal(pod.cri.create(&pod.id, &config, &pod.config).await)?;
-    ensure!(error.message().contains("refuses read(2)"), "{error}");
+    Ok(())
+}
+
+/// Writes a profile that allows all but this.
+fn profile_of(case: &mut Case, name: &str, rule: &serde_json::Value) -> Result<SecurityProfile> {
+    let file = case.instance()?.folder().join(name);
+    let text = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+    std::fs::write(&file, text.to_string())?;
+    Ok(SecurityProfile {
+        profile_type: ProfileType::Localhost.into(),
+        localhost_ref: file.display().to_string(),
+    })
+}
+
+/// The create says so, at once, whatever the profile answers.
+async fn profiles_under_which_nobody_can_wait(case: &mut Case) -> Result<()> {
+    use serde_json::json;
+    let pod = case.pod().await?;
+    let third = json!([{ "index": 0, "value": 3, "op": "SCMP_CMP_EQ" }]);
+    for (call, action, errno, args) in [
+        ("read", "SCMP_ACT_ERRNO", 1, json!([])),
+        ("read", "SCMP_ACT_ERRNO", 4, json!([])),
+        ("read", "SCMP_ACT_ERRNO", 4, third.clone()),
+        ("read", "SCMP_ACT_ERRNO", 0, json!([])),
+        ("read", "SCMP_ACT_TRAP", 0, json!([])),
+        ("read", "SCMP_ACT_KILL", 0, third),
+        ("capset", "SCMP_ACT_ERRNO", 1, json!([])),
+        ("capset", "SCMP_ACT_ERRNO", 0, json!([])),
+        ("capset", "SCMP_ACT_KILL_PROCESS", 0, json!([])),
+    ] {
+        let mut rule = json!({ "names": [call], "action": action, "args": args });
+        if action == "SCMP_ACT_ERRNO" {
+            rule["errnoRet"] = errno.into();
+        }
+        let mut config = container(&["true"]);
+        security(&mut config).seccomp = Some(profile_of(case, "deaf.json", &rule)?);
+        let begun = Instant::now();
+        let error = refusal(pod.cri.create(&pod.id, &config, &pod.config).await)?;
+        ensure!(begun.elapsed() < SOON, "{rule}: {:?}", begun.elapsed());
+        ensure_eq!(error.code(), Code::InvalidArgument);
+        let text = error.message();
+        ensure!(
+            text.contains("seccomp profile") && text.contains(call),
+            "{rule}: {text}"
+        );
+        if action != "SCMP_ACT_ERRNO" {
+            ensure!(text.contains("SIGSYS"), "{rule}: {text}");
+        }
+    }
+    // What is only closed meanwhile is not asked for.
+    let rule = json!({ "names": ["close", "close_range"], "action": "SCMP_ACT_KILL" });
+    let mut config = container(&["/bin/true"]);
+    security(&mut config).seccomp = Some(profile_of(case, "open.json", &rule)?);
+    let created = pod.create(&config).await?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    pod.cri.start(&created.id).await?;
+    ensure_eq!(created.wait().await?.exit_code, 0);
+    Ok(())
+}
+
+async fn profiles_that_end_pause(case: &mut Case) -> Result<()> {
+    case.start().await?;
+    let rule = serde_json::json!({ "names": ["execveat"], "action": "SCMP_ACT_KILL" });
+    let profile = profile_of(case, "pause.json", &rule)?;
+    let mut config = pod_config(case.instance()?, "ended");
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().seccomp = Some(profile);
+    let error = refusal(case.cri()?.run_pod(&config).await)?;
+    ensure_eq!(error.code(), Code::InvalidArgument);
+    ensure!(error.message().contains("seccomp profile"), "{error}");
+    Ok(())
+}
+
+async fn a_start_after_the_end_says_why(case: &mut Case) -> Result<()> {
+    use rustix::process::{Pid, Signal, kill_process};
+    // As the first process of a PID namespace it would not heed the second signal.
+    let pod = shared_pod(case, "ended").await?;
+    for (signal, words, code) in [
+        (
+            Signal::KILL,
+            "ended before it was started (Error, exit code 137)",
+            137,
+        ),
+        // As if the kernel had sent it.
+        (Signal::SYS, "its seccomp profile ended it", 128),
+    ] {
+        let mut config = container(&["sleep", "4321"]);
+        shares_pids(&mut config);
+        security(&mut config).seccomp = Some(SecurityProfile {
+            profile_type: ProfileType::RuntimeDefault.into(),
+            localhost_ref: String::new(),
+        });
+        let created = pod.create(&config).await?;
+        let pid = Pid::from_raw(i32::try_from(created.pid().await?)?).context("no pid")?;
+        kill_process(pid, signal)?;
+        let status = created.wait().await?;
+        ensure_eq!(status.exit_code, code);
+        let error = refusal(pod.cri.start(&created.id).await)?;
+        ensure_eq!(error.code(), Code::FailedPrecondition);
+        ensure!(error.message().contains(words), "{error}");
+    }
     Ok(())
 }
 
@@ -381,7 +480,16 @@ async fn a_start_has_a_deadline(case: &mut Case) -> Result<()> {
 async fn memory_limits_too_low_for_the_start(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
     let mut refused = 0;
-    for limit in [4 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20] {
+    for limit in [
+        1,
+        5000,
+        4 << 10,
+        64 << 10,
+        256 << 10,
+        512 << 10,
+        1 << 20,
+        2 << 20,
+    ] {
         let mut config = container(&["sleep", "4321"]);
         resources(&mut config).memory_limit_in_bytes = limit;
         let created = pod.cri.create(&pod.id, &config, &pod.config).await;

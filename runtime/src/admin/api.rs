@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::image::{
-    CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Pruned, Share, Thing,
+    CheckReport, DiskUse, Finding, ImageDetails, ImageSummary, LayerDetails, Loaded, Pruned, Share,
+    Thing,
 };
 use crate::model::RegistryAuth;
 

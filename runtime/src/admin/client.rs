@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 
 use super::api::{
     CheckReport, CheckRequest, DiskUse, ExplainRequest, ImageDetails, ImageRequest, ImageSummary,
-    LoadRequest, Problem, PruneRequest, Pruned, PullProgress, PullRequest, SaveRequest, Settings,
+    LoadRequest, Loaded, Problem, PruneRequest, Pruned, PullProgress, PullRequest, SaveRequest,
+    Settings,
 };
 use crate::model::{Explanation, RegistryAuth};
 
@@ -86,7 +87,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn load_file(&self, path: &Path) -> Result<Vec<ImageSummary>, Error> {
+    pub async fn load_file(&self, path: &Path) -> Result<Vec<Loaded>, Error> {
         let path = path.to_owned();
         let body = to_json(&LoadRequest { path })?;
         let answer = self.send(Method::POST, "/images/load", Some("application/json"), body);
@@ -101,7 +102,7 @@ impl Client {
     pub async fn load_stream(
         &self,
         archive: impl Read + Send + 'static,
-    ) -> Result<Vec<ImageSummary>, Error> {
+    ) -> Result<Vec<Loaded>, Error> {
         let answer = self.send(
             Method::POST,
             "/images/load",

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::State;
 use super::api::{
-    CheckRequest, ExplainRequest, ImageRequest, ImageSummary, LoadRequest, PruneRequest,
-    PullProgress, PullRequest, SaveRequest,
+    CheckRequest, ExplainRequest, ImageRequest, LoadRequest, Loaded, PruneRequest, PullProgress,
+    PullRequest, SaveRequest,
 };
 use super::archive;
 use super::routes::{Answer, JSON, detached, json, ready, small_json};
@@ -70,15 +70,19 @@ pub(super) async fn answer(state: &Arc<State>, path: &str, request: Request<Inco
     })
 }
 
-/// The summaries of images that were just added; one that is gone already is left out.
-fn told(state: &State, images: &[Image]) -> Result<Answer, Failure> {
+/// Images that were just added, with their names; one that is gone already is left out.
+fn told(state: &State, images: Vec<Image>) -> Result<Answer, Failure> {
     let all = state.images.list();
-    let find = |image: &Image| {
+    let find = |image: Image| {
         let id = image.id.to_string();
-        all.iter().find(|summary| summary.id == id).cloned()
+        let summary = all.iter().find(|summary| summary.id == id)?.clone();
+        let names = match image.repo_tags.is_empty() {
+            true => image.repo_digests,
+            false => image.repo_tags,
+        };
+        Some(Loaded { summary, names })
     };
-    let summaries: Vec<ImageSummary> = images.iter().filter_map(find).collect();
-    json(&summaries)
+    json(&images.into_iter().filter_map(find).collect::<Vec<_>>())
 }
 
 fn progress(pull: &PullStatus) -> PullProgress {
@@ -118,7 +122,7 @@ async fn load(state: &State, request: Request<Incoming>) -> Result<Answer, Failu
         let load = state.images.clone().load(Box::new(reader));
         tokio::join!(detached(load), pump.run()).0
     };
-    told(state, &loaded?)
+    told(state, loaded?)
 }
 
 async fn remove(state: &State, request: Request<Incoming>) -> Result<Answer, Failure> {
@@ -150,7 +154,7 @@ async fn pull(state: &State, request: Request<Incoming>) -> Result<Answer, Failu
     });
     let pulled = detached(state.images.clone().pull(reference.clone(), auth)).await?;
     let image = state.images.find(&pulled)?;
-    told(state, &[image.ok_or_else(|| absent(&reference))?])
+    told(state, vec![image.ok_or_else(|| absent(&reference))?])
 }
 
 async fn prune(state: &State, request: Request<Incoming>) -> Result<Answer, Failure> {

@@ -32,6 +32,7 @@ impl Fake {
             pinned: false,
             config: Default::default(),
             chain: Vec::new(),
+            platform: String::new(),
         };
         self.images().push(image.clone());
         vec![image]
@@ -253,10 +254,13 @@ async fn settings_come_with_their_origin() {
 async fn images_are_loaded_listed_and_removed() {
     let rig = Rig::ready();
     let loaded = rig.client.load_file(Path::new("/x.tar")).await.unwrap();
-    assert_eq!(loaded[0].tags, ["/x.tar"]);
+    assert_eq!(loaded[0].names, ["/x.tar"]);
     let relative = rig.client.load_file(Path::new("x.tar")).await;
     assert_eq!(refused(relative).0, 400);
-    assert_eq!(rig.client.images().await.unwrap(), loaded);
+    assert_eq!(
+        rig.client.images().await.unwrap(),
+        [loaded[0].summary.clone()]
+    );
     rig.client.remove("/x.tar").await.unwrap();
     assert_eq!(refused(rig.client.remove("/x.tar").await).0, 404);
     assert_eq!(rig.client.images().await.unwrap(), []);
@@ -282,7 +286,7 @@ async fn an_archive_is_streamed_whole() {
     let size = 5 * 1024 * 1024 + 17;
     let archive = io::repeat(b'x').take(size);
     let loaded = rig.client.load_stream(archive).await.unwrap();
-    assert_eq!(loaded[0].size, size);
+    assert_eq!(loaded[0].summary.size, size);
 }
 
 #[tokio::test]

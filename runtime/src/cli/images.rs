@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 pub(super) use pulls::{PullsArgs, run as pulls};
 
 use super::{print, print_as_it_is};
-use crate::admin::api::{ImageSummary, PullRequest};
+use crate::admin::api::{ImageSummary, Loaded, PullRequest};
 use crate::admin::client::{Client, Error};
 use crate::config::Config;
 use crate::model::chain;
@@ -275,7 +275,7 @@ fn credentials() -> Result<(String, String), String> {
 }
 
 async fn load(client: &Client, files: &[PathBuf], json: bool) -> Result<(), String> {
-    let mut all: Vec<ImageSummary> = Vec::new();
+    let mut all: Vec<Loaded> = Vec::new();
     for file in files {
         let loaded = if file == Path::new("-") {
             if std::io::stdin().is_terminal() {
@@ -292,7 +292,7 @@ async fn load(client: &Client, files: &[PathBuf], json: bool) -> Result<(), Stri
         if !json {
             let lines = loaded
                 .iter()
-                .map(|image| format!("loaded {}\n", show::name(image)));
+                .map(|image| format!("loaded {}\n", show::loaded(image)));
             print(&lines.collect::<String>())?;
         }
         all.extend(loaded);

@@ -55,10 +55,7 @@ mod tests {
     use super::*;
 
     fn load(text: &str) -> Config {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.toml");
-        std::fs::write(&file, text).unwrap();
-        Config::load(Some(&file), &[]).unwrap()
+        crate::config::tests::load(text).unwrap()
     }
 
     #[test]

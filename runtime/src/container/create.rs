@@ -307,7 +307,6 @@ impl Making {
                 cgroup: Some(plan.cgroup.clone()),
                 process: Some(plan.process),
                 rlimits: super::limits(&deps.config),
-                make_dirs: plan.make_dirs,
             }),
             boot_id: deps.facts.boot_id.clone(),
             log_name: prepared

@@ -69,6 +69,18 @@ pub(super) fn outcome(exit: &Exit) -> ContainerExit {
     }
 }
 
+/// How a container has ended that never ran, for an error about it.
+pub(super) fn before_start(exit: &ContainerExit) -> String {
+    match exit.message.is_empty() {
+        true => format!(
+            ": it ended before it was started ({}, exit code {})",
+            exit.reason.as_str(),
+            exit.code
+        ),
+        false => format!(": {}", exit.message),
+    }
+}
+
 /// The end of a container whose monitor died or whose state nobody knows.
 pub(super) fn unknown(message: &str) -> ContainerExit {
     ContainerExit {
@@ -206,6 +218,7 @@ pub(super) fn ended_or(container: &Container, error: Error) -> Error {
                 id: container.id.clone(),
                 state: super::state_name(ContainerState::Exited),
                 wanted: super::state_name(ContainerState::Running),
+                why: String::new(),
             }
         }
         _ => error,
@@ -265,6 +278,21 @@ mod tests {
         })
         .reason
         .as_str()
+    }
+
+    #[test]
+    fn the_end_of_what_never_ran_says_why() {
+        let exit = |code, oom, start_error: &str| {
+            before_start(&outcome(&Exit {
+                code,
+                oom,
+                start_error: start_error.into(),
+                ..Default::default()
+            }))
+        };
+        assert_eq!(exit(128, false, "no such file"), ": no such file");
+        assert!(exit(137, true, "").ends_with("(OOMKilled, exit code 137)"));
+        assert!(exit(137, false, "").ends_with("(Error, exit code 137)"));
     }
 
     #[test]

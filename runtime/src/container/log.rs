@@ -1,19 +1,19 @@
 //! Where a container's log is: below the log directory of its pod, and nowhere else.
 //!
-//! The kubelet names the directory, and links on the way to it are the operator's (`/var/log` on another disk). What is
-//! below it can be changed by whoever has it mounted: no link there is followed, by the daemon nor by the monitor.
+//! The kubelet names the directory, and links on the way to it are the operator's (`/var/log` on another disk). The directory
+//! itself is the pod's, and it and what is below it can be changed by whoever has it, or the directory of all pods' logs,
+//! mounted: no link there is followed, by the daemon nor by the monitor.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
-use crate::sys::fs::{open_dir, open_dir_path};
+use crate::sys::fs::{make_dir, make_own_dir};
 
 /// The opened directory of a log, and the log's name in it.
 #[derive(Debug)]
@@ -62,38 +62,15 @@ pub(super) fn open(directory: &str, log_path: &str) -> Result<Option<Log>, Strin
         ));
     }
     let mut here = PathBuf::from(directory);
-    let mut dir = directory_itself(&here).map_err(|e| explain(&here, &e))?;
+    let mut dir = make_own_dir(&here).map_err(|e| explain(&here, &e))?;
     for part in dirs {
         here.push(part);
-        dir = enter(&dir, OsStr::new(part)).map_err(|e| explain(&here, &e))?;
+        dir = make_dir(dir.as_fd(), OsStr::new(part)).map_err(|e| explain(&here, &e))?;
     }
     Ok(Some(Log {
         dir,
         name: (*name).to_owned(),
     }))
-}
-
-fn directory_itself(path: &Path) -> io::Result<OwnedFd> {
-    match open_dir_path(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let mut make = std::fs::DirBuilder::new();
-            make.recursive(true).mode(0o755).create(path)?;
-            open_dir_path(path)
-        }
-        opened => opened,
-    }
-}
-
-fn enter(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
-    match open_dir(parent.as_fd(), name) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => open_dir(parent.as_fd(), name),
-                Err(error) => Err(error.into()),
-            }
-        }
-        opened => opened,
-    }
 }
 
 fn explain(path: &Path, error: &io::Error) -> String {
@@ -191,6 +168,25 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(dir.path().join("disk/pods/p/c").is_dir());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_directory_itself_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, elsewhere) = (dir.path().join("logs"), dir.path().join("elsewhere"));
+        std::fs::create_dir(&elsewhere).unwrap();
+        for target in ["elsewhere", "missing", text(&elsewhere), "logs"] {
+            std::os::unix::fs::symlink(target, &logs).unwrap();
+            for log_directory in [text(&logs).to_owned(), format!("{}//", text(&logs))] {
+                let told = open(&log_directory, "c/0.log").unwrap_err();
+                assert!(told.contains("is not followed"), "{told}");
+            }
+            std::fs::remove_file(&logs).unwrap();
+        }
+        std::fs::write(&logs, "").unwrap();
+        open(text(&logs), "0.log").unwrap_err();
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0);
+        assert!(!dir.path().join("missing").exists());
     }
 
     #[test]

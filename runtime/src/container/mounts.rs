@@ -25,6 +25,7 @@ pub(super) fn resolve(requests: &[MountRequest]) -> Result<Vec<ResolvedMount>, S
                 request: request.clone(),
                 source,
                 propagation,
+                own: false,
             })
         })
         .collect()

@@ -19,6 +19,7 @@ pub(super) async fn update(
             id: container.id.clone(),
             state: super::state_name(state),
             wanted,
+            why: String::new(),
         });
     }
     let (old, path) = {

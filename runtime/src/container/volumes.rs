@@ -113,6 +113,7 @@ pub(super) fn make(from: &Source<'_>) -> Result<Vec<ResolvedMount>, Error> {
             },
             source: path,
             propagation: SourcePropagation::Private,
+            own: true,
         });
     }
     Ok(made)

@@ -251,10 +251,15 @@ pub(super) fn image(image: &Image) -> BTreeMap<String, String> {
         .env
         .iter()
         .map(|entry| entry.split('=').next().unwrap_or_default());
+    let mut platform = image.platform.split('/');
+    let mut part = || platform.next().unwrap_or_default();
     info(json!({
         "chainID": image.chain.last().map(ToString::to_string),
         "layers": image.chain.len(),
         "imageSpec": {
+            "os": part(),
+            "architecture": part(),
+            "variant": part(),
             "config": {
                 "User": config.user,
                 "Env": keys.collect::<Vec<_>>(),

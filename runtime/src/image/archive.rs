@@ -19,7 +19,7 @@ use super::{Error, Inner, Reference, blocking, digest_of};
 use crate::json;
 use crate::model::{Digest, Image};
 use crate::registry::{
-    Content, Entry, MAX_CONFIG, MAX_MANIFEST, Manifest, Platform, Search, Step, parse,
+    Content, Entry, MAX_CONFIG, MAX_MANIFEST, Manifest, Platform, Search, Step, ToldBy, parse,
 };
 use crate::storage::MAX_LAYERS;
 pub(crate) use spool::Spool;
@@ -30,6 +30,8 @@ const MAX_IMAGES: usize = 1000;
 /// An image that an archive lists, before its documents are read.
 struct Listed {
     place: Place,
+    /// Who says that it is for this machine.
+    told_by: ToldBy,
     names: Names,
 }
 
@@ -51,7 +53,7 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// Loads all images of an archive.
+/// Loads all images of an archive. Each is told with the names that it has there, whatever it was called before.
 pub(crate) async fn load(
     inner: &Arc<Inner>,
     archive: impl Read + Send + 'static,
@@ -66,13 +68,23 @@ pub(crate) async fn load(
     })
     .await??;
     let mut images = Vec::with_capacity(listed.len());
-    for Listed { place, names } in listed {
+    for image in listed {
         let documents = Arc::clone(&spool);
-        let (resolved, config) = blocking(move || documents.take(&place)).await??;
+        let Listed {
+            place,
+            told_by,
+            names,
+        } = image;
+        let (resolved, config) = blocking(move || documents.take(&place, told_by)).await??;
         let source = Source::Archive(Arc::clone(&spool));
+        let (tags, digests) = (names.tags.clone(), names.digests.clone());
         let id = import(inner, source, resolved, config, names, &row).await?;
         let catalog = inner.catalog();
-        images.extend(catalog.get(&id).map(|entry| entry.image(&inner.pinned)));
+        images.extend(catalog.get(&id).map(|entry| Image {
+            repo_tags: tags.into_iter().collect(),
+            repo_digests: digests.into_iter().collect(),
+            ..entry.image(&inner.pinned)
+        }));
     }
     // The spool's files are deleted where deleting may block.
     blocking(move || drop(spool)).await?;
@@ -81,10 +93,6 @@ pub(crate) async fn load(
 
 fn bad(reason: impl Into<String>) -> Error {
     Error::Archive(reason.into())
-}
-
-fn not_a_digest(error: crate::model::NotADigest) -> Error {
-    bad(format!("index.json: {error}"))
 }
 
 enum Found {
@@ -112,16 +120,22 @@ struct List {
     known: HashMap<Place, usize>,
     /// What is no image for this machine, and why: signatures and attestations stand beside the images that they are about.
     passed: BTreeMap<Digest, String>,
+    /// What is wrong with an entry that names no document.
+    odd: Option<String>,
 }
 
 impl List {
     /// The names of an image, which is put on the list if it is not there.
-    fn names(&mut self, place: Place) -> Option<&mut Names> {
+    fn names(&mut self, place: Place, told_by: ToldBy) -> Option<&mut Names> {
         let next = self.images.len();
         let number = *self.known.entry(place.clone()).or_insert(next);
         if number == next {
             let names = Names::default();
-            self.images.push(Listed { place, names });
+            self.images.push(Listed {
+                place,
+                told_by,
+                names,
+            });
         }
         self.images.get_mut(number).map(|image| &mut image.names)
     }
@@ -144,12 +158,11 @@ impl Spool {
         };
         if list.images.is_empty() {
             let reasons = list.passed.into_iter().next();
-            return Err(match reasons {
-                Some((digest, reason)) => bad(format!("{digest}: {reason}")),
-                None => bad(
-                    "it holds no images for this machine: neither index.json nor manifest.json names any",
-                ),
-            });
+            let reason = reasons.map(|(digest, reason)| format!("{digest}: {reason}"));
+            return Err(bad(reason.or(list.odd).unwrap_or_else(|| {
+                "it holds no images for this machine: neither index.json nor manifest.json names any"
+                    .to_owned()
+            })));
         }
         Ok(list.images)
     }
@@ -169,27 +182,33 @@ impl Spool {
         if index.entries().len() > MAX_IMAGES {
             return Err(bad(format!("more than {MAX_IMAGES} images")));
         }
-        let mut tagged: HashMap<Digest, Vec<&Saved>> = HashMap::new();
-        for image in saved {
-            let config = self.find(&image.config);
-            if let Some(config) = config.and_then(|number| self.about(number)) {
-                tagged.entry(config.digest).or_default().push(image);
-            }
-        }
+        let mut tagged = self.by_configuration(saved);
         let mut list = List::default();
         for entry in index.entries() {
             // An archive for several machines: the others' images are none of ours, nor are attestations.
             if !entry.may_be_image() || !entry.platform().is_none_or(Platform::runs_here) {
                 continue;
             }
-            let digest: Digest = entry.digest().parse().map_err(not_a_digest)?;
+            let digest: Digest = match entry.digest().parse() {
+                Ok(digest) => digest,
+                // One that is null, or by an algorithm that nobody here knows: others are good nevertheless.
+                Err(error) => {
+                    let why = format!("an entry of index.json names no document: {error}");
+                    list.odd.get_or_insert(why);
+                    continue;
+                }
+            };
+            let told_by = match entry.platform() {
+                Some(_) => ToldBy::Index,
+                None => ToldBy::Configuration,
+            };
             let place = Place::Document(digest);
             if list.passed.contains_key(&digest) {
                 continue;
             }
             if !list.known.contains_key(&place) {
                 // Before the first image is loaded it is known that the documents of all of them are there.
-                let manifest = match self.resolve(digest, entry.platform().is_none())? {
+                let manifest = match self.resolve(digest, told_by)? {
                     Ok(resolved) => resolved.manifest,
                     Err(reason) => {
                         list.passed.insert(digest, reason);
@@ -199,13 +218,13 @@ impl Spool {
                 let id = digest_of(manifest.config())?;
                 self.number(&id)?;
                 // An image under several manifests gets its tags once.
-                if let Some(names) = list.names(place.clone()) {
+                if let Some(names) = list.names(place.clone(), told_by) {
                     for image in tagged.remove(&id).unwrap_or_default() {
                         names.tags.extend(tags(image)?);
                     }
                 }
             }
-            if let Some(names) = list.names(place)
+            if let Some(names) = list.names(place, told_by)
                 && let Some(reference) = named(entry)
             {
                 names.digests.insert(reference.with_digest(digest));
@@ -213,6 +232,17 @@ impl Spool {
             }
         }
         Ok(list)
+    }
+
+    fn by_configuration<'a>(&self, saved: &'a [Saved]) -> HashMap<Digest, Vec<&'a Saved>> {
+        let mut found: HashMap<Digest, Vec<&Saved>> = HashMap::new();
+        for image in saved {
+            let config = self.find(&image.config);
+            if let Some(config) = config.and_then(|number| self.about(number)) {
+                found.entry(config.digest).or_default().push(image);
+            }
+        }
+        found
     }
 
     fn saved(&self, saved: &[Saved]) -> Result<List, Error> {
@@ -232,7 +262,7 @@ impl Spool {
                 config: find(&image.config)?,
                 layers: layers.collect::<Result<_, _>>()?,
             };
-            if let Some(names) = list.names(place) {
+            if let Some(names) = list.names(place, ToldBy::Configuration) {
                 names.tags.extend(tags(image)?);
             }
         }
@@ -240,10 +270,10 @@ impl Spool {
     }
 
     /// The documents of an image: all but the configuration, and that.
-    fn take(&self, place: &Place) -> Result<(Resolved, Vec<u8>), Error> {
+    fn take(&self, place: &Place, told_by: ToldBy) -> Result<(Resolved, Vec<u8>), Error> {
         let (resolved, config) = match place {
             Place::Document(digest) => {
-                let resolved = self.resolve(*digest, false)?;
+                let resolved = self.resolve(*digest, told_by)?;
                 let resolved = resolved.map_err(|reason| bad(format!("{digest}: {reason}")))?;
                 let config = self.number(&digest_of(resolved.manifest.config())?)?;
                 (resolved, config)
@@ -253,16 +283,17 @@ impl Spool {
         Ok((resolved, self.bytes(config, MAX_CONFIG, "a configuration")?))
     }
 
-    /// Follows a document to an image; else tells why it leads to none for this machine. `unsure`: nobody said that it does.
-    fn resolve(&self, digest: Digest, unsure: bool) -> Result<Result<Resolved, String>, Error> {
-        let mut search = Search::default();
+    /// Follows a document to an image; else tells why it leads to none for this machine.
+    fn resolve(&self, digest: Digest, told_by: ToldBy) -> Result<Result<Resolved, String>, Error> {
+        let mut search = Search::from_entry(told_by);
         let mut next = digest;
         loop {
-            let outcome = self.step(&mut search, next, unsure);
+            let outcome = self.step(&mut search, next);
             next = match outcome {
                 Ok(Found::Document(next)) => next,
                 Ok(Found::Image(manifest)) => {
                     return Ok(Ok(Resolved {
+                        told_by: search.told_by(),
                         documents: search.into_way(),
                         manifest: *manifest,
                         host: String::new(),
@@ -277,14 +308,16 @@ impl Spool {
         }
     }
 
-    fn step(&self, search: &mut Search<End>, digest: Digest, unsure: bool) -> Result<Found, End> {
+    fn step(&self, search: &mut Search<End>, digest: Digest) -> Result<Found, End> {
         let bytes = self.bytes(self.number(&digest)?, MAX_MANIFEST, digest)?;
         let content = parse(&bytes, None);
         let content = content.map_err(|reason| bad(format!("{digest}: {reason}")))?;
         let step = search.enter(digest, bytes, content);
         let manifest = match step.map_err(End::NoImage)? {
             Step::Document(next) => return Ok(Found::Document(next)),
-            Step::Image(manifest) if !unsure => return Ok(Found::Image(manifest)),
+            Step::Image(manifest) if search.told_by() != ToldBy::Configuration => {
+                return Ok(Found::Image(manifest));
+            }
             Step::Image(manifest) | Step::Perhaps(manifest) => manifest,
         };
         let config = self.number(&digest_of(manifest.config())?)?;
@@ -321,6 +354,7 @@ impl Spool {
             documents: vec![(digest, bytes)],
             manifest: Manifest::new(config, layers),
             host: String::new(),
+            told_by: ToldBy::Configuration,
         })
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) pinned: bool,
     /// First pull, nanoseconds since the Unix epoch.
     pub(crate) pulled_at: i64,
+    /// `os/architecture[/variant]` that its configuration names.
+    pub(crate) platform: String,
 }
 
 /// All images.
@@ -206,6 +208,7 @@ impl Entry {
             pinned: self.pinned || pinned.iter().any(named),
             config: self.config.clone(),
             chain: self.chain.clone(),
+            platform: self.platform.clone(),
         }
     }
 
@@ -256,6 +259,7 @@ mod tests {
             manifest: digest(id ^ 0x80),
             pinned: false,
             pulled_at: 1,
+            platform: String::new(),
         }
     }
 

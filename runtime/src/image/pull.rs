@@ -80,11 +80,17 @@ pub(crate) struct Names {
     pub(crate) digests: BTreeSet<String>,
 }
 
+impl Names {
+    pub(crate) fn all(&self) -> Vec<&str> {
+        self.tags.union(&self.digests).map(String::as_str).collect()
+    }
+}
+
 /// From verified documents to an image in the index.
 pub(crate) async fn import(
     inner: &Arc<Inner>,
     source: Source,
-    resolved: Resolved,
+    mut resolved: Resolved,
     config: Vec<u8>,
     names: Names,
     row: &Row,
@@ -92,6 +98,10 @@ pub(crate) async fn import(
     let id = digest_of(resolved.manifest.config())?;
     let malformed = |reason| Error::Configuration { id, reason };
     let parsed = document::parse(&config).map_err(malformed)?;
+    if let Some(warning) = resolved.fits(&parsed.platform).map_err(malformed)? {
+        tracing::warn!(image.id = %id, image.names = ?names.all(), "{warning}");
+    }
+    resolved.manifest.count_layers(parsed.diff_ids.len());
     let layers = resolved.manifest.layers();
     if layers.len() != parsed.diff_ids.len() {
         let beside = resolved.manifest.beside().map_or_else(String::new, |kind| {
@@ -170,6 +180,7 @@ fn entry(
         chain,
         size: layers.saturating_add((length + config.len()) as u64),
         config: parsed.config,
+        platform: parsed.platform.plain(),
         pinned: false,
         pulled_at: now(),
     }

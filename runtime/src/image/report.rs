@@ -28,6 +28,17 @@ pub struct ImageSummary {
     pub in_use: bool,
 }
 
+/// An image that was loaded from an archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    /// As in a list, with all names.
+    #[serde(flatten)]
+    pub summary: ImageSummary,
+    /// Names that the archive gave it: with a tag, else with a digest.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
 /// All about an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDetails {

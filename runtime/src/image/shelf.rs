@@ -295,6 +295,7 @@ fn entry(record: &ImageRecord) -> Entry {
         config: record.config.clone(),
         pinned: record.pinned,
         pulled_at: record.created_at,
+        platform: record.platform.clone(),
     }
 }
 
@@ -310,6 +311,7 @@ fn record(entry: &Entry) -> ImageRecord {
         blobs: entry.documents.iter().copied().collect(),
         pinned: entry.pinned,
         created_at: entry.pulled_at,
+        platform: entry.platform.clone(),
     }
 }
 

@@ -184,12 +184,18 @@ async fn indexes_within_indexes_end() {
     let made = one_layer("x");
     fake.put_image("x", "0", &made);
     let mut inner = made.manifest.clone();
-    for depth in 1..=3 {
+    for depth in 1..=9 {
         inner = index_of(&inner);
         fake.put_manifest("x", &depth.to_string(), fake::INDEX, &inner);
     }
-    rig.pull(&fake.name("x:2")).await.unwrap();
-    let error = rig.pull(&fake.name("x:3")).await.unwrap_err();
+    for depth in [2, 3, 8] {
+        let name = fake.name(&format!("x:{depth}"));
+        rig.pull(&name).await.unwrap();
+        // The documents on the way belong to the image.
+        let details = rig.manager.inspect(&name).unwrap().unwrap();
+        assert_eq!(details.documents.len(), depth + 2);
+    }
+    let error = rig.pull(&fake.name("x:9")).await.unwrap_err();
     assert!(error.to_string().contains("nested"), "{error}");
 }
 

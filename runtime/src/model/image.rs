@@ -106,6 +106,8 @@ pub struct Image {
     pub config: ImageConfig,
     /// Chain ids of its layers, lowest first.
     pub chain: Vec<ChainId>,
+    /// `os/architecture[/variant]` that it says it is for; empty where it says nothing.
+    pub platform: String,
 }
 
 /// `USER` of an image, as CRI reports it (row F097): the part before a colon.

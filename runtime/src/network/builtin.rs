@@ -117,14 +117,35 @@ impl Builtin {
         self.leases.get(pod).map(result)
     }
 
-    /// Connects a pod. What a failed attempt could not undo keeps its lease.
+    /// Connects a pod. What a failed attempt could not undo keeps its lease. What somebody takes away meanwhile is
+    /// put back, and the pod is connected anew.
     pub(super) fn setup(&self, pod: &PodNetwork) -> Result<NetworkResult, Error> {
         let subnet = self
             .subnet
             .ok_or_else(|| Error::NotReady("the built-in network is switched off".into()))?;
         let ports = host_ports(&pod.port_mappings)?;
         let mut netlink = Netlink::route()?;
-        let (_moving, bridge) = self.on_the_move(&mut netlink, subnet)?;
+        let mut done = self.attempt(&mut netlink, subnet, pod, &ports);
+        for _ in 1..SETTLE {
+            match &done {
+                Err(error) if error.is_disturbance() || self.is_of_a_stranger(error) => {}
+                _ => break,
+            }
+            done = self
+                .put_right(&mut netlink, subnet)
+                .and_then(|_| self.attempt(&mut netlink, subnet, pod, &ports));
+        }
+        done
+    }
+
+    fn attempt(
+        &self,
+        netlink: &mut Netlink,
+        subnet: Subnet,
+        pod: &PodNetwork,
+        ports: &[HostPort],
+    ) -> Result<NetworkResult, Error> {
+        let (_moving, bridge) = self.on_the_move(netlink, subnet)?;
         if self.holds(&pod.id) {
             self.disconnect(&pod.id)?;
         }
@@ -134,13 +155,22 @@ impl Builtin {
             ports: published(&pod.port_mappings),
             result: self.describe(pod, subnet, address),
         })?;
-        let done = self.connect(&mut netlink, bridge, subnet, pod, &lease, &ports);
-        if let Err(error) = done {
-            // What cannot be undone keeps the lease, and `known` names the pod.
-            let _ = self.disconnect(&pod.id);
+        let Err(error) = self.connect(netlink, bridge, subnet, pod, &lease, ports) else {
+            return Ok(result(lease));
+        };
+        // What cannot be undone keeps the lease, and `known` names the pod.
+        let _ = self.disconnect(&pod.id);
+        // Nobody of ours makes it anew while this pod is on the move.
+        let there = self.find_shared(netlink)?.map(|bridge| bridge.index);
+        if there == Some(bridge.index) {
             return Err(error);
         }
-        Ok(result(lease))
+        Err(Error::TakenAway(Box::new(error)))
+    }
+
+    /// A host port is taken by a pod that has no lease: what somebody loaded brought it back.
+    fn is_of_a_stranger(&self, error: &Error) -> bool {
+        matches!(error, Error::HostPortTaken { owner, .. } if !owner.parse().is_ok_and(|pod| self.holds(&pod)))
     }
 
     fn connect(
@@ -267,6 +297,7 @@ impl Builtin {
             return Ok(false);
         }
         let mut netlink = Netlink::route()?;
+        self.sweep(&mut netlink, &[])?;
         let bridge = links::find_bridge(&mut netlink, &self.rules.bridge)?;
         let used = match bridge {
             Some(bridge) => links::ports(&mut netlink)?

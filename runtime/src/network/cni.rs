@@ -22,15 +22,17 @@ use self::version::Version;
 use self::watch::Watch;
 use super::error::chain;
 use super::exec::{self, Failure, PluginError, Verb};
-use super::{
-    Error, NetworkConfig, NetworkResult, NetworkStatus, POD_INTERFACE, PodNetwork, blocking,
-};
+use super::{Error, NetworkConfig, NetworkResult, NetworkStatus, POD_INTERFACE, PodNetwork};
+use crate::blocking;
 use crate::id::PodId;
 use crate::network::record::{self, kept};
 use crate::sys::netns;
 
 /// STATUS and VERSION are questions: a plugin that takes longer has no good answer.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a plugin's file is looked for.
+const FIND_LIMIT: Duration = Duration::from_secs(10);
 
 /// A pod's attachment to a network, as it is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -212,7 +214,7 @@ impl Cni {
     async fn remove(&self, attachment: &Attachment) -> Result<(), Error> {
         self.plugins.del(attachment).await?;
         let (dir, name) = (self.attachments.clone(), attachment.pod.to_string());
-        blocking(move || {
+        blocking::run("remove an attachment", move || {
             record::remove(&dir, &name).map_err(Error::file("remove", dir.join(&name)))
         })
         .await
@@ -220,7 +222,7 @@ impl Cni {
 
     async fn keep(&self, attachment: &Attachment) -> Result<(), Error> {
         let (dir, attachment) = (self.attachments.clone(), attachment.clone());
-        blocking(move || {
+        blocking::run("keep an attachment", move || {
             let name = attachment.pod.as_str();
             record::write(&dir, name, &attachment).map_err(Error::file("write", dir.join(name)))
         })
@@ -229,8 +231,10 @@ impl Cni {
 
     async fn attachment(&self, pod: &PodId) -> Result<Option<Attachment>, Error> {
         let (dir, name) = (self.attachments.clone(), pod.to_string());
-        blocking(move || record::read(&dir, &name).map_err(Error::file("read", dir.join(&name))))
-            .await
+        blocking::run("read an attachment", move || {
+            record::read(&dir, &name).map_err(Error::file("read", dir.join(&name)))
+        })
+        .await
     }
 
     /// The result that a pod was given.
@@ -383,8 +387,9 @@ impl Plugins {
         let mut errors = Vec::new();
         for plugin in attachment.network.plugins.iter().rev() {
             // ADD never came to its end, and this one cannot have run: there is nothing of it to release.
-            let known = exec::find(NetworkList::kind(plugin), &self.dirs).is_ok();
-            if attachment.result.is_none() && !known {
+            if attachment.result.is_none()
+                && let Err(Failure::Missing(_) | Failure::BadType) = self.find(plugin).await
+            {
                 continue;
             }
             let call = self.about(Verb::Del, attachment);
@@ -406,7 +411,7 @@ impl Plugins {
 
     async fn run(&self, plugin: &Map<String, Value>, call: Call<'_>) -> Result<Vec<u8>, Error> {
         let fail = |failure| plugin_error(plugin, call.network, call.verb, failure);
-        let path = exec::find(NetworkList::kind(plugin), &self.dirs).map_err(fail)?;
+        let path = self.find(plugin).await.map_err(fail)?;
         let input = Value::Object(execution_config(plugin, &call)).to_string();
         exec::run(
             &path,
@@ -416,6 +421,20 @@ impl Plugins {
         )
         .await
         .map_err(fail)
+    }
+
+    /// Where a plugin is. Its directories may lie on a disk that hangs.
+    async fn find(&self, plugin: &Map<String, Value>) -> Result<PathBuf, Failure> {
+        let (kind, dirs) = (NetworkList::kind(plugin).to_owned(), self.dirs.clone());
+        let find = blocking::run("look for a CNI plugin", move || exec::find(&kind, &dirs));
+        let Ok(found) = tokio::time::timeout(FIND_LIMIT, find).await else {
+            let why = format!(
+                "no answer of {:?} in {FIND_LIMIT:?}: is its disk hanging?",
+                self.dirs
+            );
+            return Err(Failure::Run(std::io::Error::other(why)));
+        };
+        found
     }
 
     fn environment(&self, call: &Call<'_>) -> Vec<(&'static str, String)> {

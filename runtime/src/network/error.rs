@@ -42,6 +42,11 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] NetlinkError),
+    /// Somebody took away what the built-in network stands on while it was being used.
+    #[error(
+        "the bridge or the rules of the built-in network were taken away meanwhile: find out by whom"
+    )]
+    TakenAway(#[source] Box<Error>),
     /// A file operation failed.
     #[error("cannot {what} {path:?}")]
     File {
@@ -67,9 +72,6 @@ pub enum Error {
     /// A step of a teardown failed; the others were done.
     #[error("{}", list(.0))]
     Several(Vec<Error>),
-    /// The task that did the work ended without a result.
-    #[error("network task ended early")]
-    Task(#[source] tokio::task::JoinError),
 }
 
 fn list(errors: &[Error]) -> String {
@@ -99,6 +101,19 @@ impl Error {
         move |source| Self::File { what, path, source }
     }
 
+    /// Whether somebody else changed rules or links at the same time, so that another attempt may succeed.
+    pub(super) fn is_disturbance(&self) -> bool {
+        match self {
+            Self::TakenAway(_) => true,
+            Self::Kernel(error) => matches!(
+                error.errno(),
+                Some(libc::ENOENT | libc::ENODEV | libc::EEXIST | libc::EBUSY | libc::EINTR)
+            ),
+            Self::Several(errors) => errors.iter().any(Self::is_disturbance),
+            _ => false,
+        }
+    }
+
     /// One error for what a teardown collected.
     pub(super) fn collect(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {
@@ -112,7 +127,7 @@ impl Error {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::NotReady(_) => Kind::Unavailable,
+            Self::NotReady(_) | Self::TakenAway(_) => Kind::Unavailable,
             Self::Invalid(_) => Kind::InvalidArgument,
             Self::HostPortTaken { .. } => Kind::FailedPrecondition,
             Self::Exhausted(_) => Kind::ResourceExhausted,
@@ -121,11 +136,9 @@ impl Kinded for Error {
                 Kind::InvalidArgument
             }
             Self::Several(errors) => errors.first().map_or(Kind::Unknown, Self::kind),
-            Self::Result { .. }
-            | Self::Kernel(_)
-            | Self::File { .. }
-            | Self::Sysctl { .. }
-            | Self::Task(_) => Kind::Unknown,
+            Self::Result { .. } | Self::Kernel(_) | Self::File { .. } | Self::Sysctl { .. } => {
+                Kind::Unknown
+            }
         }
     }
 }

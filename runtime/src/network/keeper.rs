@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use super::Error;
 use super::builtin::Builtin;
 use super::error::chain;
-use super::{Error, blocking};
+use crate::blocking;
 
 /// From one look to the next: how long pods may be without what somebody took away.
 const EVERY: Duration = Duration::from_secs(2);
@@ -75,15 +76,8 @@ fn locked(broken: &Mutex<Option<String>>) -> std::sync::MutexGuard<'_, Option<St
 
 async fn look(builtin: &Arc<Builtin>, broken: &Mutex<Option<String>>) {
     let work = Arc::clone(builtin);
-    let problem = match blocking(move || work.mend()).await {
-        Ok(mended) if mended.is_empty() => None,
-        Ok(mended) => {
-            tracing::warn!(
-                missing = mended.join(", "),
-                "somebody took away what the built-in network needs: it was put back"
-            );
-            None
-        }
+    let problem = match blocking::run("look at the built-in network", move || work.mend()).await {
+        Ok(_) => None,
         Err(error) => Some(chain(&error)),
     };
     let mut known = locked(broken);

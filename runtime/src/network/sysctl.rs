@@ -43,12 +43,28 @@ fn failed(key: &str, value: &str, source: io::Error) -> Error {
     }
 }
 
+/// What is wrong with the request, in words; what is wrong with the machine stays as it is.
+fn explain(error: io::Error) -> io::Error {
+    let why = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "there is no such parameter: is the name right, and its kernel module loaded?"
+        }
+        io::ErrorKind::PermissionDenied => "the kernel lets nobody change it",
+        io::ErrorKind::IsADirectory => "it is a group of parameters",
+        _ => return error,
+    };
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
 fn write(path: &Path, value: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(path)?;
+    let mut file = OpenOptions::new().write(true).open(path).map_err(explain)?;
     // The kernel takes a value from one write at the beginning of the file.
     match file.write(value.as_bytes())? {
         count if count == value.len() => Ok(()),
-        _ => Err(io::ErrorKind::WriteZero.into()),
+        _ => {
+            let why = "the kernel takes a part of the value only";
+            Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+        }
     }
 }
 
@@ -88,6 +104,7 @@ fn path(key: &str, value: &str) -> Result<PathBuf, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Kind, Kinded as _};
 
     #[test]
     fn keys_become_paths_and_bad_ones_are_refused() {
@@ -102,6 +119,9 @@ mod tests {
                 "net/ipv4/conf/eth0.1/rp_filter",
                 "net/ipv4/conf/eth0.1/rp_filter",
             ),
+            // The first separator decides, as everywhere.
+            ("net.ipv4/conf/lo/rp_filter", "net/ipv4.conf.lo.rp_filter"),
+            ("net/ipv4.conf.lo.rp_filter", "net/ipv4.conf.lo.rp_filter"),
         ] {
             assert_eq!(path(key, "1"), Ok(Path::new("/proc/sys").join(file)));
         }
@@ -166,12 +186,16 @@ mod tests {
 
         for bad in [
             ("net.ipv4.no_such", "1"),
+            ("net.ipv4/conf/lo/rp_filter", "1"),
+            ("net.ipv4", "1"),
+            ("net.ipv4.tcp_available_congestion_control", "cubic"),
             ("net.ipv4.ip_forward", "many"),
             ("net.ipv4.ip_forward", "\t\n"),
             ("net.ipv4.ip_forward", "1\n0"),
         ] {
             let error = set_sysctls(&ns, &map(&[bad])).unwrap_err();
             assert!(error.to_string().contains(bad.0), "{error}");
+            assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
         }
         netns::unpin(&ns).unwrap();
         assert!(set_sysctls(&ns, &good).is_err());

@@ -19,6 +19,7 @@ use crate::model::{
 use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::{PauseHandle, PodWorker};
 use crate::spec;
+use crate::sys::fs::make_own_dir;
 use crate::systemd;
 
 /// The operation whose steps are measured.
@@ -151,7 +152,7 @@ impl<'a> Acquiring<'a> {
             uts: self.pin(netns.is_some(), "uts"),
             // Without a UTS namespace of its own the pod has the host's name.
             hostname: netns.map(|_| hostname).unwrap_or_default(),
-            ipc_sysctls: sysctls.ipc.clone(),
+            sysctls: sysctls.early.clone(),
         };
         let worker = self.inner.deps.launcher.pod(request).await;
         worker.map_err(|e| self.failed("make the namespaces", e.kind(), chain(&e)))
@@ -273,11 +274,21 @@ fn seccomp_program(inner: &Inner, profile: &SeccompProfile) -> Result<Option<Own
     Ok(Some(file.into()))
 }
 
+/// A link in its place would have logs of root's hands written elsewhere; links on the way to it are the operator's.
+fn log_directory(path: &str, error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ELOOP | libc::ENOTDIR) => format!(
+            "log directory {path:?} is not a directory: a link in its place is not followed; remove it"
+        ),
+        _ => format!("log directory {path:?}: {error}"),
+    }
+}
+
 fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {
     files::make(dir, hostname, spec)?;
     if !spec.log_directory.is_empty() {
-        std::fs::create_dir_all(&spec.log_directory)
-            .map_err(|e| format!("log directory {}: {e}", spec.log_directory))?;
+        let made = make_own_dir(Path::new(&spec.log_directory));
+        made.map_err(|e| log_directory(&spec.log_directory, &e))?;
     }
     Ok(())
 }

@@ -13,13 +13,16 @@ const NET_DEFAULTS: [(&str, &str); 2] = [
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
 
+/// Of the UTS namespace. The host name is there, too, and has a field of its own.
+const DOMAIN_NAME: &str = "kernel.domainname";
+
 /// The two sets.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Sysctls {
     /// Of the network namespace; set after the network is there.
     pub(super) net: BTreeMap<String, String>,
-    /// Of the IPC namespace.
-    pub(super) ipc: Vec<Sysctl>,
+    /// Of the IPC and the UTS namespace; set as soon as these are there.
+    pub(super) early: Vec<Sysctl>,
 }
 
 /// Sorts and checks. A parameter that is not namespaced, or whose namespace is the host's, is refused.
@@ -43,27 +46,28 @@ pub(super) fn split(spec: &PodSpec) -> Result<Sysctls, String> {
         if value.contains('\0') {
             return Err(format!("the value of sysctl {key:?} contains a NUL byte"));
         }
-        match (is_net(&name), is_ipc(&name)) {
-            (true, _) if own_net => drop(sorted.net.insert(name, value.clone())),
-            (_, true) if own_ipc => sorted.ipc.push(Sysctl {
-                name,
-                value: value.clone(),
-            }),
-            (true, _) => {
-                return Err(format!(
-                    "sysctl {key:?} is the host's: the pod uses the host's network"
-                ));
-            }
-            (_, true) => {
-                return Err(format!(
-                    "sysctl {key:?} is the host's: the pod uses the host's IPC namespace"
-                ));
-            }
-            _ => {
-                return Err(format!(
-                    "sysctl {key:?} belongs to no namespace of a pod: set it on the host"
-                ));
-            }
+        let (own, whose) = if is_net(&name) {
+            (own_net, "network")
+        } else if is_ipc(&name) {
+            (own_ipc, "IPC namespace")
+        } else if name == DOMAIN_NAME {
+            // It has a UTS namespace where it has a network.
+            (own_net, "UTS namespace")
+        } else {
+            return Err(format!(
+                "sysctl {key:?} belongs to no namespace of a pod: set it on the host"
+            ));
+        };
+        if !own {
+            return Err(format!(
+                "sysctl {key:?} is the host's: the pod uses the host's {whose}"
+            ));
+        }
+        let value = value.clone();
+        if is_net(&name) {
+            sorted.net.insert(name, value);
+        } else {
+            sorted.early.push(Sysctl { name, value });
         }
     }
     Ok(sorted)
@@ -124,7 +128,9 @@ mod tests {
         .unwrap();
         assert_eq!(sorted.net["net.ipv4.ip_unprivileged_port_start"], "80");
         assert_eq!(sorted.net["net.ipv4.ping_group_range"], "0 2147483647");
-        assert_eq!(sorted.ipc[0].name, "kernel.shm_rmid_forced");
+        assert_eq!(sorted.early[0].name, "kernel.shm_rmid_forced");
+        let sorted = asked(&[("kernel/domainname", "example.org")], false).unwrap();
+        assert_eq!(sorted.early[0].name, "kernel.domainname");
     }
 
     #[test]
@@ -132,7 +138,7 @@ mod tests {
         let (net, ipc) = ("4096\t131072\t6291456", " 32000\t1024000000\t500\t32000\n");
         let sorted = asked(&[("net.ipv4.tcp_rmem", net), ("kernel.sem", ipc)], false).unwrap();
         assert_eq!(sorted.net["net.ipv4.tcp_rmem"], net);
-        assert_eq!(sorted.ipc[0].value, ipc);
+        assert_eq!(sorted.early[0].value, ipc);
     }
 
     #[test]
@@ -140,6 +146,8 @@ mod tests {
         assert!(asked(&[("kernel.pid_max", "1")], false).is_err());
         assert!(asked(&[("net.core.somaxconn", "1")], true).is_err());
         assert!(asked(&[("kernel.sem", "1")], true).is_err());
+        assert!(asked(&[("kernel.domainname", "x")], true).is_err());
+        assert!(asked(&[("kernel.hostname", "x")], false).is_err());
         assert!(asked(&[(" net.core.somaxconn", "1")], false).is_err());
         assert!(asked(&[("net..x", "1")], false).is_err());
         assert!(asked(&[("net.ipv4.x\n", "1")], false).is_err());

@@ -245,10 +245,13 @@ impl Tokens {
         if kept.len() >= MAX_TOKENS {
             kept.retain(|_, token| token.until > now);
         }
-        if kept.len() < MAX_TOKENS {
-            let until = now + life;
-            kept.insert(key, Token { value, until });
+        if kept.len() >= MAX_TOKENS {
+            let ends = kept.iter().min_by_key(|(_, token)| token.until);
+            let ends = ends.map(|(key, _)| key.clone());
+            ends.and_then(|key| kept.remove(&key));
         }
+        let until = now + life;
+        kept.insert(key, Token { value, until });
     }
 
     /// Answers a 401: the header to try again with, or why there is none.

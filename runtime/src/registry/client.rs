@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::net::IpAddr;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue};
@@ -41,7 +41,7 @@ pub(crate) struct Tls {
     pub(crate) identities: Vec<Vec<u8>>,
     /// Accept any certificate.
     pub(crate) skip_verify: bool,
-    /// Limit of a connection attempt.
+    /// Limit of a connection attempt; 0: none but the kernel's.
     pub(crate) dial_timeout: Option<Duration>,
     /// Proxy URL; none: the environment's.
     pub(crate) proxy: Option<String>,
@@ -122,8 +122,7 @@ impl Clients {
 
     /// Those that come are made anew; requests under way go on.
     pub(crate) fn forget(&self) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.clear();
+        self.kept().clear();
     }
 
     /// For what a host sends.
@@ -142,26 +141,33 @@ impl Clients {
         }
     }
 
-    /// The client for a URL.
+    /// The client for a URL. Making one reads the node's certificates.
     ///
     /// # Errors
     /// A certificate or a proxy that cannot be used.
-    pub(crate) fn get(&self, tls: &Tls, url: &Url) -> Result<Client, String> {
+    pub(crate) async fn get(&self, tls: &Tls, url: &Url) -> Result<Client, String> {
         let key = Key {
             tls: tls.clone(),
             https: url.scheme() == "https",
             proxy: self.proxy(tls, url)?,
         };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = kept.get(&key) {
+        if let Some(client) = self.kept().get(&key) {
             return Ok(client.clone());
         }
-        let client = build(&key, self.silence)?;
+        let silence = self.silence;
+        let built = tokio::task::spawn_blocking(move || Ok((build(&key, silence)?, key)));
+        let built: Result<_, String> = built.await.map_err(|error| error.to_string())?;
+        let (client, key) = built?;
+        let mut kept = self.kept();
         if kept.len() >= MAX_CLIENTS {
             kept.clear();
         }
-        kept.insert(key, client.clone());
-        Ok(client)
+        // Another request may have made one meanwhile, and have connections.
+        Ok(kept.entry(key).or_insert(client).clone())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<Key, Client>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks, and follows redirects.
@@ -237,7 +243,7 @@ impl Clients {
             reason,
             lasting,
         };
-        let client = self.get(tls, url);
+        let client = self.get(tls, url).await;
         let client = client.map_err(|reason| unavailable(reason, true))?;
         let since = Instant::now();
         let sent = dress(client.request(method.clone(), url.clone()))
@@ -280,7 +286,7 @@ fn build(key: &Key, silence: Option<Duration>) -> Result<Client, String> {
     if let Some(silence) = silence {
         builder = builder.read_timeout(silence);
     }
-    if let Some(limit) = tls.dial_timeout {
+    if let Some(limit) = tls.dial_timeout.filter(|limit| !limit.is_zero()) {
         builder = builder.connect_timeout(limit);
     }
     if let Some(proxy) = &key.proxy {

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use oci_spec::image::Descriptor;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::certificate::bundle;
 use super::session::{Host, Session};
 use super::trace::{Trace, shown};
 use super::{Error, MAX_CONFIG, Platform, Reference, Registry, Resolved};
+use crate::json;
 use crate::model::{ExplainHost, ExplainImage, Explanation, RegistryAuth, chain};
 
 /// Goes the way of a pull up to the first byte of the first layer, and tells each step.
@@ -37,6 +40,19 @@ pub async fn explain(
     }
     told.steps = trace.take();
     told
+}
+
+/// What a configuration says of the layers of its image.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Told {
+    rootfs: RootFs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RootFs {
+    diff_ids: Vec<IgnoredAny>,
 }
 
 fn place(registry: &Registry, host: &Host) -> ExplainHost {
@@ -95,12 +111,22 @@ fn trust(host: &Host) -> String {
 
 async fn image(session: &Session, reference: &Reference) -> Result<ExplainImage, Error> {
     let resolved = session.resolve(&reference.target()).await?;
+    let config = resolved.manifest.config();
+    let id = config.digest().to_string();
+    let config = session.document(config, MAX_CONFIG).await?;
+    let refused = |reason| Error::Document {
+        what: format!("image configuration {id}"),
+        reason,
+    };
+    let platform = Platform::of_configuration(&config).map_err(refused)?;
+    resolved.fits(&platform).map_err(refused)?;
+    let told: Told = json::from_slice(&config).unwrap_or_default();
     let Resolved {
         documents,
-        manifest,
+        mut manifest,
         ..
     } = resolved;
-    let config = session.document(manifest.config(), MAX_CONFIG).await?;
+    manifest.count_layers(told.rootfs.diff_ids.len());
     // A mirror with manifests and without layers is a common fault: one layer tells.
     if let Some(layer) = manifest.layers().iter().max_by_key(|layer| layer.size()) {
         session.blob(layer).await?;
@@ -116,22 +142,10 @@ async fn image(session: &Session, reference: &Reference) -> Result<ExplainImage,
     Ok(ExplainImage {
         digest: digest_at(documents.first()),
         manifest: digest_at(documents.last()),
-        id: manifest.config().digest().to_string(),
-        platform: platform(&config),
+        id,
+        platform: platform.plain(),
         layers: manifest.layers().len(),
         size: layers.saturating_add((own + config.len()) as u64),
         stored: None,
     })
-}
-
-/// `os/architecture[/variant]` of a configuration, printable whatever it says.
-fn platform(config: &[u8]) -> String {
-    let told = Platform::of_configuration(config).unwrap_or_default();
-    let clean = |text: String| -> String {
-        let graphic = text.chars().filter(char::is_ascii_graphic);
-        graphic.take(20).collect()
-    };
-    let parts = [told.os, told.architecture, told.variant].map(clean);
-    let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    parts.join("/")
 }

@@ -2,27 +2,27 @@
 //!
 //! The directory is read at every pull, so that a change needs no restart. A file that cannot be
 //! understood is an error and never skipped: a skipped mirror or CA would send the pull, and its
-//! credentials, somewhere else. `http://` is used where a file says so and for a registry *named*
+//! credentials, somewhere else. (A key that nobody knows is passed over.) `http://` is used where a file says so and for a registry *named*
 //! `localhost` or by a loopback address that has no file (as containerd does); what a name
 //! resolves to never matters (CVE-2026-92543).
+
+mod file;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::Url;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use serde::Deserialize;
-use serde::de::Error as _;
-use toml::Spanned;
-
 use super::Error;
 use super::certificate::bundle;
 use super::client::{Tls, host_port, is_loopback};
+use super::proxy::usable;
 use super::tls::{Authorities, check_identity};
+use file::{Capability, Client, ClientFiles, File, OneOrMany, Table};
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// Connection attempts end after this, where the file names no other limit (containerd's default).
+/// Connection attempts end after this, where the file names no other limit (containerd's default). One of 0 is none.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest file that is read, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -56,87 +56,6 @@ pub(crate) struct Endpoint {
     pub(crate) file: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    server: Option<String>,
-    #[serde(default)]
-    host: BTreeMap<Spanned<String>, HostTable>,
-    capabilities: Option<Vec<Capability>>,
-    ca: Option<OneOrMany>,
-    client: Option<Client>,
-    skip_verify: Option<bool>,
-    header: Option<BTreeMap<String, OneOrMany>>,
-    override_path: Option<bool>,
-    dial_timeout: Option<String>,
-    proxy: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct HostTable {
-    capabilities: Option<Vec<Capability>>,
-    ca: Option<OneOrMany>,
-    client: Option<Client>,
-    skip_verify: Option<bool>,
-    header: Option<BTreeMap<String, OneOrMany>>,
-    override_path: Option<bool>,
-    dial_timeout: Option<String>,
-    proxy: Option<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Capability {
-    Pull,
-    Resolve,
-    Push,
-    /// Referrers API; nothing of a pull needs it.
-    Referrers,
-}
-
-impl<'de> Deserialize<'de> for Capability {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        match name.to_lowercase().as_str() {
-            "pull" => Ok(Self::Pull),
-            "resolve" => Ok(Self::Resolve),
-            "push" => Ok(Self::Push),
-            "referrers" => Ok(Self::Referrers),
-            _ => Err(D::Error::unknown_variant(
-                &name,
-                &["pull", "resolve", "push", "referrers"],
-            )),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a text or a list of texts is wanted")]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a path, a list of paths or a list of [certificate, key] pairs is wanted"
-)]
-enum Client {
-    One(String),
-    Many(Vec<ClientFiles>),
-}
-
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a path, a list of paths or a list of [certificate, key] pairs is wanted"
-)]
-enum ClientFiles {
-    Both(String),
-    Pair(String, String),
-}
-
 /// What is wrong, and with which file when it is not the `hosts.toml` itself.
 type Reason = (Option<PathBuf>, String);
 
@@ -156,11 +75,14 @@ pub(crate) fn load(dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Error> {
             }
             Ok(text) => {
                 let parsed = parse(&text, &dir, registry);
-                let parsed = parsed.map_err(|(path, reason)| Error::Hosts {
+                let (endpoints, unknown) = parsed.map_err(|(path, reason)| Error::Hosts {
                     path: path.unwrap_or_else(|| file.clone()),
                     reason,
-                });
-                return parsed.map(|endpoints| named_by(endpoints, &file));
+                })?;
+                for key in unknown {
+                    tracing::warn!(file = %file.display(), "{key} is not known here and passed over");
+                }
+                return Ok(named_by(endpoints, &file));
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(hosts_error(&file, &error));
@@ -269,7 +191,7 @@ fn with_defaults(mut tls: Tls) -> Tls {
 /// A sentence on what is wrong with it.
 pub fn check_hosts(text: &str, registry: &str) -> Result<usize, String> {
     parse(text, Path::new("/nonexistent"), registry)
-        .map(|endpoints| endpoints.len())
+        .map(|(endpoints, _)| endpoints.len())
         .map_err(|(_, reason)| reason)
 }
 
@@ -307,35 +229,26 @@ pub fn broken_hosts(dir: &Path, credentials: &Path) -> Vec<String> {
     problems
 }
 
-fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Reason> {
-    let file: File =
-        toml::from_str(text).map_err(|error| (None, error.to_string().trim_end().to_owned()))?;
-    // The order of the file is the order of the hosts, and a TOML table has none: keys tell where they stood.
-    let mut hosts: Vec<_> = file.host.into_iter().collect();
-    hosts.sort_by_key(|(name, _)| name.span().start);
+/// The hosts, and the keys that are not known.
+fn parse(text: &str, dir: &Path, registry: &str) -> Result<(Vec<Endpoint>, Vec<String>), Reason> {
+    let File {
+        server,
+        own,
+        hosts,
+        unknown,
+    } = file::read(text).map_err(|why| (None, why))?;
     let mut endpoints = Vec::with_capacity(hosts.len() + 1);
     for (url, table) in hosts {
-        let url = url.into_inner();
         let endpoint = endpoint(&url, table, dir, registry, false);
         endpoints.push(endpoint.map_err(|(path, why)| (path, format!("[host.{url:?}]: {why}")))?);
     }
-    let root = HostTable {
-        capabilities: file.capabilities,
-        ca: file.ca,
-        client: file.client,
-        skip_verify: file.skip_verify,
-        header: file.header,
-        override_path: file.override_path,
-        dial_timeout: file.dial_timeout,
-        proxy: file.proxy,
-    };
-    let server = file.server.filter(|server| !server.is_empty());
+    let server = server.filter(|server| !server.is_empty());
     let server = server.unwrap_or_else(|| {
-        let plain = is_loopback(registry) && root.ca.is_none() && root.client.is_none();
+        let plain = is_loopback(registry) && own.ca.is_none() && own.client.is_none();
         let scheme = if plain { "http" } else { "https" };
         format!("{scheme}://{registry}")
     });
-    let server_endpoint = endpoint(&server, root, dir, registry, true)
+    let server_endpoint = endpoint(&server, own, dir, registry, true)
         .map_err(|(path, why)| (path, format!("server {server:?}: {why}")))?;
     for named_twice in endpoints
         .iter_mut()
@@ -344,12 +257,12 @@ fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Reason
         named_twice.upstream = true;
     }
     endpoints.push(server_endpoint);
-    Ok(endpoints)
+    Ok((endpoints, unknown))
 }
 
 fn endpoint(
     url: &str,
-    table: HostTable,
+    table: Table,
     dir: &Path,
     registry: &str,
     upstream: bool,
@@ -371,7 +284,7 @@ fn endpoint(
                 (None, why)
             })?),
         },
-        proxy: table.proxy.map(proxy).transpose()?,
+        proxy: proxy(table.proxy)?,
     };
     let headers = headers(table.header.unwrap_or_default()).map_err(|why| (None, why))?;
     let host = host_port(&base);
@@ -421,16 +334,15 @@ fn base_url(text: &str, override_path: bool) -> Result<Url, String> {
     Ok(url)
 }
 
-fn proxy(text: String) -> Result<String, Reason> {
-    let usable = Url::parse(&text).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none()
-    });
-    if usable {
-        Ok(text)
-    } else {
-        // The text is not repeated: it may hold a password.
-        Err((None, "proxy is not an http:// or https:// URL".to_owned()))
-    }
+/// An empty one is none, so the environment's.
+fn proxy(text: Option<String>) -> Result<Option<String>, Reason> {
+    let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
+        return Ok(None);
+    };
+    // The text is not repeated: it may hold a password.
+    usable(&text)
+        .map(Some)
+        .map_err(|why| (None, format!("proxy {why}")))
 }
 
 fn headers(table: BTreeMap<String, OneOrMany>) -> Result<HeaderMap, String> {
@@ -447,15 +359,6 @@ fn headers(table: BTreeMap<String, OneOrMany>) -> Result<HeaderMap, String> {
         }
     }
     Ok(headers)
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<String> {
-        match self {
-            Self::One(text) => vec![text],
-            Self::Many(texts) => texts,
-        }
-    }
 }
 
 fn named_file(path: &Path) -> Result<Vec<u8>, Reason> {
@@ -540,9 +443,13 @@ fn docker_certs(dir: &Path) -> Result<Tls, Error> {
     Ok(tls)
 }
 
-/// Go's notation, without a sign: numbers with `ns`, `us`, `ms`, `s`, `m` or `h`.
+/// Go's notation: numbers with `ns`, `us`, `ms`, `s`, `m` or `h`, or 0. One below 0 is none.
 fn duration(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut total = None;
     let mut rest = text;
     while !rest.is_empty() {
         let digits = rest
@@ -563,10 +470,10 @@ fn duration(text: &str) -> Option<Duration> {
             _ => return None,
         };
         let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
-        total = total.checked_add(part)?;
+        total = Some(total.unwrap_or(Duration::ZERO).checked_add(part)?);
         rest = tail;
     }
-    (!total.is_zero()).then_some(total)
+    total
 }
 
 #[cfg(test)]

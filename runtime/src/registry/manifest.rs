@@ -68,6 +68,8 @@ impl Content {
 pub struct Manifest {
     config: Descriptor,
     layers: Vec<Descriptor>,
+    /// Places of layers that do not say that they are some.
+    unsaid: Vec<usize>,
     beside: Option<String>,
 }
 
@@ -77,8 +79,22 @@ impl Manifest {
         Self {
             config,
             layers,
+            unsaid: Vec::new(),
             beside: None,
         }
+    }
+
+    /// Tells how many layers the image has: if those that call themselves some are as many, no other is one.
+    pub fn count_layers(&mut self, wanted: usize) {
+        if self.unsaid.is_empty() || self.layers.len() - self.unsaid.len() != wanted {
+            return;
+        }
+        let unsaid = std::mem::take(&mut self.unsaid);
+        let mut place = 0..self.layers.len();
+        self.layers.retain(|_| {
+            let place = place.next();
+            place.is_none_or(|place| unsaid.binary_search(&place).is_err())
+        });
     }
 
     /// The configuration.
@@ -86,7 +102,8 @@ impl Manifest {
         &self.config
     }
 
-    /// The blobs that are layers, whether Berth unpacks such or not, lowest first.
+    /// The blobs that are layers, whether Berth unpacks such or not, lowest first; also those that do not say what they are,
+    /// until [`Self::count_layers`].
     pub fn layers(&self) -> &[Descriptor] {
         &self.layers
     }
@@ -255,12 +272,6 @@ fn unambiguous(shape: &Shape, said: &str) -> Result<(), String> {
             return Err(format!("ambiguous: it is called {kind:?} and is not one"));
         }
     }
-    let known = |kind| INDEXES.contains(&kind) || MANIFESTS.contains(&kind);
-    if known(inside) && known(said) && inside != said {
-        return Err(format!(
-            "ambiguous: it calls itself {inside:?}, and the registry calls it {said:?}"
-        ));
-    }
     Ok(())
 }
 
@@ -281,7 +292,8 @@ fn artifact<'a>(raw: &'a RawManifest, kind: &'a str) -> Option<&'a str> {
 }
 
 /// Whether a blob of this type is a layer, of a kind that Berth unpacks or not: what is none stands beside the layers
-/// and is passed over (containerd draws the same line). A blob that does not say is a layer, as in archives of images.
+/// and is passed over (containerd draws the same line). A blob that does not say is a layer, as in archives of images,
+/// unless the others are all that the image has.
 fn is_layer(media_type: &str) -> bool {
     let base = media_type.split('+').next().unwrap_or_default();
     media_type.is_empty()
@@ -296,7 +308,10 @@ impl RawManifest {
             .layers
             .into_iter()
             .partition(|blob| is_layer(&blob.media_type));
+        let unsaid = layers.iter().enumerate();
+        let unsaid = unsaid.filter(|(_, blob)| blob.media_type.is_empty());
         Ok(Manifest {
+            unsaid: unsaid.map(|(place, _)| place).collect(),
             config: self.config.descriptor()?,
             layers: layers
                 .iter()

@@ -56,8 +56,31 @@ impl Platform {
         self.rank_on(Host::this())
     }
 
+    /// Whether it is for Linux on some machine, be it one that nobody here knows.
+    pub(super) fn is_some_linux(&self) -> bool {
+        let mut names = self.architecture.chars().chain(self.variant.chars());
+        self.is_linux() && names.all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    }
+
     fn is_linux(&self) -> bool {
         self.os.is_empty() || self.os.eq_ignore_ascii_case("linux")
+    }
+
+    /// `os/architecture[/variant]` as it is said, printable whatever it is.
+    pub fn plain(&self) -> String {
+        let clean = |text: &String| -> String {
+            let graphic = text.chars().filter(char::is_ascii_graphic);
+            graphic.filter(|c| *c != '/').take(20).collect()
+        };
+        let [os, architecture, variant] = [&self.os, &self.architecture, &self.variant].map(clean);
+        if architecture.is_empty() {
+            return os;
+        }
+        let os = if os.is_empty() { "linux" } else { &os };
+        match variant.as_str() {
+            "" => format!("{os}/{architecture}"),
+            variant => format!("{os}/{architecture}/{variant}"),
+        }
     }
 
     /// Architecture and variant by one of their names (containerd reads the same ones).
@@ -307,6 +330,23 @@ mod tests {
         assert!(!platform("windows").runs_here());
         assert!(!platform("/amd64").is_unsaid());
         assert_eq!(platform("/a\nb").to_string(), r#""linux/a\nb""#);
+    }
+
+    #[test]
+    fn machines_are_told_plainly_and_only_names_are_some() {
+        for (name, plain, some) in [
+            ("", "", true),
+            ("linux/s390x", "linux/s390x", true),
+            ("/arm64/v8", "linux/arm64/v8", true),
+            ("Linux//v8", "Linux", true),
+            ("windows/amd64", "windows/amd64", false),
+            ("linux/s390x\nlevel=error", "linux/s390xlevel=error", false),
+            ("linux/a\u{1b}[2J/v\u{e4}", "linux/a[2J/v", false),
+        ] {
+            let platform = platform(name);
+            let told = (platform.plain(), platform.is_some_linux());
+            assert_eq!(told, (plain.to_owned(), some), "{name:?}");
+        }
     }
 
     #[test]

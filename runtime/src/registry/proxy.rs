@@ -16,6 +16,9 @@ pub(crate) struct Proxies {
     exempt: Vec<Exempt>,
 }
 
+/// The port of a SOCKS proxy that names none (RFC 1928).
+const SOCKS: u16 = 1080;
+
 /// A variable's name with its URL, or with what is wrong with it.
 struct Variable(&'static str, Result<String, &'static str>);
 
@@ -89,19 +92,31 @@ impl Proxies {
     }
 }
 
-/// A proxy's URL; without a scheme it is HTTP.
-fn usable(text: &str) -> Result<String, &'static str> {
+/// A proxy's URL as the HTTP library is to have it; without a scheme it is HTTP. Names are looked up by a SOCKS proxy
+/// itself, as by those of Go's programs, whether its scheme says so (`socks5h`) or not.
+///
+/// # Errors
+/// What is wrong with it, without its text, in which there may be a password.
+pub(super) fn usable(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
     let whole = match text.contains("://") {
         true => text.to_owned(),
         false => format!("http://{text}"),
     };
-    let url = Url::parse(&whole).map_err(|_| "is not a URL")?;
-    match url.scheme() {
-        "http" | "https" if url.host_str().is_some() => Ok(whole),
-        "http" | "https" => Err("names no host"),
-        _ => Err("is of another kind than http:// and https://"),
+    let mut url = Url::parse(&whole).map_err(|_| "is not a URL")?;
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host");
     }
+    match url.scheme() {
+        "http" | "https" => return Ok(whole),
+        "socks5" | "socks5h" => {}
+        _ => return Err("is of another kind than http://, https://, socks5:// and socks5h://"),
+    }
+    let port = url.port().unwrap_or(SOCKS);
+    let unusable = |()| "is not a URL";
+    url.set_scheme("socks5h").map_err(unusable)?;
+    url.set_port(Some(port)).map_err(unusable)?;
+    Ok(url.into())
 }
 
 fn entry(text: &str) -> Option<Exempt> {
@@ -201,6 +216,14 @@ mod tests {
             ("http_proxy", "two:3128"),
             ("https_proxy", "https://u:p@three/"),
         ]);
+        let socks = |text| proxies(&[("HTTPS_PROXY", text)]);
+        for text in ["socks5://u:p@s:1", "SOCKS5://u:p@s:1", "socks5h://u:p@s:1"] {
+            assert_eq!(of(&socks(text), "https://r.io"), Some("socks5h://u:p@s:1"));
+        }
+        assert_eq!(
+            of(&socks("socks5://s"), "https://r.io"),
+            Some("socks5h://s:1080")
+        );
         assert_eq!(of(&p, "http://r.io/v2"), Some("http://one:3128"));
         assert_eq!(of(&p, "https://r.io/v2"), Some("https://u:p@three/"));
         for own in [
@@ -252,7 +275,12 @@ mod tests {
 
     #[test]
     fn a_proxy_that_cannot_be_used_is_named_without_its_password() {
-        for bad in ["socks5://u:canary@h:1", "http://", "ftp://canary"] {
+        for bad in [
+            "socks4://u:canary@h:1",
+            "http://",
+            "socks5://",
+            "ftp://canary",
+        ] {
             let p = proxies(&[("https_proxy", bad)]);
             let error = p.of(&Url::parse("https://r.io").unwrap()).unwrap_err();
             assert!(

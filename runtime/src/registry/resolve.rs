@@ -1,7 +1,7 @@
 //! From a tag or a digest to a manifest for this machine.
 
-use super::search::{Search, Step};
-use super::{Document, Error, MAX_CONFIG, Manifest, Session, Target};
+use super::search::{Search, Step, ToldBy};
+use super::{Document, Error, MAX_CONFIG, Manifest, Platform, Session, Target};
 use crate::model::Digest;
 
 /// The documents that lead to an image: indexes first, the manifest last.
@@ -13,6 +13,32 @@ pub struct Resolved {
     pub manifest: Manifest,
     /// Where the first came from.
     pub host: String,
+    /// Who says that the image is for this machine.
+    pub told_by: ToldBy,
+}
+
+impl Resolved {
+    /// Whether an image may be kept whose configuration says that it is for this machine or another one, and what is to be
+    /// said about it. Programs of another architecture may run through an emulator (binfmt_misc), those of another system
+    /// never do.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn fits(&self, platform: &Platform) -> Result<Option<String>, String> {
+        let why = match self.told_by {
+            _ if platform.runs_here() => return Ok(None),
+            ToldBy::Index => "the index that names it says that it is for this machine",
+            ToldBy::Name if platform.is_some_linux() => "it was asked for by its own name",
+            ToldBy::Name | ToldBy::Configuration => {
+                return Err(format!(
+                    "the image is for {platform}, which does not run on this machine"
+                ));
+            }
+        };
+        Ok(Some(format!(
+            "the image says that it is for {platform}, and is taken because {why}: its programs may not run here"
+        )))
+    }
 }
 
 impl Session {
@@ -29,6 +55,7 @@ impl Session {
             let next = match outcome {
                 Ok(Found::Image(manifest)) => {
                     return Ok(Resolved {
+                        told_by: search.told_by(),
                         documents: search.into_way(),
                         manifest: *manifest,
                         host,

@@ -1,7 +1,7 @@
 //! The way from a document through indexes to an image for this machine.
 //!
-//! An entry that says for which machine it is, is believed. Of those that do not say, each is looked at until one turns
-//! out to be an image that runs here: an odd one spoils nothing.
+//! An entry that says for which machine it is, is believed, whatever the image's configuration says. Of those that do not
+//! say, each is looked at until one turns out to be an image that runs here: an odd one spoils nothing.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,11 @@ use super::platform::Platform;
 use crate::model::Digest;
 
 /// Indexes within indexes that are followed (CVE-2026-53493).
-const MAX_DEPTH: usize = 2;
+const MAX_DEPTH: usize = 8;
+/// Documents that are looked at in all.
+const MAX_DOCUMENTS: usize = 64;
+/// Bytes of the documents on the way to an image, which are kept with it.
+const MAX_WAY: usize = 16 << 20;
 /// Entries that do not say for which machine they are, and are looked at nevertheless.
 const MAX_GUESSES: usize = 16;
 
@@ -24,8 +28,23 @@ pub struct Search<E> {
     /// What was tried or may be, so that nothing is tried twice.
     known: BTreeSet<Digest>,
     guesses: usize,
+    /// Documents that were looked at.
+    looked_at: usize,
+    told_by: ToldBy,
     /// Why the first guess was wrong.
     failed: Option<E>,
+}
+
+/// Who says that an image is for this machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ToldBy {
+    /// Nobody but whoever asked for it: no index led to it.
+    #[default]
+    Name,
+    /// The entry of an index.
+    Index,
+    /// Its configuration, or nobody: the entry of the index does not say.
+    Configuration,
 }
 
 /// What a document leads to.
@@ -46,12 +65,27 @@ impl<E> Default for Search<E> {
             open: Vec::new(),
             known: BTreeSet::new(),
             guesses: 0,
+            looked_at: 0,
+            told_by: ToldBy::default(),
             failed: None,
         }
     }
 }
 
 impl<E> Search<E> {
+    /// That begins at what the entry of a list names: one that says for which machine it is, or that does not.
+    pub fn from_entry(told_by: ToldBy) -> Self {
+        Self {
+            told_by,
+            ..Self::default()
+        }
+    }
+
+    /// Who says that the image is for this machine that the search came to.
+    pub fn told_by(&self) -> ToldBy {
+        self.told_by
+    }
+
     /// Goes on with a document.
     ///
     /// # Errors
@@ -63,10 +97,18 @@ impl<E> Search<E> {
         content: Content,
     ) -> Result<Step, String> {
         self.way.push((digest, bytes));
+        self.looked_at += 1;
+        let length = self.way.iter().map(|(_, bytes)| bytes.len());
+        if length.sum::<usize>() > MAX_WAY {
+            return Err(format!(
+                "the documents that lead to it have more than {MAX_WAY} bytes"
+            ));
+        }
         let index = match content {
             // Where there is no other way, whoever reads the configuration will tell.
             Content::Manifest(manifest)
-                if self.guesses > 0 && !(self.open.is_empty() && self.failed.is_none()) =>
+                if self.told_by == ToldBy::Configuration
+                    && !(self.open.is_empty() && self.failed.is_none()) =>
             {
                 return Ok(Step::Perhaps(manifest));
             }
@@ -79,9 +121,13 @@ impl<E> Search<E> {
         }
         let candidates = index.candidates()?;
         let (first, others) = candidates.split_first().ok_or("it is empty")?;
-        if first.platform().is_none() {
-            self.guesses = self.guesses.max(1);
-        }
+        self.told_by = match first.platform() {
+            Some(_) => ToldBy::Index,
+            None => {
+                self.guesses = self.guesses.max(1);
+                ToldBy::Configuration
+            }
+        };
         let next = first.digest().parse();
         self.known.extend(next.as_ref().ok());
         let others = others
@@ -120,8 +166,12 @@ impl<E> Search<E> {
             None => error,
         };
         match self.open.pop() {
-            Some((depth, digest)) if self.guesses < MAX_GUESSES => {
+            Some((depth, digest))
+                if self.guesses < MAX_GUESSES && self.looked_at < MAX_DOCUMENTS =>
+            {
                 self.guesses += 1;
+                // Only those stand open that do not say.
+                self.told_by = ToldBy::Configuration;
                 self.way.truncate(depth);
                 self.failed = Some(error);
                 Ok(digest)

@@ -1,6 +1,7 @@
 //! The client against a registry that misbehaves.
 
 mod hostile;
+mod issued;
 mod mirrors;
 mod node;
 mod odd;
@@ -551,7 +552,7 @@ async fn a_trickle_is_given_up() {
 
 #[tokio::test]
 async fn a_bad_hosts_file_stops_the_pull_and_is_named() {
-    let (dir, registry) = hosts("r.test", "mirror = 1");
+    let (dir, registry) = hosts("r.test", "host = 1");
     let error = manifest(&registry, "r.test/x", None).await.unwrap_err();
     let path = dir.path().join("r.test/hosts.toml");
     assert!(

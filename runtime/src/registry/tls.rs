@@ -1,26 +1,21 @@
-//! Who is believed to be a registry, and as whom we present ourselves.
+//! How to speak TLS with a registry, and as whom we present ourselves.
 //!
 //! The HTTP library's own configuration of rustls takes one client certificate and cannot trust a certificate that is both
 //! a server's and an authority's, which is what every manual of a registry makes with `openssl req -x509`.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, InconsistentKeys, OtherError,
-    RootCertStore, SignatureScheme,
-};
-use sha2::{Digest as _, Sha256};
+use rustls::{ClientConfig, DigitallySignedStruct, InconsistentKeys, SignatureScheme};
 
-use super::certificate::{Entry, Facts, Unfit, bundle, entries};
+use super::certificate::{Entry, Facts, entries};
 use super::client::Tls;
+use super::trust::Trust;
 
 /// A file of certificates that a host's certificate may come from, or be.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -76,9 +71,10 @@ fn certified(pem: &[u8], provider: &CryptoProvider) -> Result<Arc<CertifiedKey>,
     let Some(first) = chain.first() else {
         return Err("no certificate in PEM is in it".to_owned());
     };
-    let kind = Facts::of(first).map(|facts| facts.key).unwrap_or_default();
+    let kind = Facts::of(first).map(|facts| facts.key.to_string());
     let key = key.ok_or("no private key in PEM is in it, or beside it")?;
     let key = provider.key_provider.load_private_key(key).map_err(|_| {
+        let kind = kind.unwrap_or_default();
         format!(
             "its key ({kind}) is of no kind that is used here: RSA with 2048 to 8192 bits, P-256, P-384 and Ed25519 are"
         )
@@ -108,153 +104,6 @@ fn private_key(entry: Entry) -> Result<PrivateKeyDer<'static>, String> {
         other => Err(format!(
             "a private key of the kind {other:.40?} is not read: `openssl pkey` converts it"
         )),
-    }
-}
-
-/// The authorities of this node and of a host.
-#[derive(Debug)]
-struct Trust {
-    chains: Option<Arc<WebPkiServerVerifier>>,
-    /// Hashes of all certificates that the operator has named, authorities or not.
-    named: BTreeSet<[u8; 32]>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Trust {
-    fn new(own: &[Authorities], provider: &Arc<CryptoProvider>) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        let mut named = BTreeSet::new();
-        for Authorities { path, pem } in own {
-            let (usable, others) =
-                bundle(pem).map_err(|why| format!("{}: {why}", path.display()))?;
-            for why in others {
-                tracing::warn!(path = %path.display(), "{why}, and is passed over");
-            }
-            for der in usable {
-                trust(der.into(), &mut roots, &mut named);
-            }
-        }
-        let system = rustls_native_certs::load_native_certs();
-        for error in system.errors {
-            tracing::warn!(%error, "a certificate of this node is passed over");
-        }
-        for certificate in system.certs {
-            trust(certificate, &mut roots, &mut named);
-        }
-        if named.is_empty() {
-            return Err(
-                "this node has no certificates of authorities: install ca-certificates, or name \"ca\" in hosts.toml"
-                    .to_owned(),
-            );
-        }
-        // Without any authority there may still be certificates that are named themselves.
-        let chains = match roots.is_empty() {
-            true => None,
-            false => {
-                let provider = Arc::clone(provider);
-                let built = WebPkiServerVerifier::builder_with_provider(roots.into(), provider);
-                Some(built.build().map_err(|error| error.to_string())?)
-            }
-        };
-        Ok(Self {
-            chains,
-            named,
-            provider: Arc::clone(provider),
-        })
-    }
-
-    /// Whether a server's certificate is one that the operator has named. It needs no issuer then, for nobody vouches
-    /// better for it; all the rest of it holds as for every other.
-    fn is_named(
-        &self,
-        certificate: &CertificateDer<'_>,
-        name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<bool, rustls::Error> {
-        if !self.named.contains(&hash(certificate)) {
-            return Ok(false);
-        }
-        let facts = Facts::of(certificate).ok_or(CertificateError::BadEncoding)?;
-        facts.fit(now.as_secs()).map_err(|unfit| match unfit {
-            Unfit::Early => CertificateError::NotValidYet,
-            Unfit::Expired => CertificateError::Expired,
-            Unfit::Purpose => CertificateError::InvalidPurpose,
-        })?;
-        verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-        Ok(true)
-    }
-}
-
-/// Takes a certificate for what it is: an authority vouches for others, any other for itself alone.
-fn trust(
-    certificate: CertificateDer<'static>,
-    roots: &mut RootCertStore,
-    named: &mut BTreeSet<[u8; 32]>,
-) {
-    let Some(facts) = Facts::of(&certificate) else {
-        return;
-    };
-    named.insert(hash(&certificate));
-    if facts.authority
-        && let Err(error) = roots.add(certificate)
-    {
-        tracing::warn!(%error, "an authority's certificate is passed over");
-    }
-}
-
-fn hash(certificate: &CertificateDer<'_>) -> [u8; 32] {
-    Sha256::digest(certificate).into()
-}
-
-impl ServerCertVerifier for Trust {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.is_named(end_entity, server_name, now)? {
-            return Ok(ServerCertVerified::assertion());
-        }
-        match &self.chains {
-            None => Err(CertificateError::UnknownIssuer.into()),
-            Some(chains) => chains.verify_server_cert(
-                end_entity,
-                intermediates,
-                server_name,
-                ocsp_response,
-                now,
-            ),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-            .map_err(|error| with_key(error, certificate))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-            .map_err(|error| with_key(error, certificate))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        algorithms.supported_schemes()
     }
 }
 
@@ -309,35 +158,6 @@ impl ServerCertVerifier for Anybody {
             SignatureScheme::RSA_PKCS1_SHA1,
             SignatureScheme::ECDSA_SHA1_Legacy,
         ]
-    }
-}
-
-/// A signature that does not hold may be good, and of a key that is too short for the library.
-fn with_key(error: rustls::Error, certificate: &CertificateDer<'_>) -> rustls::Error {
-    let bad = rustls::Error::InvalidCertificate(CertificateError::BadSignature);
-    match Facts::of(certificate) {
-        Some(facts) if error == bad => {
-            let other = OtherError(Arc::new(BadHandshake(facts.key)));
-            CertificateError::Other(other).into()
-        }
-        _ => error,
-    }
-}
-
-/// The signature of a handshake does not hold.
-#[derive(Debug)]
-struct BadHandshake(String);
-
-impl std::error::Error for BadHandshake {}
-
-impl std::fmt::Display for BadHandshake {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self(key) = self;
-        write!(
-            f,
-            "its signature of the handshake, made with a key of the kind {key}, does not hold; {}",
-            super::words::KEYS
-        )
     }
 }
 

@@ -3,18 +3,13 @@
 use std::error::Error as _;
 use std::io::{self, ErrorKind};
 
-use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError};
 
 use super::certificate::algorithm;
 use super::client::{MAX_HEADERS, PERMITTED_HEADERS};
+use super::refusal::KEYS;
 
 type Cause<'a> = &'a (dyn std::error::Error + 'static);
-
-/// What a server's key may be.
-pub(crate) const KEYS: &str =
-    "keys are RSA with 2048 to 8192 bits, P-256, P-384 or Ed25519 here, and not P-521";
-const MAX_NAMES: usize = 8;
 
 /// A sentence. It holds no URL, which may hold a signature.
 pub(crate) fn words(error: &reqwest::Error) -> String {
@@ -25,7 +20,8 @@ pub(crate) fn words(error: &reqwest::Error) -> String {
     }
     if let Some(text) = causes
         .iter()
-        .find_map(|cause| of_tunnel(&cause.to_string()))
+        .map(ToString::to_string)
+        .find_map(|text| of_tunnel(&text).or_else(|| of_socks(&text)))
     {
         return text;
     }
@@ -108,6 +104,19 @@ fn of_tunnel(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
+fn of_socks(text: &str) -> Option<String> {
+    let why = text.strip_prefix("SOCKS error: ")?;
+    Some(match why {
+        "failed to create underlying connection" | "io error during SOCKS handshake" => {
+            "there is no connection to it: check its address, and whether it runs".to_owned()
+        }
+        "credentials not accepted" | "server does not support user/pass authentication" => {
+            "it wants a user and a password, and those in its URL are none or others".to_owned()
+        }
+        why => format!("it does not connect to the registry ({why})"),
+    })
+}
+
 fn of_io(error: &io::Error) -> String {
     let text = match error.kind() {
         ErrorKind::ConnectionRefused => {
@@ -185,95 +194,21 @@ fn of_alert(alert: AlertDescription) -> String {
     }
 }
 
+/// What our own look at a certificate did not say in words.
 fn of_certificate(error: &CertificateError) -> String {
     use CertificateError as E;
     match error {
-        E::UnknownIssuer => {
-            "its certificate is not trusted: no authority that this node knows has issued it; name its authority, or \
-             the certificate itself, as \"ca\" in hosts.toml"
-                .to_owned()
-        }
-        E::Expired | E::ExpiredContext { .. } => {
-            "its certificate has expired: renew it, or set this node's clock".to_owned()
-        }
-        E::NotValidYet | E::NotValidYetContext { .. } => {
-            "its certificate is not valid yet: set this node's clock, or the issuer's".to_owned()
-        }
-        E::NotValidForName => "its certificate is for another name".to_owned(),
-        E::NotValidForNameContext {
-            expected,
-            presented,
-        } => of_names(expected, presented),
-        E::BadSignature => {
-            "its certificate's signature is not its issuer's: an authority of the same name was named as \"ca\"?"
-                .to_owned()
-        }
-        E::UnsupportedSignatureAlgorithmContext {
-            signature_algorithm_id,
+        E::UnsupportedSignatureAlgorithmForPublicKeyContext {
+            public_key_algorithm_id,
             ..
         } => format!(
-            "its certificate is signed with {}, which is not verified here; {KEYS}",
-            algorithm(signature_algorithm_id)
-        ),
-        E::UnsupportedSignatureAlgorithmForPublicKeyContext {
-            signature_algorithm_id,
-            public_key_algorithm_id,
-        } => format!(
-            "its certificate is signed with {} by a key of the kind {}, which is not verified here; {KEYS}",
-            algorithm(signature_algorithm_id),
+            "its key is of the kind {}, which is not verified here; {KEYS}",
             algorithm(public_key_algorithm_id)
         ),
-        E::UnhandledCriticalExtension => {
-            "its certificate has a critical extension that is not known here".to_owned()
+        E::Other(other) => {
+            let text = other.to_string();
+            text.chars().filter(|c| !c.is_control()).take(800).collect()
         }
-        E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
-            "its certificate is not one for servers: its extendedKeyUsage lacks serverAuth".to_owned()
-        }
-        E::BadEncoding => "its certificate is malformed".to_owned(),
-        E::Other(other) => match other.to_string().as_str() {
-            "UnsupportedCertVersion" => {
-                "its certificate is not of version 3, and names no host: make one with subjectAltName"
-                    .to_owned()
-            }
-            "CaUsedAsEndEntity" => {
-                "its certificate is an authority's, and nobody has named it: name it as \"ca\" in hosts.toml"
-                    .to_owned()
-            }
-            // Our own, in words already.
-            text => text.chars().filter(|c| !c.is_control()).take(300).collect(),
-        },
         other => format!("its certificate is not accepted: {other}"),
     }
-}
-
-fn of_names(expected: &ServerName<'_>, presented: &[String]) -> String {
-    let expected = expected.to_str();
-    let kind = match expected.parse::<std::net::IpAddr>() {
-        Ok(_) => "IP",
-        Err(_) => "DNS",
-    };
-    let how = format!("make one with `-addext subjectAltName={kind}:{expected}`");
-    if presented.is_empty() {
-        return format!(
-            "its certificate names no host in subjectAltName, and a common name alone does not count: {how}"
-        );
-    }
-    let names: Vec<_> = presented
-        .iter()
-        .take(MAX_NAMES)
-        .map(|name| plain(name))
-        .collect();
-    format!(
-        "its certificate is for {} and not for {expected}: {how}",
-        names.join(", ")
-    )
-}
-
-/// A name without the library's wrapping (`DnsName("r.io")`), printable whatever it is.
-fn plain(name: &str) -> String {
-    let inner = name
-        .split_once('(')
-        .and_then(|(_, rest)| rest.strip_suffix(')'));
-    let graphic = inner.unwrap_or(name).trim_matches('"').chars();
-    graphic.filter(char::is_ascii_graphic).take(80).collect()
 }

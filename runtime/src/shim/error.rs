@@ -112,7 +112,7 @@ impl Kinded for Error {
                 ..
             } => Kind::DeadlineExceeded,
             Self::Refused {
-                kind: FailureKind::Memory,
+                kind: FailureKind::Memory | FailureKind::Busy,
                 ..
             } => Kind::ResourceExhausted,
             // Not DeadlineExceeded: that would count as a failed probe.

@@ -103,7 +103,14 @@ fn requested(mount: &ResolvedMount) -> Result<Entry, Error> {
     options.extend(extra_options(&request.options, request.readonly).map_err(wrong)?);
     let value =
         json!({ "destination": path, "type": "bind", "source": source, "options": options });
-    Ok(Entry { path, value })
+    let entry = Entry { path, value };
+    Ok(if mount.own { owned(entry) } else { entry })
+}
+
+/// Tells the worker that a mount is no volume of others. The word is not OCI's, where unknown ones are passed over.
+fn owned(mut entry: Entry) -> Entry {
+    entry.value["own"] = true.into();
+    entry
 }
 
 /// Row F077 and F078: without a peer group on the host nothing would ever travel.
@@ -205,7 +212,12 @@ fn defaults(
     {
         control_groups(input, access, &mut own, &mut read_only);
     }
-    own.push(pod_file(input.pod.shm.as_path(), "/dev/shm", false)?);
+    let shm = pod_file(input.pod.shm.as_path(), "/dev/shm", false)?;
+    // With the host's IPC namespace it is the host's.
+    own.push(match input.pod.ipcns {
+        Some(_) => owned(shm),
+        None => shm,
+    });
     for name in ["hosts", "hostname", "resolv.conf"] {
         let source = input.pod.files.join(name);
         own.push(pod_file(

@@ -51,8 +51,6 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         },
         leaves,
         cgroup,
-        // The worker makes mount points itself, each resolved below the root.
-        make_dirs: Vec::new(),
         seccomp: if input.spec.privileged {
             SeccompProfile::Unconfined
         } else {

@@ -39,7 +39,9 @@ pub enum UserError {
     #[error("a group was given without a user: run_as_group needs run_as_user or run_as_username")]
     GroupWithoutUser,
     /// More than a user and a group.
-    #[error("{0:?} is not a user: \"user\" or \"user:group\" is wanted, each by name or number")]
+    #[error(
+        "{0:?} is not a user: \"user\" or \"user:group\" is wanted, each by name or number, with one group at most"
+    )]
     Form(String),
     /// A number that is no id.
     #[error("{0:?} is not a user or group id: a number from 0 to 2147483647 is wanted")]
@@ -167,28 +169,28 @@ impl Asked<'_> {
 
 fn asked<'a>(request: &'a UserRequest, image_user: &'a str) -> Result<Asked<'a>, UserError> {
     let own_group = request.gid.map(in_range).transpose()?.map(Named::Id);
-    match (request.uid, request.username.as_str()) {
-        (Some(_), name) if !name.is_empty() => Err(UserError::Both),
-        (Some(uid), _) => Ok(Asked {
-            user: Some(Named::Id(in_range(uid)?)),
-            group: own_group,
-        }),
-        (None, "") if request.gid.is_some() => Err(UserError::GroupWithoutUser),
-        (None, "") => {
-            let (user, group) = image_user.split_once(':').unwrap_or((image_user, ""));
-            if group.contains(':') {
-                return Err(UserError::Form(shown(image_user)));
-            }
-            Ok(Asked {
-                user: named(user)?,
-                group: named(group)?,
-            })
+    // A name that is asked for may have a group behind it as the image's may, for it does in containerd.
+    let text = match (request.uid, request.username.as_str()) {
+        (Some(_), name) if !name.is_empty() => return Err(UserError::Both),
+        (Some(uid), _) => {
+            return Ok(Asked {
+                user: Some(Named::Id(in_range(uid)?)),
+                group: own_group,
+            });
         }
-        (None, name) => Ok(Asked {
-            user: named(name)?,
-            group: own_group,
-        }),
-    }
+        (None, "") if request.gid.is_some() => return Err(UserError::GroupWithoutUser),
+        (None, "") => image_user,
+        (None, name) => name,
+    };
+    let (user, group) = match text.split_once(':') {
+        None => (text, own_group),
+        Some((user, group)) if own_group.is_none() && !group.contains(':') => (user, named(group)?),
+        Some(_) => return Err(UserError::Form(shown(text))),
+    };
+    Ok(Asked {
+        user: named(user)?,
+        group,
+    })
 }
 
 /// What is a number is never looked up as a name; nothing at all asks for nothing.

@@ -48,6 +48,9 @@ pub struct ImageRecord {
     pub pinned: bool,
     /// When it was pulled, nanoseconds since the Unix epoch.
     pub created_at: i64,
+    /// `os/architecture[/variant]` that its configuration names; empty in records of versions that did not look.
+    #[serde(default)]
+    pub platform: String,
 }
 
 convert!(v1::Image as ImageRecord {

@@ -84,6 +84,7 @@ fn record(id: &str, tags: &[&str], chain: &[ChainId], blobs: &[Digest]) -> Image
         blobs: blobs.to_vec(),
         pinned: false,
         created_at: 1,
+        platform: String::new(),
     }
 }
 

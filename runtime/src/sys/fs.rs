@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -107,6 +108,47 @@ fn open_resolved(
 pub fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+}
+
+/// Opens one directory below `dir`, never through a link; one that is missing is made, with mode 0755.
+///
+/// # Errors
+/// `ELOOP` or `ENOTDIR` when it is something else.
+pub fn make_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    match open_dir(dir, name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => open_dir(dir, name),
+                Err(error) => Err(error.into()),
+            }
+        }
+        opened => opened,
+    }
+}
+
+/// Opens a directory by its path, and makes what is missing of it. Links on the way are followed, one in the place of
+/// the directory itself is not.
+///
+/// # Errors
+/// `ELOOP` or `ENOTDIR` when it is something else; what open and mkdir say.
+pub fn make_own_dir(path: &Path) -> io::Result<OwnedFd> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return open_dir_path(path);
+    };
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    let above = match open_dir_path(parent) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let mut make = std::fs::DirBuilder::new();
+            make.recursive(true).mode(0o755).create(parent)?;
+            open_dir_path(parent)?
+        }
+        opened => opened?,
+    };
+    make_dir(above.as_fd(), name)
 }
 
 /// Opens a directory by its path.

@@ -27,8 +27,9 @@ pub enum Call {
     /// Make the container; first connection only, once. Answered by [`Outcome::Created`].
     #[prost(message, tag = "3")]
     Create(Create),
-    /// Let the created init go on to `execve`; a second request joins one that is under way. Answered by [`Outcome::Running`], or a failure of kind
-    /// [`FailureKind::Start`], after which the container is over with exit code 128.
+    /// Let the created init go on to `execve`; a second request joins one that is under way. Answered by [`Outcome::Running`],
+    /// or a failure, after which the container is over. Its kind is [`FailureKind::Start`], and the exit code 128, where
+    /// the command could not be executed.
     #[prost(message, tag = "4")]
     Start(Empty),
     /// Run a process in the container; answered by [`Outcome::ExecStarted`], later [`Event::ExecExited`].
@@ -169,6 +170,8 @@ pub enum FailureKind {
     Timeout = 5,
     /// Memory ran out before it was done: the kernel killed what was to do it.
     Memory = 6,
+    /// There is no room for one more of these now.
+    Busy = 7,
 }
 
 /// Make the container. Descriptors: `WorkerExe`, `Listener`, `StateDir`, `Rootfs`, `Seccomp` where a filter

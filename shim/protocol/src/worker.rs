@@ -99,9 +99,7 @@ pub struct Create {
     /// before the container exists, inherited by init.
     #[prost(message, repeated, tag = "9")]
     pub rlimits: Vec<Rlimit>,
-    /// Files and directories in the root file system that must exist before mounts are made.
-    #[prost(string, repeated, tag = "10")]
-    pub make_dirs: Vec<String>,
+    // Tag 10 is used up: mount points are made when they are mounted on.
 }
 
 /// One resource limit (setrlimit(2)).
@@ -296,9 +294,10 @@ pub struct Pod {
     /// Host name for the new UTS namespace.
     #[prost(string, tag = "5")]
     pub hostname: String,
-    /// Sysctls of the new IPC namespace, dotted names (`kernel.shm*`, `kernel.msg*`, `kernel.sem`, `fs.mqueue.*`).
+    /// Sysctls of the new IPC and UTS namespaces, dotted names (`kernel.shm*`, `kernel.msg*`, `kernel.sem`,
+    /// `fs.mqueue.*`; `kernel.domainname`).
     #[prost(message, repeated, tag = "6")]
-    pub ipc_sysctls: Vec<Sysctl>,
+    pub sysctls: Vec<Sysctl>,
 }
 
 /// A kernel parameter.

@@ -4,10 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use shim_protocol::Fd;
 use shim_protocol::frame::take_fd;
 use shim_protocol::monitor::{self, Failure, FailureKind, OomSource, Outcome};
-use shim_protocol::worker;
+use shim_protocol::{Fd, memory, worker};
 
 use super::{Container, Phase, fail};
 use crate::cgroup;
@@ -33,9 +32,18 @@ pub(super) struct Plan {
     pub(super) leaves: Vec<String>,
     pub(super) state_dir: OwnedFd,
     pub(super) oom: OomSource,
+    /// The memory limit in bytes that was asked for.
+    pub(super) memory: Option<u64>,
+    /// It has a seccomp filter.
+    pub(super) filtered: bool,
 }
 
 impl Plan {
+    /// That `what` could not start for want of memory.
+    pub(super) fn too_low(&self, what: &str) -> Failure {
+        oom::too_low(&self.oom, self.memory, what)
+    }
+
     /// Removes the container's cgroups; the daemon repeats what does not work here. False if a moment later
     /// it may work.
     pub(super) fn remove_leaves(&self) -> bool {
@@ -98,6 +106,10 @@ fn open_log(request: &monitor::Create, given: &mut Given) -> Result<Log, Failure
     })
 }
 
+fn failed(what: &str) -> impl Fn(io::Error) -> Failure {
+    move |e| failure(FailureKind::Internal, format!("{what}: {e}"))
+}
+
 fn begin(
     caller: Caller,
     mut request: monitor::Create,
@@ -114,6 +126,7 @@ fn begin(
     let listener = given.need(Fd::Listener)?;
     let rootfs = given.need(Fd::Rootfs)?;
     let log = open_log(&request, &mut given)?;
+    let seccomp = given.take(Fd::Seccomp);
     let plan = Plan {
         boot_id: request.boot_id,
         log_name: request.log_name,
@@ -121,10 +134,10 @@ fn begin(
         leaves: request.leaves,
         state_dir,
         oom: request.oom.unwrap_or_default(),
+        memory: container.cgroup.as_ref().and_then(memory::asked),
+        filtered: seccomp.is_some(),
     };
-    let seccomp = given.take(Fd::Seccomp);
-    let wiring = Wiring::new(&container, request.stdin)
-        .map_err(|e| failure(FailureKind::Internal, format!("pipes cannot be made: {e}")))?;
+    let wiring = Wiring::new(&container, request.stdin).map_err(failed("pipes cannot be made"))?;
     let mut send = wiring.fds();
     send.push((Fd::Rootfs, rootfs.as_fd()));
     send.extend(seccomp.as_ref().map(|fd| (Fd::Seccomp, fd.as_fd())));
@@ -134,12 +147,7 @@ fn begin(
         &send,
         WORKER_LIMIT,
     )
-    .map_err(|e| {
-        failure(
-            FailureKind::Internal,
-            format!("no worker could be started: {e}"),
-        )
-    })?;
+    .map_err(failed("no worker could be started"))?;
     let container = Container {
         phase: Phase::Creating(job, caller),
         maker: None,
@@ -253,7 +261,7 @@ impl Container {
     fn on_failed(&mut self, caller: Caller, mut failure: Failure, out: &mut Outbox) {
         // Whoever was killed, and however the worker has put it: in a new cgroup that is the reason.
         if oom::has_killed(&self.plan.oom) {
-            failure = oom::too_low(&self.plan.oom, "the container");
+            failure = self.plan.too_low("the container");
         }
         self.start_pipe = None;
         self.streams.clear();

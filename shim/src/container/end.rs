@@ -12,9 +12,9 @@ use crate::cgroup;
 use crate::exec::Exec;
 use crate::exit;
 use crate::log::{Progress, Stream};
-use crate::oom::too_low;
 use crate::pipes::{ErrorPipe, Verdict};
 use crate::server::{Caller, Letter, Outbox};
+use crate::start;
 use crate::worker::{failure, reap};
 
 /// How long what is left in the cgroup may take to die. A process in an uninterruptible wait takes
@@ -34,10 +34,8 @@ const LAST_READS: usize = 16;
 /// The exit code of a container whose command could not be executed.
 const START_ERROR: i32 = 128;
 
-/// Exit statuses of a process that the kernel has ended: SIGKILL, SIGSYS, SIGILL.
+/// Exit status of a process that SIGKILL has ended.
 const KILLED: i32 = 137;
-const BAD_CALL: i32 = 159;
-const TRAPPED: i32 = 132;
 
 /// A container whose init is dead.
 pub(super) struct Ending {
@@ -61,6 +59,27 @@ impl Ending {
     /// Nobody is left who could write.
     pub(super) fn is_draining(&self) -> bool {
         self.draining
+    }
+
+    /// Those who waited have been told.
+    pub(super) fn is_told(&self) -> bool {
+        self.finished
+    }
+
+    /// One more waits for a start that fails.
+    pub(super) fn join(&mut self, caller: Caller) {
+        self.callers.push(caller);
+    }
+}
+
+/// Why a container could not be started that has ended so.
+pub(super) fn not_started(exit: &Exit) -> String {
+    match exit.start_error.is_empty() {
+        true => format!(
+            "the container ended before its command was executed (status {})",
+            exit.code
+        ),
+        false => exit.start_error.clone(),
     }
 }
 
@@ -114,35 +133,28 @@ impl Container {
         self.end_step(now, out);
     }
 
-    /// Of which kind the failure of a start is that ended with this code; says why, where that is known.
+    /// Of which kind the failure of a start is, under way or to come, that ended with this code; says why, where that is
+    /// known.
     fn judge_start(&mut self, code: i32) -> FailureKind {
         if !self.start_error.is_empty() {
             return FailureKind::Start;
         }
-        if !matches!(self.phase, Phase::Starting(..)) || !self.destroyers.is_empty() {
+        let begins = matches!(self.phase, Phase::Created | Phase::Starting(..));
+        if !begins || !self.destroyers.is_empty() {
             return FailureKind::State;
         }
-        let (kind, text) = match code {
-            KILLED if self.oom.kills() > 0 => {
-                let failure = too_low(&self.plan.oom, "the container");
-                (failure.kind(), failure.message)
-            }
-            BAD_CALL => (
-                FailureKind::Start,
-                "its seccomp profile ended it before its command was executed (SIGSYS): \
-                 it refuses a system call that a start needs"
-                    .to_owned(),
-            ),
-            TRAPPED => (
-                FailureKind::Start,
-                "its command could not be executed, and its seccomp profile refuses that it tells why and ends"
-                    .to_owned(),
-            ),
-            // Somebody else has killed it, who need not say why.
-            _ => return FailureKind::State,
-        };
-        self.start_error = text;
-        kind
+        if let Some(text) = start::refused(code).filter(|_| self.plan.filtered) {
+            self.start_error = text.to_owned();
+            return FailureKind::Start;
+        }
+        let starting = matches!(self.phase, Phase::Starting(..));
+        if starting && code == KILLED && self.oom.kills() > 0 {
+            let failure = self.plan.too_low("the container");
+            self.start_error = failure.message;
+            return FailureKind::Memory;
+        }
+        // Somebody else has killed it, who need not say why.
+        FailureKind::State
     }
 
     /// Goes on with the end as far as it can be done now.
@@ -215,13 +227,7 @@ impl Container {
             self.record(now);
             out.push(Letter::Event(Event::Exited(exit.clone())));
         }
-        let text = match exit.start_error.is_empty() {
-            true => format!(
-                "the container ended before its command was executed (status {})",
-                exit.code
-            ),
-            false => exit.start_error,
-        };
+        let text = not_started(&exit);
         out.extend(
             callers
                 .into_iter()

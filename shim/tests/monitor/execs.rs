@@ -47,6 +47,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("exec_what_a_command_leaves_running_goes_on", leftovers),
     ("exec_many_at_once", many),
+    ("exec_places_are_kept_for_those_that_are_soon_over", places),
     ("exec_ends_with_the_container", ends_with_container),
     ("exec_a_terminal_comes_back", terminal),
     ("exec_a_daemon_that_does_not_read_harms_nobody", slow_reader),
@@ -427,6 +428,53 @@ fn many() {
             .count()
             == 1
     });
+}
+
+fn places() {
+    let mut shim = Shim::running(script(FOREVER));
+    let limited = |timeout_ms| Exec {
+        timeout_ms,
+        ..Exec::default()
+    };
+    let sleeper = &["/bin/sh", "-c", "exec sleep 1000"];
+    let mut begin = |id: String, timeout_ms| {
+        let call = shim
+            .daemon
+            .send_exec(&id, sleeper, limited(timeout_ms), &[]);
+        match shim.daemon.answer(call).0 {
+            Outcome::ExecStarted(_) => None,
+            Outcome::Failure(failure) => Some((failure.kind(), failure.message)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let busy = |told: Option<(FailureKind, String)>, part: &str| {
+        let (kind, text) = told.expect("it was taken");
+        assert_eq!(kind, FailureKind::Busy);
+        assert!(text.contains(part), "{text}");
+    };
+    // Without a limit, and with one that is as good as none.
+    for number in 0..96 {
+        let limit = [0, 600_001][number % 2];
+        assert_eq!(begin(format!("long-{number}"), limit), None);
+    }
+    busy(begin("long".into(), 0), "96 commands without a time limit");
+    busy(begin("long".into(), u64::MAX), "of at most 600 s");
+    for number in 0..32 {
+        assert_eq!(begin(format!("short-{number}"), 600_000), None);
+    }
+    busy(begin("short".into(), 1000), "128 commands");
+    // A place is free as soon as one is over.
+    for (over, timeout_ms) in [("short-0", 1000), ("long-0", 0)] {
+        let exec_id = over.to_owned();
+        shim.daemon.done(Call::KillExec(KillExec { exec_id }));
+        assert_eq!(shim.daemon.exec_exit().exec_id, over);
+        let id = format!("after-{over}");
+        let call = shim
+            .daemon
+            .send_exec(&id, sleeper, limited(timeout_ms), &[]);
+        let answer = shim.daemon.answer(call).0;
+        assert!(matches!(answer, Outcome::ExecStarted(_)), "{answer:?}");
+    }
 }
 
 fn ends_with_container() {

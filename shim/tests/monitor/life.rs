@@ -24,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
         dies_created,
     ),
     (
+        "life_a_start_that_meets_the_end_is_told_why",
+        start_meets_end,
+    ),
+    (
         "life_destroy_before_start_leaves_no_record",
         destroy_created,
     ),
@@ -184,6 +188,31 @@ fn dies_created() {
     let exit = shim.daemon.exit();
     assert_eq!((exit.code, exit.started_at), (137, 0));
     assert!(shim.record().unwrap().contains("\"code\":137"));
+    shim.ended();
+}
+
+/// A cgroup that is not empty yet keeps the end from being told.
+fn start_meets_end() {
+    let busy = tempfile::tempdir().unwrap();
+    let procs = busy.path().join("cgroup.procs");
+    let mut wish = script("exit 0");
+    wish.create.kill_cgroup = vec![busy.path().to_str().unwrap().to_owned()];
+    let mut shim = Shim::created(wish);
+    // The one process that it spares.
+    fs::write(&procs, shim.pid().as_raw_nonzero().to_string()).unwrap();
+    let pid = Pid::from_raw(shim.daemon.hello().init.unwrap().pid).unwrap();
+    kill(pid, Signal::KILL);
+    eventually("the end of the init", || is_gone(pid));
+    let start = shim.daemon.send(Call::Start(Empty {}), &[]);
+    fs::write(&procs, "").unwrap();
+    match shim.daemon.answer(start).0 {
+        Outcome::Failure(failure) => {
+            assert_eq!(failure.kind(), FailureKind::State);
+            assert!(failure.message.contains("status 137"), "{failure:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(shim.daemon.exit().code, 137);
     shim.ended();
 }
 

@@ -6,7 +6,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, reason};
 use crate::options::Options;
 use crate::place::Root;
 use crate::sys::MountChange;
@@ -62,13 +62,14 @@ impl Covers {
 
     /// Hides what a path leads to, links followed under the root. What does not exist is nothing to hide.
     pub(crate) fn mask(&mut self, root: &Root, path: &str) -> Result<()> {
-        let told = || format!("mask {path}");
-        let Some(found) = find(root, path).context(told)? else {
+        let told = || format!("mask {}", path.escape_debug());
+        let tell = |e: Error| e.map(|m| format!("{}: {m}", told()));
+        let Some(found) = find(root, path).map_err(tell)? else {
             return Ok(());
         };
         if is_root(root, found.as_fd()).context(told)? {
-            return Err(Error::invalid(format!(
-                "mask {path}: it leads to the container's root itself"
+            return Err(tell(Error::invalid(
+                "it leads to the container's root itself",
             )));
         }
         let stat = fstat(&found).context(told)?;
@@ -79,35 +80,43 @@ impl Covers {
                 let mut options = Options::parse(["ro"].into_iter());
                 options.data.push("ro".to_owned());
                 let tree = tree::file_system("tmpfs", "tmpfs", &options)
-                    .map_err(|e| e.map(|m| format!("mask {path}: a tmpfs: {m}")))?;
+                    .map_err(|e| tell(e.map(|m| format!("a tmpfs: {m}"))))?;
                 empty.insert(Cover {
                     tree,
                     attached: false,
                 })
             }
-            (false, _, None) => return Err(Error::internal(format!("mask {path}: no /dev/null"))),
+            (false, _, None) => return Err(tell(Error::internal("no /dev/null"))),
         };
-        let id = cover.lay(found.as_fd()).context(told)?;
+        let id = cover
+            .lay(found.as_fd())
+            .map_err(|e| not_laid(&e))
+            .map_err(tell)?;
         self.mounts.push(id);
         Ok(())
     }
 
     /// Makes what a path leads to read-only. What does not exist is nothing to protect.
     pub(crate) fn read_only(&mut self, root: &Root, path: &str) -> Result<()> {
-        let told = || format!("make {path} read-only");
+        let told = || format!("make {} read-only", path.escape_debug());
+        let tell = |e: Error| e.map(|m| format!("{}: {m}", told()));
         let change = MountChange {
             set: u64::from(rustix::mount::MountAttrFlags::MOUNT_ATTR_RDONLY.bits()),
             ..MountChange::default()
         };
-        let Some(found) = find(root, path).context(told)? else {
+        let Some(found) = find(root, path).map_err(tell)? else {
             return Ok(());
         };
         if is_root(root, found.as_fd()).context(told)? {
             return sys::set_mount(root.as_fd(), &change, false).context(told);
         }
-        let tree = clone(found.as_fd(), OpenTreeFlags::AT_RECURSIVE).context(told)?;
-        sys::set_mount(tree.as_fd(), &change, false).context(told)?;
-        tree::put(tree.as_fd(), found.as_fd()).context(told)?;
+        let laid = || -> std::io::Result<OwnedFd> {
+            let tree = clone(found.as_fd(), OpenTreeFlags::AT_RECURSIVE)?;
+            sys::set_mount(tree.as_fd(), &change, false)?;
+            tree::put(tree.as_fd(), found.as_fd())?;
+            Ok(tree)
+        };
+        let tree = laid().map_err(|e| not_laid(&e)).map_err(tell)?;
         self.mounts.push(path::mount_id(&tree).context(told)?);
         Ok(())
     }
@@ -140,23 +149,42 @@ fn is_root(root: &Root, found: BorrowedFd<'_>) -> std::io::Result<bool> {
 }
 
 /// What a path leads to; nothing when it, or what a link names, does not exist.
-fn find(root: &Root, path: &str) -> std::io::Result<Option<OwnedFd>> {
+fn find(root: &Root, path: &str) -> Result<Option<OwnedFd>> {
+    if path.contains('\0') {
+        return Err(Error::invalid("the path contains a NUL byte"));
+    }
     // A slash or a dot at the end would ask for a directory, and what is there is meant.
-    let plain: Vec<&str> = path
-        .split('/')
-        .filter(|name| !matches!(*name, "" | "."))
-        .collect();
-    let plain = if plain.is_empty() {
-        "/".to_owned()
-    } else {
-        plain.join("/")
+    let names = || path.split('/').filter(|name| !matches!(*name, "" | "."));
+    let found = match path {
+        "" => return Ok(None),
+        _ => open(root, &names().collect::<Vec<_>>())?,
     };
+    if found.is_some() || names().all(|name| name != "..") {
+        return Ok(found);
+    }
+    // To the kernel there is no way back out of what does not exist. Whoever wrote it meant what it says, but for the
+    // root, of which nobody can have meant to hide all.
+    let mut plain = Vec::new();
+    for name in names() {
+        match name {
+            ".." => drop(plain.pop()),
+            name => plain.push(name),
+        }
+    }
+    match plain.is_empty() {
+        true => Ok(None),
+        false => open(root, &plain),
+    }
+}
+
+fn open(root: &Root, names: &[&str]) -> Result<Option<OwnedFd>> {
+    let path = format!("/{}", names.join("/"));
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     // Not NO_MAGICLINKS, whose error would be that of links which lead in a circle, to nothing.
     let resolve = rustix::fs::ResolveFlags::IN_ROOT;
     let mut tries = 0;
     loop {
-        return match rustix::fs::openat2(root, plain.as_str(), flags, Mode::empty(), resolve) {
+        return match rustix::fs::openat2(root, path.as_str(), flags, Mode::empty(), resolve) {
             Ok(fd) => Ok(Some(fd)),
             // A rename elsewhere while a ".." was resolved.
             Err(Errno::AGAIN) if tries < TRIES => {
@@ -164,7 +192,17 @@ fn find(root: &Root, path: &str) -> std::io::Result<Option<OwnedFd>> {
                 continue;
             }
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e).context(|| "find it".to_owned()),
         };
+    }
+}
+
+/// Why something cannot be laid over what was found. `INVAL` is a mount that is not among the container's.
+fn not_laid(error: &std::io::Error) -> Error {
+    match Errno::from_io_error(error) {
+        Some(Errno::INVAL) => Error::invalid(
+            "it leads out of the container's own mounts, by a link into a process: choose another path",
+        ),
+        _ => Error::internal(reason(error)),
     }
 }

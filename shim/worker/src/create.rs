@@ -1,7 +1,7 @@
 //! A container's init.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::init::{Console, Init};
 use crate::message::{Fds, Made};
 use crate::process::{self, Plan};
 use crate::tree::Tree;
-use crate::{cgroup, inside, memory, mounts, path, sys};
+use crate::{cgroup, inside, memory, mounts, path, procfs, sys};
 
 /// Makes a container. Whatever fails, nothing of it is left.
 pub(crate) fn create(
@@ -35,7 +35,7 @@ pub(crate) fn create(
         .ok_or_else(|| Error::invalid("create without a cgroup"))?;
     let plan = Plan::new(process, fds.take(Fd::Seccomp), request.rlimits.clone())?;
     let mut config = Config::read(request, &plan.cwd)?;
-    let proc = process::host_proc()?;
+    let proc = procfs::open()?;
     process::raise_hard_limits(&request.rlimits)?;
     if let Some(score) = process.oom_score_adj {
         process::set_oom_score(proc.as_fd(), score)?;
@@ -51,22 +51,7 @@ pub(crate) fn create(
     config.write(&scratch.bundle)?;
     let joins = made.enter(&cgroup.path)?;
 
-    let init_proc = proc
-        .try_clone()
-        .context(|| "duplicate a descriptor".to_owned())?;
-    let mut init = Init::new(
-        plan,
-        fds.require(Fd::StartPipe)?,
-        fds.require(Fd::ErrorPipe)?,
-        init_proc,
-    );
-    init.tree = Some(config.tree).into();
-    let (console, standard) = streams(process, fds)?;
-    if !config.users.is_empty() && !process.terminal {
-        process::own_streams(&standard, process.uid, &config.users)?;
-    }
-    init.console = console.as_ref().map(|c| c.0.try_clone()).transpose()?;
-    let ours = console.map(|c| c.1);
+    let (init, standard, ours) = init(process, plan, config, proc.as_fd(), fds)?;
     let job = Job {
         id: &request.id,
         bundle: &scratch.bundle,
@@ -78,7 +63,7 @@ pub(crate) fn create(
         Some(leaf) => inside::create(engine, job, leaf.as_fd(), |e| joins.refused(e)),
         None => engine.create(job),
     }
-    .map_err(|e| memory::explain(&cgroup.leaves, e))?;
+    .map_err(|e| memory::explain(cgroup, e))?;
     match finish(request, pid, proc.as_fd(), ours) {
         Ok(container) => {
             made.keep();
@@ -93,10 +78,33 @@ pub(crate) fn create(
     }
 }
 
+/// What init is to do, its standard streams, and where its terminal comes out.
+fn init(
+    process: &worker::Process,
+    plan: Plan,
+    config: Config,
+    proc: BorrowedFd<'_>,
+    fds: &mut Fds,
+) -> Result<(Init, [OwnedFd; 3], Option<UnixStream>)> {
+    let proc = proc
+        .try_clone_to_owned()
+        .context(|| "duplicate a descriptor".to_owned())?;
+    let (start, error) = (fds.require(Fd::StartPipe)?, fds.require(Fd::ErrorPipe)?);
+    let mut init = Init::new(plan, start, error, proc);
+    init.tree = Some(config.tree).into();
+    let (console, standard) = streams(process, fds)?;
+    if !config.users.is_empty() && !process.terminal {
+        process::own_streams(&standard, process.uid, &config.users)?;
+    }
+    let (theirs, ours) = console.unzip();
+    init.console = theirs;
+    Ok((init, standard, ours))
+}
+
 fn finish(
     request: &worker::Create,
     pid: i32,
-    proc: std::os::fd::BorrowedFd<'_>,
+    proc: BorrowedFd<'_>,
     console: Option<UnixStream>,
 ) -> Result<Made> {
     let leaves = request
@@ -108,7 +116,7 @@ fn finish(
     let raw = Pid::from_raw(pid).ok_or_else(|| Error::internal("the engine gave no pid"))?;
     let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty())
         .context(|| format!("open a pidfd of init {pid}"))?;
-    let start_time = process::start_time(proc, pid)?;
+    let start_time = procfs::start_time(proc, pid)?;
     let mut fds = vec![(Fd::Pidfd, pidfd)];
     if let Some(console) = console {
         let master = frame::recv(console)
@@ -153,7 +161,7 @@ fn streams(process: &worker::Process, fds: &mut Fds) -> Result<Streams> {
 fn attach(
     request: &worker::Create,
     rootfs: OwnedFd,
-    proc: std::os::fd::BorrowedFd<'_>,
+    proc: BorrowedFd<'_>,
     tree: &mut Tree,
 ) -> Result<()> {
     // Modes are what they are meant to be, whatever umask the daemon was started with.
@@ -182,10 +190,6 @@ fn attach(
                 "/{name} of the image must be an ordinary directory"
             )));
         }
-    }
-    for dir in &request.make_dirs {
-        path::make_directories(root.as_fd(), dir.as_bytes())
-            .context(|| format!("make {dir} in the root file system"))?;
     }
     Ok(())
 }
@@ -233,7 +237,7 @@ impl Drop for Scratch {
 #[derive(Debug)]
 struct Config {
     value: Value,
-    users: Vec<process::Range>,
+    users: Vec<procfs::Range>,
     /// What init makes itself.
     tree: Tree,
 }
@@ -291,7 +295,7 @@ impl Config {
 }
 
 /// The user namespace's ids (OCI `linux.uidMappings`).
-fn users(config: &Value) -> Result<Vec<process::Range>> {
+fn users(config: &Value) -> Result<Vec<procfs::Range>> {
     let number = |range: &Value, key: &str| {
         range
             .get(key)
@@ -312,20 +316,6 @@ fn users(config: &Value) -> Result<Vec<process::Range>> {
         })
         .collect::<Option<_>>()
         .ok_or_else(|| Error::invalid("/linux/uidMappings is malformed"))
-}
-
-impl Console {
-    fn try_clone(&self) -> Result<Self> {
-        let socket = self
-            .socket
-            .try_clone()
-            .context(|| "duplicate a descriptor".to_owned())?;
-        Ok(Self {
-            socket,
-            rows: self.rows,
-            columns: self.columns,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::error::{Context, Error, Result};
 use crate::sys::{self, CapabilitySets};
 
 /// What a filter without `no_new_privs`, and a namespace that is still to be entered, need.
-const ADMIN: u64 = 1 << 21;
+pub(crate) const ADMIN: u64 = 1 << 21;
 
 /// What a process is to be, checked.
 #[derive(Debug)]
@@ -113,10 +113,15 @@ impl Credentials {
 
     /// Gives up what was kept. One system call, and none where nothing was: a filter may be in force.
     pub(crate) fn give_up(&self) -> Result<()> {
-        if self.sets.effective & self.sets.permitted & ADMIN != 0 {
+        if self.has_admin() {
             return Ok(());
         }
         self.set(0)
+    }
+
+    /// Whether CAP_SYS_ADMIN is the process's own, so that it is never given up.
+    pub(crate) fn has_admin(&self) -> bool {
+        self.sets.effective & self.sets.permitted & ADMIN != 0
     }
 
     fn set(&self, kept: u64) -> Result<()> {

@@ -12,8 +12,9 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 
-use crate::error::{Context, Result};
-use crate::init::{Init, Ready};
+use crate::error::{Context, Error, Result};
+use crate::init::{self, Init, Ready};
+use crate::procfs;
 use crate::report::Report;
 
 /// What an engine is to make.
@@ -44,8 +45,9 @@ pub(crate) struct Libcontainer;
 impl Engine for Libcontainer {
     fn create(&self, job: Job<'_>) -> Result<i32> {
         let report = Report::install()?;
-        let (ready, told) = Ready::new()?;
-        let executor = Run(Rc::new(job.init.with_report(report.writer()?, told)));
+        let ready = Ready::new(job.init.proc.as_fd(), job.init.start.as_fd())?;
+        let init = Rc::new(job.init.with_report(report.writer()?));
+        let executor = Run(init.clone());
         let [stdin, stdout, stderr] = job.standard;
         let made = ContainerBuilder::new(job.id.to_owned(), SyscallType::default())
             .validate_id()
@@ -61,24 +63,35 @@ impl Engine for Libcontainer {
             });
         let mut container = match made {
             Ok(container) => container,
-            Err(e) => return Err(report.explain(&chain(&e))),
+            Err(e) => return Err(report.explain(Error::internal(chain(&e)))),
         };
         let pid = container.pid().map(libcontainer_pid);
         // From here on it waits in our executor, on our pipe, not on libcontainer's socket.
         let general = match (container.start(), pid) {
-            (Ok(()), Some(pid)) => match ready.wait(pid) {
-                Ok(true) => return Ok(pid),
-                Ok(false) => "init has ended while it gave up its privileges".to_owned(),
-                Err(e) => e.to_string(),
+            (Ok(()), Some(pid)) => match confined(&ready, &init, pid) {
+                Ok(()) => return Ok(pid),
+                Err(e) => e,
             },
-            (Ok(()), None) => "no pid".to_owned(),
-            (Err(e), _) => chain(&e),
+            (Ok(()), None) => Error::internal("no pid"),
+            (Err(e), _) => Error::internal(chain(&e)),
         };
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
             let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-        Err(report.explain(&general))
+        Err(report.explain(general))
     }
+}
+
+/// Waits until init is no more than the container is to be.
+fn confined(ready: &Ready, init: &Init, pid: i32) -> Result<()> {
+    let proc = init.proc.as_fd();
+    if !ready.wait(pid)? {
+        return Err(init::ended(
+            procfs::exit_status(proc, pid),
+            init.plan.filter_first(),
+        ));
+    }
+    init.plan.sealed(proc, pid)
 }
 
 fn libcontainer_pid(pid: nix::unistd::Pid) -> i32 {

@@ -52,6 +52,15 @@ impl Error {
         self.kind == FailureKind::Invalid
     }
 
+    /// The same where what is to blame was asked for by an earlier request, not by this one.
+    pub(crate) fn of_the_state(self) -> Self {
+        if self.is_invalid() {
+            Self::state(self.message)
+        } else {
+            self
+        }
+    }
+
     /// The same with something put before or behind the text.
     pub(crate) fn map(self, change: impl FnOnce(String) -> String) -> Self {
         Self {

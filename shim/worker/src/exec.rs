@@ -14,6 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::init::fail;
 use crate::message::{Fds, Made};
 use crate::process::{self, Plan};
+use crate::procfs;
 use crate::sys::{self, Cloned};
 use crate::terminal::Terminal;
 
@@ -59,12 +60,12 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
             .map_or_else(engine::null, engine::above_standard)
     };
     let standard = [stream(Fd::Stdin)?, stream(Fd::Stdout)?, stream(Fd::Stderr)?];
-    let proc = process::host_proc()?;
+    let proc = procfs::open()?;
 
     let flags = namespaces(proc.as_fd(), request)?;
     require_alive(init.as_fd())?;
     if flags & libc::CLONE_NEWUSER != 0 && !process.terminal {
-        let map = process::user_map(proc.as_fd(), request.init)?;
+        let map = procfs::user_map(proc.as_fd(), request.init)?;
         process::own_streams(&standard, process.uid, &map)?;
     }
     process::raise_hard_limits(&request.rlimits)?;
@@ -73,21 +74,14 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
     }
     let (own, joins) = cgroups(request)?;
 
-    // The cgroup namespace comes last, in the child: under nsdelegate a process inside it may not be
-    // cloned into a v2 cgroup from outside.
-    let late = match joins.v2() {
-        Some(_) => flags & libc::CLONE_NEWCGROUP,
-        None => 0,
-    };
-    let late_file = (late != 0)
-        .then(|| open_namespace(proc.as_fd(), request.init, "cgroup"))
-        .transpose()?;
+    let (late, late_file) = late_namespace(proc.as_fd(), request, &joins, flags)?;
     // From here on the container's files, users and processes are all around; only descriptors are ours.
     enter(init.as_fd(), flags & !late)?;
     let terminal = process
         .terminal
         .then(|| Terminal::open(plan.uid, process.rows, process.columns))
-        .transpose()?;
+        .transpose()
+        .map_err(Error::of_the_state)?;
     let mut child = Child {
         plan: &plan,
         proc: proc.as_fd(),
@@ -103,7 +97,7 @@ pub(crate) fn exec(request: &worker::Exec, fds: &mut Fds) -> Result<Made> {
     let (pid, pidfd) = start(&mut child, &joins)?;
     own.keep();
     // Gone already and reaped is no failure of the exec.
-    let start_time = process::start_time(proc.as_fd(), pid).unwrap_or_default();
+    let start_time = procfs::start_time(proc.as_fd(), pid).unwrap_or_default();
     let mut fds = vec![(Fd::Pidfd, pidfd)];
     fds.extend(terminal.map(|t| (Fd::Console, t.master)));
     Ok(Made {
@@ -139,6 +133,24 @@ fn namespaces(proc: BorrowedFd<'_>, request: &worker::Exec) -> Result<i32> {
         }
     }
     Ok(flags)
+}
+
+/// The cgroup namespace comes last, in the child: under nsdelegate a process inside it may not be cloned into a v2 cgroup
+/// from outside.
+fn late_namespace(
+    proc: BorrowedFd<'_>,
+    request: &worker::Exec,
+    joins: &Joins,
+    flags: i32,
+) -> Result<(i32, Option<OwnedFd>)> {
+    let late = match joins.v2() {
+        Some(_) => flags & libc::CLONE_NEWCGROUP,
+        None => 0,
+    };
+    let file = (late != 0)
+        .then(|| open_namespace(proc, request.init, "cgroup"))
+        .transpose()?;
+    Ok((late, file))
 }
 
 fn require_alive(init: BorrowedFd<'_>) -> Result<()> {

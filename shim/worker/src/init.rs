@@ -1,10 +1,11 @@
 //! A container's init between the engine's work and `execve`.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
-use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shim_protocol::frame;
 
@@ -18,6 +19,14 @@ use crate::{report, sys};
 /// Exit status of a process that never got to be what was asked for.
 pub(crate) const NOT_EXECUTED: i32 = 128;
 
+/// How long init may take to give up what the container does not have: milliseconds, or the seconds of a cgroup
+/// without CPU time.
+const CONFINED_WITHIN: i64 = 30;
+
+/// What a profile has to leave to a container that waits for its start under it.
+const NEEDS: &str = "without no_new_privs a container waits for its start under its profile, which has to allow read, \
+                     capset and execve: allow them, or set no_new_privs (allowPrivilegeEscalation: false)";
+
 /// What init needs; made in the worker, used in the process that the engine has made.
 #[derive(Debug)]
 pub(crate) struct Init {
@@ -29,37 +38,37 @@ pub(crate) struct Init {
     /// What it makes in its root; gone once it is made.
     pub(crate) tree: RefCell<Option<Tree>>,
     report: Option<OwnedFd>,
-    ready: Option<OwnedFd>,
     chdir_again: Cell<bool>,
 }
 
-/// What stays open while init waits; the last two only until it is confined.
+/// What stays open while init waits; the last one only until it is confined.
 struct Kept {
     start: OwnedFd,
     error: OwnedFd,
-    ready: OwnedFd,
     report: OwnedFd,
 }
 
-/// The worker's end of a pipe by which init says that it is confined: it takes a byte out of it. Reading is
-/// what it has to be able to do anyway, where writing or closing may be refused by the filter in force.
+/// The worker's end of the start pipe, with a byte in it that init takes out once it is confined. It does so by the call
+/// by which it waits for its start: a filter that refuses one of them refuses both, whatever arguments it looks at.
 #[derive(Debug)]
 pub(crate) struct Ready(OwnedFd);
 
 impl Ready {
-    /// A full pipe: ours, and init's end.
-    pub(crate) fn new() -> Result<(Self, OwnedFd)> {
-        let full = || -> rustix::io::Result<_> {
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    /// Fills the pipe of which `start` is init's end. `proc` is the host's procfs.
+    pub(crate) fn new(proc: BorrowedFd<'_>, start: BorrowedFd<'_>) -> Result<Self> {
+        let fill = || -> rustix::io::Result<_> {
+            let end = format!("self/fd/{}", start.as_raw_fd());
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let write = openat(proc, end, flags, Mode::empty())?;
             // One page is the least, and one byte takes it.
             fcntl_setpipe_size(&write, 1)?;
             rustix::io::write(&write, b"r")?;
-            Ok((Self(write), read))
+            Ok(Self(write))
         };
-        full().context(|| "make a pipe".to_owned())
+        fill().context(|| "fill the start pipe".to_owned())
     }
 
-    /// Waits for init. False when it has ended before.
+    /// Waits until init is confined. False when it has ended before.
     pub(crate) fn wait(&self, init: i32) -> Result<bool> {
         let what = || "wait for the container's init".to_owned();
         let init = Pid::from_raw(init).ok_or_else(|| Error::internal("init has no pid"))?;
@@ -68,9 +77,37 @@ impl Ready {
             PollFd::new(&self.0, PollFlags::OUT),
             PollFd::new(&init, PollFlags::IN),
         ];
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None)).context(what)?;
+        let limit = Timespec {
+            tv_sec: CONFINED_WITHIN,
+            tv_nsec: 0,
+        };
+        if rustix::event::poll(&mut fds, Some(&limit)).context(what)? == 0 {
+            return Err(Error::state(format!(
+                "init has not given up its privileges within {CONFINED_WITHIN} s: was it stopped by another process \
+                 (SIGSTOP), or is there no CPU time for its cgroup?"
+            )));
+        }
         Ok(fds[0].revents().contains(PollFlags::OUT))
     }
+}
+
+/// Why an init has ended before it was confined, where it has not said so itself. `status` is that of wait(2);
+/// `filtered`: under its seccomp profile it might not have been able to.
+pub(crate) fn ended(status: Option<i32>, filtered: bool) -> Error {
+    let (how, killed) = match status.map(|s| (s & 0x7f, s >> 8 & 0xff)) {
+        None => ("for an unknown reason".to_owned(), false),
+        Some((0, code)) => (format!("with status {code}"), false),
+        Some((libc::SIGSYS, _)) => ("by SIGSYS".to_owned(), false),
+        Some((signal, _)) => (format!("by signal {signal}"), signal == libc::SIGKILL),
+    };
+    if filtered && !killed {
+        return Error::invalid(format!(
+            "the seccomp profile ended the container's init ({how}): {NEEDS}"
+        ));
+    }
+    Error::internal(format!(
+        "init has ended while it gave up its privileges ({how})"
+    ))
 }
 
 /// A wanted terminal, and the socket on which its master side goes to the worker.
@@ -92,15 +129,13 @@ impl Init {
             console: None,
             tree: RefCell::new(None),
             report: None,
-            ready: None,
             chdir_again: Cell::new(false),
         }
     }
 
-    /// Says failures before "created" in `report`, and by `ready` that there were none.
-    pub(crate) fn with_report(mut self, report: OwnedFd, ready: OwnedFd) -> Self {
+    /// Says failures before "created" in `report`.
+    pub(crate) fn with_report(mut self, report: OwnedFd) -> Self {
         self.report = Some(report);
-        self.ready = Some(ready);
         self
     }
 
@@ -147,11 +182,14 @@ impl Init {
         if let Err(e) = self.confine(&kept) {
             self.fail_create(Some(&kept.report), &e);
         }
-        // A filter may refuse it: they are closed by execve then.
-        drop((kept.ready, kept.report));
+        if self.plan.filter_first() {
+            // A filter may kill for close(2), and execve closes it.
+            std::mem::forget(kept.report);
+        } else {
+            drop(kept.report);
+        }
         let error = kept.error.as_fd();
-        let mut byte = [0];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&kept.start, &mut byte)) {
+        match take(&kept.start) {
             Ok(1) => {}
             // The monitor is gone or has changed its mind: nobody is there to be told.
             Ok(_) => sys::exit_now(NOT_EXECUTED),
@@ -173,15 +211,15 @@ impl Init {
         }
         process::die_with_monitor(kept.error.as_fd())?;
         self.plan.seal()?;
-        match rustix::io::retry_on_intr(|| rustix::io::read(&kept.ready, &mut [0])) {
-            Ok(_) => Ok(()),
-            // Nothing else can make a read of this pipe fail, and reading is how the start is waited for.
-            Err(e) => Err(Error::invalid(format!(
-                "the seccomp profile refuses read(2) ({}), by which a container waits for its start unless it has \
-                 no_new_privs: allow read, or set no_new_privs (allowPrivilegeEscalation: false)",
-                reason(&e.into())
-            ))),
-        }
+        let refused = match take(&kept.start) {
+            Ok(1) => return Ok(()),
+            // There is a byte, and nothing else can make a read of this pipe fail.
+            Ok(_) => "answers it without reading".to_owned(),
+            Err(e) => format!("answers {:?}", reason(&e.into())),
+        };
+        Err(Error::invalid(format!(
+            "the seccomp profile refuses read(2) ({refused}): {NEEDS}"
+        )))
     }
 
     fn fail_create(&self, report: Option<&OwnedFd>, error: &Error) -> ! {
@@ -194,29 +232,29 @@ impl Init {
     /// Keeps only the standard streams, the start pipe and the error pipe, and until it is confined what says so:
     /// a created container may wait for a long time, and what it has open is the host's.
     fn close_others(&self) -> Result<Kept> {
-        let (Some(ready), Some(report)) = (&self.ready, &self.report) else {
+        let Some(report) = &self.report else {
             return Err(Error::internal("init has nowhere to report to"));
         };
         let what = || "duplicate a descriptor".to_owned();
         let away = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 16).context(what);
-        let copies = [
-            away(&self.start)?,
-            away(&self.error)?,
-            away(ready)?,
-            away(report)?,
-        ];
+        let copies = [away(&self.start)?, away(&self.error)?, away(report)?];
         let place = |fd: &OwnedFd, at| sys::duplicate_at(fd.as_fd(), at).context(what);
         let kept = Kept {
             start: place(&copies[0], 3)?,
             error: place(&copies[1], 4)?,
-            ready: place(&copies[2], 5)?,
-            report: place(&copies[3], 6)?,
+            report: place(&copies[2], 5)?,
         };
-        sys::close_from(7).context(|| "close descriptors".to_owned())?;
+        sys::close_from(6).context(|| "close descriptors".to_owned())?;
         // They are closed; closing their numbers again would be an error.
         std::mem::forget(copies);
         Ok(kept)
     }
+}
+
+/// Takes a byte out of the start pipe. Never tried again: without handlers no signal interrupts it, and a filter may
+/// answer EINTR for ever.
+fn take(start: &OwnedFd) -> rustix::io::Result<usize> {
+    rustix::io::read(start, &mut [0])
 }
 
 /// Tells the monitor why, and ends.

@@ -30,6 +30,7 @@ mod pause;
 mod place;
 mod pod;
 mod process;
+mod procfs;
 mod report;
 mod sys;
 mod terminal;

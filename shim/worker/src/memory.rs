@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use shim_protocol::memory;
+use shim_protocol::{memory, worker};
 
 use crate::error::Error;
 
@@ -14,15 +14,16 @@ const FILES: [(&str, &str); 2] = [
 ];
 
 /// Why a container could not be made in its new cgroups: a kill there is the reason, whatever was seen of it.
-pub(crate) fn explain(leaves: &[String], error: Error) -> Error {
-    for (leaf, (counter, limit)) in leaves
+pub(crate) fn explain(cgroup: &worker::Cgroup, error: Error) -> Error {
+    for (leaf, (counter, limit)) in cgroup
+        .leaves
         .iter()
         .flat_map(|leaf| FILES.map(|files| (leaf, files)))
     {
         let read = |name: &str| fs::read_to_string(Path::new(leaf).join(name)).unwrap_or_default();
         if memory::kills(&read(counter)).is_some_and(|kills| kills > 0) {
             return Error::memory(memory::too_low(
-                memory::limit(&read(limit)),
+                memory::limit(&read(limit), memory::asked(cgroup)),
                 "the container",
             ));
         }
@@ -37,8 +38,11 @@ mod tests {
     #[test]
     fn a_kill_in_a_leaf_is_the_reason() {
         let dir = tempfile::tempdir().unwrap();
-        let leaves = ["/nonexistent".to_owned(), dir.path().display().to_string()];
-        let explained = || explain(&leaves, Error::internal("lost")).to_string();
+        let cgroup = worker::Cgroup {
+            leaves: vec!["/nonexistent".to_owned(), dir.path().display().to_string()],
+            ..worker::Cgroup::default()
+        };
+        let explained = || explain(&cgroup, Error::internal("lost")).to_string();
         assert_eq!(explained(), "lost");
         for (counter, limit) in FILES {
             fs::write(dir.path().join(counter), "oom_kill 0\n").unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::mount::{
@@ -18,6 +18,7 @@ use crate::init::fail;
 use crate::message::{Fds, Made};
 use crate::pod::{Pin, namespace_of};
 use crate::process::{self, Plan};
+use crate::procfs;
 use crate::sys::{self, Cloned};
 use crate::{cgroup, engine};
 
@@ -44,7 +45,7 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
     };
     let plan = Plan::new(&process, fds.take(Fd::Seccomp), Vec::new())?;
     let exe = fds.require(Fd::PauseExe)?;
-    let proc = process::host_proc()?;
+    let proc = procfs::open()?;
     if let Some(score) = score {
         // A negative value needs a capability that the daemon may lack, and pause is small prey.
         let _clamped = process::set_oom_score(proc.as_fd(), score);
@@ -64,8 +65,8 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
             &namespace_of(running.pid, "pid"),
         )?)
     };
-    let (pid, pidfd) = running.executed()?;
-    let start_time = process::start_time(proc.as_fd(), pid)?;
+    let (pid, pidfd) = running.executed(proc.as_fd())?;
+    let start_time = procfs::start_time(proc.as_fd(), pid)?;
     if let Some(pin) = pin {
         pin.keep();
     }
@@ -121,7 +122,7 @@ impl Running {
     }
 
     /// Waits until it has become the pause program.
-    fn executed(mut self) -> Result<(i32, OwnedFd)> {
+    fn executed(mut self, proc: BorrowedFd<'_>) -> Result<(i32, OwnedFd)> {
         let mut text = String::new();
         let error = rustix::io::dup(&self.error).context(|| "duplicate a descriptor".to_owned())?;
         File::from(error)
@@ -130,10 +131,25 @@ impl Running {
         if !text.is_empty() {
             return Err(Error::internal(format!("pause: {text}")));
         }
+        let executed = procfs::has_executed(proc, self.pid)?;
         match self.pidfd.take() {
-            Some(pidfd) => Ok((self.pid, pidfd)),
+            Some(pidfd) if executed => Ok((self.pid, pidfd)),
+            Some(pidfd) => Err(lost(&pidfd)),
             None => Err(Error::internal("pause has no pidfd")),
         }
+    }
+}
+
+/// Why a process ends that has neither become pause nor said why not.
+fn lost(pidfd: &OwnedFd) -> Error {
+    let _ends = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    let end = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+    match end.ok().flatten().and_then(|end| end.terminating_signal()) {
+        Some(libc::SIGSYS | libc::SIGILL) => Error::invalid(
+            "pause: the pod's seccomp profile ended it before it was executed: it has to allow execveat, and of \
+             pause prctl, rt_sigprocmask, rt_sigtimedwait, wait4 and exit_group",
+        ),
+        _ => Error::internal("pause: it ended before it was executed"),
     }
 }
 

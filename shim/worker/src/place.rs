@@ -4,7 +4,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat, openat, readlinkat};
+use rustix::fs::{
+    FileType, Mode, OFlags, PROC_SUPER_MAGIC, fstat, fstatfs, mkdirat, openat, readlinkat,
+};
 use rustix::io::Errno;
 
 use crate::error::{Context, Error, Result, reason};
@@ -14,6 +16,12 @@ use crate::path;
 const LINKS: usize = 40;
 
 const PLAIN: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// `PROC_ROOT_INO` (include/linux/proc_fs.h): the links in procfs's root are ordinary ones (`self`, `mounts`).
+const PROC_ROOT: u64 = 1;
+
+/// Where the kernel keeps file systems of its own, in which no device nodes can be made.
+const KERNELS: [&str; 4] = ["/proc", "/sys", "/dev/mqueue", "/dev/pts"];
 
 /// What may lie over a file of procfs: the ones that lxcfs computes and two harmless switches, as in runc.
 const PROC_FILES: [&str; 10] = [
@@ -33,7 +41,7 @@ const PROC_FILES: [&str; 10] = [
 #[derive(Debug)]
 pub(crate) struct Root {
     fd: OwnedFd,
-    /// Mounts in which Berth makes files for the container: the root's own and that of its `/dev`.
+    /// Mounts in which Berth makes files for the container: those of its root, its `/dev` and its own volumes.
     own: Vec<u64>,
 }
 
@@ -64,8 +72,9 @@ impl Root {
     /// Where a path leads. What does not exist is taken as it is written, behind a dangling link too.
     ///
     /// The way is gone one name at a time with a descriptor for each, and `..` is the descriptor before, so
-    /// that nothing which is renamed meanwhile leads out of the root.
-    pub(crate) fn find(&self, path: &[u8]) -> io::Result<Place> {
+    /// that nothing which is renamed meanwhile leads out of the root. A link of procfs into a process is refused: its
+    /// text is none to follow, and what it leads to may be the host's.
+    pub(crate) fn find(&self, path: &[u8]) -> Result<Place> {
         let mut todo: Vec<(Vec<u8>, bool)> = names(path, false);
         let mut way: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
         let mut missing: Vec<Vec<u8>> = Vec::new();
@@ -89,7 +98,7 @@ impl Root {
                     missing.push(name);
                     continue;
                 }
-                Err(e) => return Err(e.into()),
+                Err(e) => return Err(told(&e.into())),
             };
             // Reads the link that is open; what is none says ENOENT.
             let Ok(target) = readlinkat(&next, "", Vec::new()) else {
@@ -98,24 +107,20 @@ impl Root {
             };
             links += 1;
             if links > LINKS {
-                return Err(Errno::LOOP.into());
+                return Err(told(&Errno::LOOP.into()));
             }
+            require_path(here, || {
+                joined(way.iter().map(|(name, _)| name).chain([&name]))
+            })?;
             if target.as_bytes().starts_with(b"/") {
                 way.clear();
             }
             todo.extend(names(target.as_bytes(), true));
         }
-        let mut path = Vec::new();
-        for name in way.iter().map(|(name, _)| name).chain(&missing) {
-            path.push(b'/');
-            path.extend_from_slice(name);
-        }
-        if path.is_empty() {
-            path.push(b'/');
-        }
+        let path = joined(way.iter().map(|(name, _)| name).chain(&missing));
         let here = match way.pop() {
             Some((_, fd)) => fd,
-            None => self.fd.try_clone()?,
+            None => self.fd.try_clone().map_err(|e| told(&e))?,
         };
         Ok(Place {
             path,
@@ -130,6 +135,34 @@ impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// The absolute path of these names.
+fn joined<'n>(names: impl Iterator<Item = &'n Vec<u8>>) -> Vec<u8> {
+    let mut path = Vec::new();
+    for name in names {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    if path.is_empty() {
+        path.push(b'/');
+    }
+    path
+}
+
+/// Refuses the links of a directory whose text the kernel does not follow: those of procfs into a process.
+fn require_path(dir: BorrowedFd<'_>, link: impl FnOnce() -> Vec<u8>) -> Result<()> {
+    let kernels = || -> rustix::io::Result<bool> {
+        let procfs = fstatfs(dir)?.f_type == PROC_SUPER_MAGIC;
+        Ok(procfs && fstat(dir)?.st_ino != PROC_ROOT)
+    };
+    if kernels().map_err(|e| told(&e.into()))? {
+        return Err(Error::invalid(format!(
+            "{} is a link into a process, which is not followed: choose another path",
+            String::from_utf8_lossy(&link())
+        )));
+    }
+    Ok(())
 }
 
 /// The names of a path in reverse, so that the next one is popped.
@@ -193,7 +226,8 @@ impl Place {
         }
     }
 
-    /// Makes a device node. One that is there already is as good; anything else is left as it is.
+    /// Makes a device node. What is there already stays, be it that node or something else of whoever prepared the
+    /// place: as on other runtimes.
     pub(crate) fn node(
         mut self,
         root: &Root,
@@ -203,16 +237,13 @@ impl Place {
     ) -> Result<Option<(OwnedFd, Vec<u8>)>> {
         let say = |e: io::Error| told(&e);
         if self.missing.is_empty() {
-            let stat = fstat(&self.here).map_err(|e| say(e.into()))?;
-            let same = FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == device;
-            return if same {
-                Ok(None)
-            } else {
-                Err(Error::invalid(format!(
-                    "{} exists in the container and is something else: ask for another path",
-                    self.shown()
-                )))
-            };
+            return Ok(None);
+        }
+        if KERNELS.iter().any(|top| below(&self.path, top.as_bytes())) {
+            return Err(Error::invalid(format!(
+                "{} does not exist, and no device nodes can be made there: ask for another path",
+                self.shown()
+            )));
         }
         if !root.owns(&self.here).map_err(say)? {
             return Err(Error::invalid(format!(
@@ -279,6 +310,9 @@ pub(crate) fn told(error: &io::Error) -> Error {
         Some(Errno::NAMETOOLONG) => "a name in it is longer than the file system takes",
         Some(Errno::ROFS) => {
             "it does not exist, and what it lies on is read-only: make it there first, or choose another path"
+        }
+        Some(Errno::PERM | Errno::ACCESS) => {
+            "it does not exist, and nobody may make anything there: make it there first, or choose another path"
         }
         _ => return Error::internal(reason(error)),
     };

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use shim_protocol::worker::{Pod, Sysctl};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, reason};
 use crate::sys;
 
 /// `NSFS_MAGIC` (include/uapi/linux/magic.h).
@@ -35,7 +36,7 @@ pub(crate) fn make(pod: &Pod) -> Result<()> {
         rustix::system::sethostname(pod.hostname.as_bytes())
             .context(|| format!("set host name {:?}", pod.hostname))?;
     }
-    for sysctl in &pod.ipc_sysctls {
+    for sysctl in &pod.sysctls {
         write_sysctl(sysctl)?;
     }
     let mut pins = Vec::with_capacity(wanted.len());
@@ -52,49 +53,71 @@ fn check(pod: &Pod) -> Result<()> {
             "a host name for a pod in the host's UTS namespace",
         ));
     }
-    if !pod.ipc_sysctls.is_empty() && pod.ipc.is_empty() {
-        return Err(Error::invalid(
-            "IPC sysctls for a pod in the host's IPC namespace",
-        ));
+    for sysctl in &pod.sysctls {
+        let (namespace, _) = sysctl_file(&sysctl.name)?;
+        let (own, whose) = match namespace {
+            Namespace::Ipc => (&pod.ipc, "IPC"),
+            Namespace::Uts => (&pod.uts, "UTS"),
+        };
+        if own.is_empty() {
+            let name = &sysctl.name;
+            return Err(Error::invalid(format!(
+                "sysctl {name:?} for a pod in the host's {whose} namespace"
+            )));
+        }
     }
-    pod.ipc_sysctls
-        .iter()
-        .try_for_each(|s| sysctl_file(&s.name).map(drop))
+    Ok(())
 }
 
-/// The file of an IPC sysctl. Only names that the kernel keeps for each IPC namespace.
-fn sysctl_file(name: &str) -> Result<String> {
-    let refused = || Error::invalid(format!("sysctl {name:?} is not of an IPC namespace"));
+/// Whose a sysctl is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Namespace {
+    Ipc,
+    Uts,
+}
+
+/// The file of a sysctl, and its namespace. Only names that the kernel keeps for each namespace.
+fn sysctl_file(name: &str) -> Result<(Namespace, String)> {
+    let refused = || Error::invalid(format!("sysctl {name:?} is not of an IPC or UTS namespace"));
     let plain =
         |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-    let known = match name.split_once('.').ok_or_else(refused)? {
-        ("kernel", key) => {
-            key == "sem" || ((key.starts_with("shm") || key.starts_with("msg")) && plain(key))
+    let namespace = match name.split_once('.').ok_or_else(refused)? {
+        ("kernel", "sem") => Namespace::Ipc,
+        ("kernel", "domainname") => Namespace::Uts,
+        ("kernel", key) if (key.starts_with("shm") || key.starts_with("msg")) && plain(key) => {
+            Namespace::Ipc
         }
-        ("fs", key) => key.strip_prefix("mqueue.").is_some_and(plain),
-        _ => false,
+        ("fs", key) if key.strip_prefix("mqueue.").is_some_and(plain) => Namespace::Ipc,
+        _ => return Err(refused()),
     };
-    if known {
-        Ok(format!("/proc/sys/{}", name.replace('.', "/")))
-    } else {
-        Err(refused())
-    }
+    Ok((namespace, format!("/proc/sys/{}", name.replace('.', "/"))))
 }
+
+/// Longest domain name, bytes (`__NEW_UTS_LEN`); the kernel cuts a longer one without a word.
+const LONGEST_NAME: usize = 64;
 
 fn write_sysctl(sysctl: &Sysctl) -> Result<()> {
     let what = || format!("set sysctl {} to {:?}", sysctl.name, sysctl.value);
-    let file = rustix::fs::open(
-        sysctl_file(&sysctl.name)?,
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .context(what)?;
-    let written = rustix::io::write(file, sysctl.value.as_bytes()).context(what)?;
-    // The kernel stops at what it does not understand; "1 2" must not pass for "1".
-    if written == sysctl.value.len() {
-        Ok(())
-    } else {
-        Err(Error::invalid(format!("{}: malformed", what())))
+    let (namespace, file) = sysctl_file(&sysctl.name)?;
+    if namespace == Namespace::Uts && sysctl.value.trim_end().len() > LONGEST_NAME {
+        return Err(Error::invalid(format!(
+            "{}: it has more than {LONGEST_NAME} bytes",
+            what()
+        )));
+    }
+    let written = rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|file| rustix::io::write(file, sysctl.value.as_bytes()));
+    match written {
+        // The kernel stops at what it does not understand; "1 2" must not pass for "1".
+        Ok(written) if written != sysctl.value.len() => {
+            Err(Error::invalid(format!("{}: malformed", what())))
+        }
+        // No such parameter, none that anybody may change, no value for it.
+        Err(error @ (Errno::NOENT | Errno::ACCESS | Errno::INVAL | Errno::RANGE)) => {
+            let why = reason(&error.into());
+            Err(Error::invalid(format!("{}: {why}", what())))
+        }
+        other => other.map(drop).context(what),
     }
 }
 
@@ -157,17 +180,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_ipc_sysctls_have_a_file() {
-        for (name, file) in [
-            ("kernel.shm_rmid_forced", "/proc/sys/kernel/shm_rmid_forced"),
-            ("kernel.msgmax", "/proc/sys/kernel/msgmax"),
-            ("kernel.sem", "/proc/sys/kernel/sem"),
-            ("fs.mqueue.msg_max", "/proc/sys/fs/mqueue/msg_max"),
+    fn only_sysctls_of_the_namespaces_have_a_file() {
+        for (name, namespace, file) in [
+            (
+                "kernel.shm_rmid_forced",
+                Namespace::Ipc,
+                "kernel/shm_rmid_forced",
+            ),
+            ("kernel.msgmax", Namespace::Ipc, "kernel/msgmax"),
+            ("kernel.sem", Namespace::Ipc, "kernel/sem"),
+            ("fs.mqueue.msg_max", Namespace::Ipc, "fs/mqueue/msg_max"),
+            ("kernel.domainname", Namespace::Uts, "kernel/domainname"),
         ] {
-            assert_eq!(sysctl_file(name).unwrap(), file);
+            let path = format!("/proc/sys/{file}");
+            assert_eq!(sysctl_file(name).unwrap(), (namespace, path));
         }
         for name in [
             "kernel.core_pattern",
+            "kernel.hostname",
+            "kernel.domainname.x",
             "kernel.semx",
             "kernel.shm/../core_pattern",
             "kernel.shm..x",
@@ -190,16 +221,16 @@ mod tests {
             ..Pod::default()
         };
         assert!(make(&hostname).is_err());
-        let sysctl = Sysctl {
-            name: "kernel.shmmax".into(),
-            value: "1".into(),
-        };
-        assert!(
-            make(&Pod {
-                ipc_sysctls: vec![sysctl],
+        for name in ["kernel.shmmax", "kernel.domainname"] {
+            let sysctl = Sysctl {
+                name: name.into(),
+                value: "1".into(),
+            };
+            let pod = Pod {
+                sysctls: vec![sysctl],
                 ..Pod::default()
-            })
-            .is_err()
-        );
+            };
+            assert!(make(&pod).is_err());
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -11,10 +11,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use shim_protocol::worker;
 
-use crate::credentials::{Credentials, Keep};
+use crate::credentials::{ADMIN, Credentials, Keep};
 use crate::error::{Context, Error, Result, reason};
 use crate::options::Options;
-use crate::{lsm, path, sys, tree};
+use crate::{lsm, path, procfs, sys, tree};
 
 /// Largest seccomp program the kernel takes, in bytes (`BPF_MAXINSNS` times `struct sock_filter`).
 const MAX_SECCOMP: u64 = 4096 * 8;
@@ -87,7 +87,7 @@ impl Plan {
         match opened.and_then(|d| rustix::process::fchdir(d).map_err(io::Error::from)) {
             Ok(()) => Ok(false),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(true),
-            Err(e) => Err(self.no_cwd(&e)),
+            Err(e) => Err(no_cwd(&self.cwd, &e)),
         }
     }
 
@@ -95,12 +95,7 @@ impl Plan {
     pub(crate) fn enter_cwd_again(&self) -> Result<()> {
         path::open_directory(container_root()?.as_fd(), &self.cwd)
             .and_then(|d| rustix::process::fchdir(d).map_err(io::Error::from))
-            .map_err(|e| self.no_cwd(&e))
-    }
-
-    fn no_cwd(&self, why: &io::Error) -> Error {
-        let shown = String::from_utf8_lossy(&self.cwd);
-        Error::invalid(format!("working directory {shown:?}: {}", reason(why)))
+            .map_err(|e| no_cwd(&self.cwd, &e))
     }
 
     /// Gives standard input, output and error to the user, so that `/dev/stdout` can be opened.
@@ -164,10 +159,31 @@ impl Plan {
     /// then. From here on the process has nothing that its program will not have, and little but reading
     /// and execve(2) may be allowed.
     pub(crate) fn seal(&self) -> Result<()> {
-        if self.filter_first() {
-            self.filter()?;
+        if !self.filter_first() {
+            return self.credentials.give_up();
         }
-        self.credentials.give_up()
+        self.filter()?;
+        self.credentials.give_up().map_err(|e| {
+            Error::invalid(format!(
+                "the seccomp profile refuses capset(2), by which CAP_SYS_ADMIN is given up that the filter was loaded \
+                 with ({e}): allow it, or set no_new_privs (allowPrivilegeEscalation: false)"
+            ))
+        })
+    }
+
+    /// Looks from outside whether a process has done what [`Plan::seal`] does: its filter may answer without doing it.
+    /// `proc` is the host's procfs.
+    pub(crate) fn sealed(&self, proc: BorrowedFd<'_>, pid: i32) -> Result<()> {
+        if !self.filter_first() || self.credentials.has_admin() {
+            return Ok(());
+        }
+        if procfs::permitted(proc, pid)? & ADMIN == 0 {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "the seccomp profile answers capset(2) without doing it, so that CAP_SYS_ADMIN is not given up that the \
+             filter was loaded with: allow it, or set no_new_privs (allowPrivilegeEscalation: false)",
+        ))
     }
 
     /// Executes; returns only on failure. A filter that needs no privilege is loaded here, so that it has to
@@ -237,6 +253,24 @@ impl Plan {
     }
 }
 
+/// Why a working directory cannot be made or entered.
+pub(crate) fn no_cwd(cwd: &[u8], why: &io::Error) -> Error {
+    let shown = String::from_utf8_lossy(cwd);
+    let means = match why.raw_os_error() {
+        Some(libc::ELOOP) => {
+            " (a link on its way leads to nothing or in a circle: mend the image, or choose another directory)"
+        }
+        Some(libc::EROFS) => {
+            " (it does not exist, and what it lies on is read-only: make it there first, or choose another directory)"
+        }
+        _ => "",
+    };
+    Error::invalid(format!(
+        "working directory {shown:?}: {}{means}",
+        reason(why)
+    ))
+}
+
 fn container_root() -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open("/", flags, Mode::empty()).context(|| "open the container's root".to_owned())
@@ -303,27 +337,8 @@ pub(crate) fn set_oom_score(proc: BorrowedFd<'_>, value: i32) -> Result<()> {
     })
 }
 
-/// A range of user ids: first in the container, first on the host, how many.
-pub(crate) type Range = (u32, u32, u32);
-
-/// The user ids of a process's user namespace.
-pub(crate) fn user_map(proc: BorrowedFd<'_>, pid: i32) -> Result<Vec<Range>> {
-    let path = format!("{pid}/uid_map");
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(proc, &path, flags, Mode::empty())
-        .context(|| format!("open /proc/{path}"))?;
-    let text = io::read_to_string(File::from(file)).context(|| format!("read /proc/{path}"))?;
-    let range = |line: &str| {
-        let mut numbers = line.split_whitespace().map(|n| n.parse().ok());
-        Some((numbers.next()??, numbers.next()??, numbers.next()??))
-    };
-    text.lines()
-        .map(|l| range(l).ok_or_else(|| Error::internal(format!("/proc/{path} has a line {l:?}"))))
-        .collect()
-}
-
 /// Gives streams to a user of a user namespace, from outside: inside, nobody may.
-pub(crate) fn own_streams(streams: &[OwnedFd], uid: u32, map: &[Range]) -> Result<()> {
+pub(crate) fn own_streams(streams: &[OwnedFd], uid: u32, map: &[procfs::Range]) -> Result<()> {
     let host = map
         .iter()
         .find_map(|(inside, host, count)| {
@@ -345,38 +360,6 @@ pub(crate) fn own_streams(streams: &[OwnedFd], uid: u32, map: &[Range]) -> Resul
         }
     }
     Ok(())
-}
-
-/// The host's procfs, for what a process tells about itself after it has left the host's files.
-pub(crate) fn host_proc() -> Result<OwnedFd> {
-    let proc = rustix::fs::open(
-        "/proc",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .context(|| "open /proc".to_owned())?;
-    let kind = rustix::fs::fstatfs(&proc).context(|| "stat /proc".to_owned())?;
-    if kind.f_type == rustix::fs::PROC_SUPER_MAGIC {
-        Ok(proc)
-    } else {
-        Err(Error::internal("/proc is not a proc file system"))
-    }
-}
-
-/// Start time in clock ticks since boot (field 22 of `/proc/PID/stat`, proc(5)).
-pub(crate) fn start_time(proc: BorrowedFd<'_>, pid: i32) -> Result<u64> {
-    let path = format!("{pid}/stat");
-    let file = rustix::fs::openat(proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| format!("open /proc/{path}"))?;
-    let mut text = String::new();
-    File::from(file)
-        .read_to_string(&mut text)
-        .context(|| format!("read /proc/{path}"))?;
-    // The name in parentheses may hold anything; what follows it does not hold a parenthesis.
-    text.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(19))
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| Error::internal(format!("/proc/{path} has no start time")))
 }
 
 fn replace_null(at: i32) -> Result<()> {
@@ -525,12 +508,5 @@ mod tests {
             ..worker::Capabilities::default()
         });
         assert!(Plan::new(&unknown, None, Vec::new()).is_err());
-    }
-
-    #[test]
-    fn start_time_survives_odd_names() {
-        let proc = host_proc().unwrap();
-        let pid = i32::try_from(std::process::id()).unwrap();
-        assert!(start_time(proc.as_fd(), pid).unwrap() > 0);
     }
 }

@@ -62,8 +62,8 @@ impl Report {
             .into())
     }
 
-    /// What is known about a failure that `general` describes.
-    pub(crate) fn explain(mut self, general: &str) -> Error {
+    /// What is known about a failure that is `general` where nothing better was said.
+    pub(crate) fn explain(mut self, general: Error) -> Error {
         let mut bytes = Vec::new();
         let read = self
             .file
@@ -71,7 +71,7 @@ impl Report {
             .and_then(|()| self.file.read_to_end(&mut bytes));
         let text = String::from_utf8_lossy(&bytes);
         if read.is_err() || text.is_empty() {
-            return Error::internal(general);
+            return general;
         }
         for line in text.lines() {
             if let Some(own) = line.strip_prefix(OWN) {
@@ -161,6 +161,7 @@ mod tests {
 
     #[test]
     fn our_words_win_over_events_and_events_over_nothing() {
+        let general = || Error::internal("io error");
         let report = Report::install().unwrap();
         tracing::error!(path = "/x", "failed to mount");
         tracing::debug!("noise");
@@ -169,14 +170,14 @@ mod tests {
             file: report.file.try_clone().unwrap(),
         };
         assert_eq!(
-            copy.explain("io error").to_string(),
+            copy.explain(general()).to_string(),
             "failed to mount, path: \"/x\" (io error)"
         );
         let copy = Report {
             file: report.file.try_clone().unwrap(),
         };
         say(&writer, &Error::invalid("no such\ndirectory"));
-        let told = report.explain("io error");
+        let told = report.explain(general());
         assert_eq!(told.to_string(), "no such directory");
         assert!(told.is_invalid());
         copy.file.set_len(0).unwrap();
@@ -185,7 +186,7 @@ mod tests {
         assert!(File::open("/no/such/file").is_err());
         tracing::error!("failed to mount Mount: syscall");
         assert_eq!(
-            copy.explain("io error").to_string(),
+            copy.explain(general()).to_string(),
             "failed to mount Mount: syscall: no such file or directory (io error)"
         );
     }

@@ -3,12 +3,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use crate::error::{Context, Error, Result};
-use crate::{path, sys};
+use crate::error::{Context, Error, Result, reason};
+use crate::place::{self, Root, Shape};
+use crate::{sys, tree};
 
 /// `DEVPTS_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const DEVPTS: u64 = 0x1cd1;
@@ -38,7 +40,7 @@ impl Terminal {
             Mode::empty(),
             ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
         )
-        .context(|| "open the container's /dev/pts/ptmx".to_owned())?;
+        .map_err(no_ptmx)?;
         check(master.as_fd(), |major, minor| major == 5 && minor == 2)?;
         rustix::pty::unlockpt(&master).context(|| "unlock the terminal".to_owned())?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -72,45 +74,36 @@ impl Terminal {
         Ok(())
     }
 
-    /// Binds it at the container's `/dev/console`.
+    /// Binds it at the container's `/dev/console`, or where a link there leads.
     pub(crate) fn console(&self) -> Result<()> {
-        let root = rustix::fs::open(
-            "/",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .context(|| "open the container's root".to_owned())?;
-        let file =
-            OFlags::CREATE | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let dev = path::open_plain(root.as_fd(), b"dev").context(|| "open /dev".to_owned())?;
-        // Only to have a mount point; one that exists (a device, from an earlier mount) is as good.
-        match rustix::fs::openat(
-            &dev,
-            "console",
-            file | OFlags::EXCL,
-            Mode::from_raw_mode(0o666),
-        ) {
-            Ok(_) | Err(rustix::io::Errno::EXIST) => {}
-            Err(e) => return Err(e).context(|| "make /dev/console".to_owned()),
-        }
-        let target = path::open_plain(root.as_fd(), b"dev/console")
-            .context(|| "open the container's /dev/console".to_owned())?;
-        let tree = rustix::mount::open_tree(
-            &self.slave,
-            "",
-            OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_EMPTY_PATH,
-        )
-        .context(|| "clone the terminal's mount".to_owned())?;
-        rustix::mount::move_mount(
-            &tree,
-            "",
-            &target,
-            "",
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
-        )
-        .context(|| "bind the terminal at /dev/console".to_owned())
+        const CONSOLE: &str = "/dev/console";
+        let root = Root::current()?;
+        let point = || {
+            let place = root.find(CONSOLE.as_bytes())?;
+            place::judge(CONSOLE, &place.path)?;
+            place.mount_point(&root, Shape::File)
+        };
+        let point =
+            point().map_err(|e| e.map(|m| format!("mount the terminal on {CONSOLE}: {m}")))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = rustix::mount::open_tree(&self.slave, "", flags)
+            .context(|| "clone the terminal's mount".to_owned())?;
+        tree::put(tree.as_fd(), point.as_fd())
+            .context(|| format!("mount the terminal on {CONSOLE}"))
+    }
+}
+
+/// Why no terminal can be opened.
+fn no_ptmx(error: Errno) -> Error {
+    let why = reason(&error.into());
+    match error {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Error::invalid(format!(
+            "a terminal needs a devpts file system at /dev/pts, and /dev/pts/ptmx cannot be opened ({why}): is it \
+             masked, or missing in the /dev that the pod mounts?"
+        )),
+        _ => Error::internal(format!("open the container's /dev/pts/ptmx: {why}")),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 use crate::mounts::{self, Propagation};
 use crate::options::Options;
 use crate::place::{self, Root, Shape};
-use crate::{path, sys};
+use crate::{path, process, sys};
 
 /// `PROC_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const PROCFS: u64 = 0x9fa0;
@@ -50,6 +50,9 @@ struct Wanted {
     kind: String,
     source: String,
     options: Options,
+    /// Nobody but the container and its pod has it (`own` in the `config.json`, which is no word of OCI's): what a link
+    /// or a device names may be made in it.
+    own: bool,
     opened: Option<Opened>,
 }
 
@@ -177,7 +180,7 @@ impl Tree {
             rustix::mount::unmount("/dev", UnmountFlags::DETACH)
                 .context(|| "detach the engine's /dev".to_owned())?;
         }
-        let shares = self.attach(&root)?;
+        let shares = self.attach(&mut root)?;
         for node in &self.nodes {
             node.make(&root)
                 .map_err(|e| e.map(|m| format!("device {}: {m}", node.path)))?;
@@ -197,22 +200,23 @@ impl Tree {
         Ok(shares)
     }
 
-    /// The engine's links in the container's own `/dev` give way to a mount that names one of them.
+    /// The engine's links in the container's own `/dev` give way to a mount or a device that names one of them.
     fn unlink_own(&self, dev: BorrowedFd<'_>) -> Result<()> {
-        for mount in &self.mounts {
-            let name = mount.destination.strip_prefix("/dev/");
+        let mounts = self.mounts.iter().map(|mount| &mount.destination);
+        for path in mounts.chain(self.nodes.iter().map(|node| &node.path)) {
+            let name = path.strip_prefix("/dev/");
             let Some(name) = name.and_then(|n| n.split('/').next()) else {
                 continue;
             };
             if rustix::fs::readlinkat(dev, name, Vec::new()).is_ok() {
                 rustix::fs::unlinkat(dev, name, rustix::fs::AtFlags::empty())
-                    .context(|| format!("make way for the mount on {}", mount.destination))?;
+                    .context(|| format!("make way for {path}"))?;
             }
         }
         Ok(())
     }
 
-    fn attach(&mut self, root: &Root) -> Result<Shares> {
+    fn attach(&mut self, root: &mut Root) -> Result<Shares> {
         // A path that leads nowhere yet is judged when its turn comes.
         let leads = |path: &str| match root.find(path.as_bytes()) {
             Ok(place) => place.path,
@@ -261,12 +265,7 @@ impl Tree {
             Ok(_) => Ok(()),
             // A network file system may refuse root: it is entered as the user.
             Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
-            Err(e) => Err(e).context(|| {
-                format!(
-                    "make working directory {:?}",
-                    String::from_utf8_lossy(&self.cwd)
-                )
-            }),
+            Err(e) => Err(process::no_cwd(&self.cwd, &e)),
         }
     }
 }
@@ -314,6 +313,7 @@ impl Wanted {
             source: text(mount, "source").to_owned(),
             destination,
             options,
+            own: mount.get("own").and_then(Value::as_bool) == Some(true),
             opened: None,
         })
     }
@@ -372,10 +372,8 @@ impl Wanted {
         }
     }
 
-    fn attach(self, root: &Root, taken: &mut Vec<Vec<u8>>, shares: &mut Shares) -> Result<()> {
-        let place = root
-            .find(self.destination.as_bytes())
-            .map_err(|e| place::told(&e))?;
+    fn attach(self, root: &mut Root, taken: &mut Vec<Vec<u8>>, shares: &mut Shares) -> Result<()> {
+        let place = root.find(self.destination.as_bytes())?;
         place::judge(&self.destination, &place.path)?;
         let procfs = self.kind == "proc" || self.opened.as_ref().is_some_and(|o| o.procfs);
         place::judge_proc(&place.path, procfs)?;
@@ -402,6 +400,9 @@ impl Wanted {
             None => (file_system(&self.kind, &self.source, &self.options)?, None),
         };
         put(tree.as_fd(), point.as_fd()).context(|| "attach it".to_owned())?;
+        if self.own {
+            root.add(&tree).context(|| "stat it".to_owned())?;
+        }
         shares
             .private
             .push(path::mount_id(&tree).context(|| "stat it".to_owned())?);
@@ -470,9 +471,7 @@ impl Node {
     }
 
     fn make(&self, root: &Root) -> Result<()> {
-        let place = root
-            .find(self.path.as_bytes())
-            .map_err(|e| place::told(&e))?;
+        let place = root.find(self.path.as_bytes())?;
         place::judge(&self.path, &place.path)?;
         let Some((dir, name)) = place.node(root, self.kind, self.device, self.mode)? else {
             return Ok(());

@@ -32,6 +32,7 @@ impl Case {
         mounts(random, &mut container);
         devices(random, &mut container);
         security(random, &mut pod, &mut container);
+        leave_shared_mounts_alone(&mut container);
         Self {
             number,
             pod,
@@ -418,6 +419,27 @@ fn paths(random: &mut Random, context: &mut LinuxContainerSecurityContext) {
     context
         .readonly_paths
         .extend(random.some(10, &text(&["/tmp", "/etc/passwd", "/absent", "/alias"])));
+}
+
+/// With runc what is mounted in a Bidirectional volume, and what masks it, goes through it to the host and to every other
+/// mount of the same source; on Berth it stays where it is (ADR 15).
+fn leave_shared_mounts_alone(config: &mut ContainerConfig) {
+    let shared: Vec<String> = config
+        .mounts
+        .iter()
+        .filter(|mount| mount.propagation() == MountPropagation::PropagationBidirectional)
+        .map(|mount| format!("{}/", mount.container_path.trim_end_matches('/')))
+        .collect();
+    let is_in = |path: &str| shared.iter().any(|top| path.starts_with(top));
+    config.mounts.retain(|mount| !is_in(&mount.container_path));
+    let context = config
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut());
+    if let Some(context) = context.filter(|_| !shared.is_empty()) {
+        let kernel = |path: &String| path.starts_with("/proc/") || path.starts_with("/sys/");
+        context.masked_paths.retain(kernel);
+    }
 }
 
 #[cfg(test)]

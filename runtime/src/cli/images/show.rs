@@ -1,11 +1,19 @@
 //! Tables.
 
-use crate::admin::api::{DiskUse, ImageSummary, Share};
+use crate::admin::api::{DiskUse, ImageSummary, Loaded, Share};
 
 /// The best name of an image.
 pub(super) fn name(image: &ImageSummary) -> &str {
     let name = image.tags.first().or(image.digests.first());
     name.unwrap_or(&image.id)
+}
+
+/// The names that an archive gave an image; one without a name goes by its id.
+pub(super) fn loaded(image: &Loaded) -> String {
+    match image.names.is_empty() {
+        true => image.summary.id.clone(),
+        false => image.names.join(", "),
+    }
 }
 
 /// Columns as wide as their widest cell; the last one is not padded.
@@ -108,9 +116,8 @@ mod tests {
         assert_eq!(bytes(70 << 40), "70 TiB");
     }
 
-    #[test]
-    fn the_table_has_a_line_for_each_name() {
-        let image = ImageSummary {
+    fn an_image() -> ImageSummary {
+        ImageSummary {
             id: format!("sha256:{}", "a".repeat(64)),
             tags: vec!["docker.io/library/x:1".into(), "r/y:22".into()],
             digests: vec!["docker.io/library/x@sha256:1".into()],
@@ -119,7 +126,25 @@ mod tests {
             disk: 20_000,
             pulled_at: 0,
             in_use: true,
+        }
+    }
+
+    #[test]
+    fn what_was_loaded_goes_by_the_names_of_the_archive() {
+        let told = |names: &[&str]| {
+            loaded(&Loaded {
+                summary: an_image(),
+                names: names.iter().map(ToString::to_string).collect(),
+            })
         };
+        assert_eq!(told(&["z:1"]), "z:1");
+        assert_eq!(told(&["z:1", "z:2"]), "z:1, z:2");
+        assert_eq!(told(&[]), an_image().id);
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_name() {
+        let image = an_image();
         let other = ImageSummary {
             tags: Vec::new(),
             pinned: false,

@@ -185,8 +185,15 @@ fn sysctls(
             return Err(at.invalid(format!("{key:?} is not the name of a kernel parameter")));
         }
         let of_ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+        if name == "kernel.hostname" {
+            let text = format!("{key:?} is the field \"hostname\" of the pod: set that");
+            return Err(at.invalid(text));
+        }
         let namespace = if name.starts_with("net.") {
             (namespaces.network, "network")
+        } else if name == "kernel.domainname" {
+            // A pod has a host name of its own where it has a network of its own.
+            (namespaces.network, "UTS")
         } else if of_ipc.iter().any(|prefix| name.starts_with(prefix)) {
             (namespaces.ipc, "IPC")
         } else {

@@ -385,6 +385,32 @@ fn sysctls_get_dotted_names() {
 }
 
 #[test]
+fn the_domain_name_is_the_pods_where_the_host_name_is() {
+    let asked = |key: &str, network: v1::NamespaceMode| {
+        let text = format!("linux {{ sysctls {{ key: '{key}' value: 'example.org' }} }}");
+        let mut config: v1::PodSandboxConfig = parse("PodSandboxConfig", &text);
+        config.metadata = kubelet_pod().metadata;
+        let security = config
+            .linux
+            .as_mut()
+            .unwrap()
+            .security_context
+            .insert(v1::LinuxSandboxSecurityContext::default());
+        security.namespace_options.get_or_insert_default().network = network.into();
+        pod_spec(config).map(|spec| spec.sysctls)
+    };
+    let (own, host) = (v1::NamespaceMode::Pod, v1::NamespaceMode::Node);
+    assert_eq!(
+        asked("kernel/domainname", own).unwrap()["kernel.domainname"],
+        "example.org"
+    );
+    let told = asked("kernel.domainname", host).unwrap_err().to_string();
+    assert!(told.contains("UTS namespace of the node"), "{told}");
+    let told = asked("kernel.hostname", own).unwrap_err().to_string();
+    assert!(told.contains("\"hostname\""), "{told}");
+}
+
+#[test]
 fn a_pod_comes_back_as_it_was_sent() {
     let config = kubelet_pod();
     let status = PodStatus {

@@ -194,6 +194,156 @@ async fn blobs_beside_the_layers_are_passed_over_if_the_rest_is_the_image() {
     );
 }
 
+/// A blob that does not say what it is, beside layers that do.
+#[tokio::test]
+async fn blobs_without_a_type_are_layers_only_where_one_is_missing() {
+    let (rig, fake) = (Rig::new(), Fake::http().await);
+    let made = with_blobs(&three_layers(), &[]);
+    let blob = b"no layer".to_vec();
+    let with_untyped = |kind: Option<Value>, first: bool| {
+        let mut other = made.clone();
+        let mut manifest: Value = serde_json::from_slice(&other.manifest).unwrap();
+        let mut untyped = fake::descriptor("", &blob);
+        match kind {
+            Some(kind) => untyped["mediaType"] = kind,
+            None => drop(untyped.as_object_mut().unwrap().remove("mediaType")),
+        }
+        let layers = manifest["layers"].as_array_mut().unwrap();
+        let place = if first { 0 } else { layers.len() };
+        layers.insert(place, untyped);
+        other.manifest = manifest.to_string().into_bytes();
+        other
+    };
+    for (tag, kind, first) in [
+        ("null", Some(Value::Null), true),
+        ("empty", Some(json!("")), false),
+        ("missing", None, true),
+    ] {
+        fake.put_image("x", tag, &with_untyped(kind, first));
+        let name = fake.name(&format!("x:{tag}"));
+        let pulled = rig.pull(&name).await;
+        assert_eq!(pulled.unwrap_or_else(|e| panic!("{tag}: {e}")), made.id);
+        let image = rig.manager.find(&name).unwrap().unwrap();
+        assert_eq!(image.chain.len(), 3, "{tag}");
+    }
+    // All of them without a type: layers, as in archives.
+    let mut manifest: Value = serde_json::from_slice(&made.manifest).unwrap();
+    for layer in manifest["layers"].as_array_mut().unwrap() {
+        layer["mediaType"] = Value::Null;
+    }
+    let mut untyped = made.clone();
+    untyped.manifest = manifest.to_string().into_bytes();
+    fake.put_image("x", "all", &untyped);
+    assert_eq!(rig.pull(&fake.name("x:all")).await.unwrap(), made.id);
+}
+
+/// What the entry of an index says of a machine counts, and of an image that was asked for by its own name nothing does.
+#[tokio::test]
+async fn another_architecture_in_a_configuration_is_told_and_believed_only_where_nobody_else_says()
+{
+    let (rig, fake) = (Rig::new(), Fake::http().await);
+    let of = |platform: &str| {
+        let config = format!(r#"{{{platform},"rootfs":{{"diff_ids":IDS}}}}"#);
+        written(&one_layer("x"), config.as_bytes(), PLAIN_MANIFEST)
+    };
+    let other = of(r#""os":"linux","architecture":"s390x","variant":"z15""#);
+    let windows = of(r#""os":"windows","architecture":"amd64""#);
+    let hostile = of(r#""os":"linux","architecture":"a\nb""#);
+    for (tag, made, taken) in [
+        ("other", &other, true),
+        ("windows", &windows, false),
+        ("hostile", &hostile, false),
+    ] {
+        let digest = fake.put_image("x", tag, made);
+        for name in [
+            fake.name(&format!("x:{tag}")),
+            fake.name(&format!("x@{digest}")),
+        ] {
+            match rig.pull(&name).await {
+                Ok(id) => assert!(taken && id == made.id, "{tag}"),
+                Err(error) => {
+                    let text = crate::model::chain(&error);
+                    assert!(
+                        !taken && text.contains("does not run on this machine"),
+                        "{text}"
+                    );
+                }
+            }
+        }
+        // An index that says so is believed, whatever it is.
+        let index = index_of(&made.manifest);
+        fake.put_manifest("x", "index", fake::INDEX, &index);
+        assert_eq!(rig.pull(&fake.name("x:index")).await.unwrap(), made.id);
+        let nested =
+            json!({"schemaVersion": 2, "manifests": [fake::descriptor(fake::INDEX, &index)]});
+        fake.put_manifest("x", "nested", fake::INDEX, nested.to_string().as_bytes());
+        assert_eq!(rig.pull(&fake.name("x:nested")).await.unwrap(), made.id);
+        // One that does not say leaves it to the image.
+        let unsaid =
+            json!({"schemaVersion": 2, "manifests": [entry(made, &json!({"platform": {}}))]});
+        fake.put_manifest("x", "unsaid", fake::INDEX, unsaid.to_string().as_bytes());
+        let text = crate::model::chain(&rig.pull(&fake.name("x:unsaid")).await.unwrap_err());
+        assert!(text.contains("does not run on this machine"), "{text}");
+    }
+    let platform = |rig: &Rig| {
+        let image = rig.manager.find(&other.id.to_string()).unwrap();
+        image.unwrap().platform
+    };
+    assert_eq!(platform(&rig), "linux/s390x/z15");
+    assert_eq!(platform(&rig.reopen()), "linux/s390x/z15");
+    // So in archives.
+    let rig = Rig::new();
+    let here = json!({"platform": {"os": "linux", "architecture": here()}});
+    let archive = layout(&[&other], vec![entry(&other, &here)]);
+    let loaded = rig.manager.load(Cursor::new(archive)).await.unwrap();
+    assert_eq!(loaded[0].id, other.id);
+    let archive = layout(&[&other], vec![entry(&other, &json!({}))]);
+    let error = Rig::new()
+        .manager
+        .load(Cursor::new(archive))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("does not run on this machine"),
+        "{error}"
+    );
+}
+
+fn here() -> &'static str {
+    match std::env::consts::ARCH {
+        "aarch64" => "arm64",
+        _ => "amd64",
+    }
+}
+
+/// Docker's types and OCI's are two names of one kind.
+#[tokio::test]
+async fn manifests_are_served_by_either_name_of_their_kind() {
+    let (rig, fake) = (Rig::new(), Fake::http().await);
+    let made = one_layer("x");
+    let docker = "application/vnd.docker.distribution.manifest.v2+json";
+    let list = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let text = String::from_utf8(made.manifest.clone()).unwrap();
+    assert!(text.contains(fake::MANIFEST), "{text}");
+    let other = text.replace(fake::MANIFEST, docker);
+    fake.put_image("x", "blobs", &made);
+    for (tag, kind, bytes) in [
+        ("a", docker, text.as_bytes()),
+        ("b", fake::MANIFEST, other.as_bytes()),
+    ] {
+        fake.put_manifest("x", tag, kind, bytes);
+        let pulled = rig.pull(&fake.name(&format!("x:{tag}"))).await;
+        assert_eq!(pulled.unwrap_or_else(|e| panic!("{tag}: {e}")), made.id);
+        fake.put_manifest("x", "index", list, &index_of(bytes));
+        assert_eq!(rig.pull(&fake.name("x:index")).await.unwrap(), made.id);
+        for wrong in [fake::INDEX, list] {
+            fake.put_manifest("y", "wrong", wrong, bytes);
+            let error = rig.pull(&fake.name("y:wrong")).await.unwrap_err();
+            assert!(error.to_string().contains("ambiguous"), "{error}");
+        }
+    }
+}
+
 /// What cosign and buildx put beside an image: an image by its configuration, of blobs that are no layers.
 fn signature() -> Made {
     let blob = b"{\"critical\":{}}".to_vec();
@@ -286,11 +436,19 @@ async fn an_archive_with_signatures_and_attestations_gives_its_image() {
             entry(&foreign, &json!({"mediaType": "application/x-other"})),
             entry(&image, &name),
         ],
+        vec![
+            json!(5),
+            Value::Null,
+            json!("x"),
+            json!({}),
+            entry(&image, &json!({"digest": ""})),
+            entry(
+                &image,
+                &json!({"digest": format!("sha512:{}", "a".repeat(128))}),
+            ),
+            entry(&image, &name),
+        ],
     ] {
-        let entries: Vec<_> = entries
-            .into_iter()
-            .filter(|entry| entry != &json!({}))
-            .collect();
         let archive = layout(&[&image, &signature, &foreign], entries);
         let loaded = rig.manager.load(Cursor::new(archive)).await.unwrap();
         assert_eq!(loaded.len(), 1);
@@ -313,6 +471,7 @@ async fn an_archive_with_signatures_and_attestations_gives_its_image() {
             )],
             "no images for this machine",
         ),
+        (vec![json!({})], "an entry of index.json names no document"),
     ] {
         let archive = layout(&[&signature, &foreign], entries);
         let error = rig.manager.load(Cursor::new(archive)).await.unwrap_err();

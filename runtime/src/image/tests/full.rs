@@ -194,6 +194,7 @@ fn the_index_goes_on_after_a_write_that_failed() {
         blobs: Vec::new(),
         pinned: false,
         created_at: 1,
+        platform: String::new(),
     };
     let index = rig.storage.index();
     index.put(record(1, 10)).unwrap();

@@ -4,12 +4,17 @@
 //! A look is cheap while nobody changes anything: the generation of the rules, the bridge with its addresses, and
 //! a few sysctls. Rules are read only when their generation is another one, the ports of the bridge every
 //! [`WHOLE`] looks.
+//!
+//! What others put there is taken away again: a firewall that loads what it saved brings back host ports of pods that
+//! are gone, and they would keep new pods out.
 
 use std::path::Path;
 use std::sync::PoisonError;
 
 use super::lease::Lease;
-use super::{Builtin, Subnet, host_interface, links};
+use super::rules::Stranger;
+use super::{Builtin, SETTLE, Subnet, host_interface, links};
+use crate::id::PodId;
 use crate::network::Error;
 use crate::network::netlink::Netlink;
 use crate::sys::netns;
@@ -30,7 +35,7 @@ pub(super) struct Seen {
 impl Builtin {
     /// Looks, and puts back what is missing; says what that was. Without a pod there is nothing to be there.
     pub(in crate::network) fn mend(&self) -> Result<Vec<String>, Error> {
-        let Some(subnet) = self.subnet.filter(|_| self.leases.any()) else {
+        let Some(subnet) = self.subnet else {
             return Ok(Vec::new());
         };
         let mut netlink = Netlink::route()?;
@@ -42,26 +47,83 @@ impl Builtin {
         if self.missing(&mut netlink, subnet, whole)?.is_empty() {
             return Ok(Vec::new());
         }
-        // What a pod is just being given, or has just given back, is not missing.
+        self.put_right(&mut netlink, subnet)
+    }
+
+    /// Puts back what is missing and takes away what is left over, and says so in the log. In a moment in which no pod
+    /// is on the move: what one is just being given, or has just given back, is neither.
+    pub(super) fn put_right(
+        &self,
+        netlink: &mut Netlink,
+        subnet: Subnet,
+    ) -> Result<Vec<String>, Error> {
+        let mended = self.put_right_quietly(netlink, subnet)?;
+        if !mended.is_empty() {
+            tracing::warn!(
+                missing = mended.join(", "),
+                "somebody took away what the built-in network needs: it was put back"
+            );
+        }
+        Ok(mended)
+    }
+
+    fn put_right_quietly(
+        &self,
+        netlink: &mut Netlink,
+        subnet: Subnet,
+    ) -> Result<Vec<String>, Error> {
         let _quiet = self.moving.write().unwrap_or_else(PoisonError::into_inner);
         let _serial = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let leases = self.leases.all();
+        let mut done = self.sweep(netlink, &leases)?;
         if !leases.iter().any(lives) {
-            return Ok(Vec::new());
+            return Ok(done);
         }
-        let missing = self.missing(&mut netlink, subnet, true)?;
+        let mut missing = self.missing(netlink, subnet, true)?;
+        done.extend(missing.iter().cloned());
+        for _ in 0..SETTLE {
+            if missing.is_empty() {
+                return Ok(done);
+            }
+            match self.put_back(netlink, subnet, &leases) {
+                Err(error) if !error.is_disturbance() => return Err(error),
+                // Taken away meanwhile is seen by the next look.
+                _ => missing = self.missing(netlink, subnet, true)?,
+            }
+        }
         if missing.is_empty() {
-            return Ok(missing);
-        }
-        self.put_back(&mut netlink, subnet, &leases)?;
-        let still = self.missing(&mut netlink, subnet, true)?;
-        if still.is_empty() {
-            return Ok(missing);
+            return Ok(done);
         }
         Err(Error::NotReady(format!(
             "the built-in network misses {}, also after it was put back: find out who takes it away",
-            still.join(", ")
+            missing.join(", ")
         )))
+    }
+
+    /// Takes away host ports of pods that are gone.
+    pub(super) fn sweep(
+        &self,
+        netlink: &mut Netlink,
+        leases: &[Lease],
+    ) -> Result<Vec<String>, Error> {
+        let stale = self.stale(netlink, self.rules.compare(leases)?.strangers)?;
+        self.rules.evict(&stale)?;
+        Ok(told(&stale).into_iter().collect())
+    }
+
+    /// Those of these host ports whose pod has no link any more: one that has is not gone, whoever lost its lease.
+    fn stale(
+        &self,
+        netlink: &mut Netlink,
+        mut strangers: Vec<Stranger>,
+    ) -> Result<Vec<Stranger>, Error> {
+        if strangers.is_empty() {
+            return Ok(strangers);
+        }
+        let links = links::ports(netlink)?;
+        let lives = |pod: PodId| links.contains_key(&host_interface(&pod));
+        strangers.retain(|one| !one.pod().parse().is_ok_and(lives));
+        Ok(strangers)
     }
 
     fn put_back(
@@ -71,7 +133,7 @@ impl Builtin {
         leases: &[Lease],
     ) -> Result<(), Error> {
         let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet)?;
-        if self.rules.missing(leases)?.is_some() {
+        if self.rules.compare(leases)?.missing.is_some() {
             self.rules.rebuild(subnet, leases)?;
         }
         self.enable_forwarding()?;
@@ -98,38 +160,27 @@ impl Builtin {
         subnet: Subnet,
         whole: bool,
     ) -> Result<Vec<String>, Error> {
-        let name = &self.rules.bridge;
+        let leases = self.leases.all();
         let mut missing = Vec::new();
-        let bridge = links::find_bridge(netlink, name)?;
-        match bridge {
-            None => missing.push(format!("bridge {name:?}")),
-            Some(bridge) => {
-                if !bridge.up {
-                    missing.push(format!("bridge {name:?} being up"));
-                }
-                let gateway = subnet.gateway();
-                if !links::addresses(netlink, bridge.index)?.contains(&gateway) {
-                    missing.push(format!("address {gateway} of bridge {name:?}"));
-                }
-                let localnet = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
-                for sysctl in [FORWARDING, &forwarding_of(name), &localnet] {
-                    if switched_off(sysctl) {
-                        missing.push(format!("{sysctl} = 1"));
-                    }
-                }
-            }
+        let mut bridge = None;
+        if !leases.is_empty() {
+            bridge = links::find_bridge(netlink, &self.rules.bridge)?;
+            missing.extend(self.missing_of_bridge(netlink, subnet, bridge)?);
         }
         // Read before the rules: what changes meanwhile is another generation.
         let generation = self.rules.generation()?;
         if whole || self.seen_generation() != Some(generation) {
-            let gone = self.rules.missing(&self.leases.all())?;
+            let found = self.rules.compare(&leases)?;
+            let gone = found.missing.filter(|_| !leases.is_empty());
+            let stale = self.stale(netlink, found.strangers)?;
+            let right = gone.is_none() && stale.is_empty();
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.generation = gone.is_none().then_some(generation);
-            missing.extend(gone);
+            seen.generation = right.then_some(generation);
+            missing.extend(gone.into_iter().chain(told(&stale)));
         }
         if let Some(bridge) = bridge.filter(|_| whole) {
             let ports = links::ports(netlink)?;
-            let loose = self.leases.all().into_iter().filter(|lease| {
+            let loose = leases.into_iter().filter(|lease| {
                 ports
                     .get(&host_interface(&lease.pod))
                     .is_some_and(|port| !port.serves(bridge))
@@ -140,10 +191,46 @@ impl Builtin {
         Ok(missing)
     }
 
+    fn missing_of_bridge(
+        &self,
+        netlink: &mut Netlink,
+        subnet: Subnet,
+        bridge: Option<links::Bridge>,
+    ) -> Result<Vec<String>, Error> {
+        let name = &self.rules.bridge;
+        let Some(bridge) = bridge else {
+            return Ok(vec![format!("bridge {name:?}")]);
+        };
+        let mut missing = Vec::new();
+        if !bridge.up {
+            missing.push(format!("bridge {name:?} being up"));
+        }
+        let gateway = subnet.gateway();
+        if !links::addresses(netlink, bridge.index)?.contains(&gateway) {
+            missing.push(format!("address {gateway} of bridge {name:?}"));
+        }
+        let localnet = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
+        for sysctl in [FORWARDING, &forwarding_of(name), &localnet] {
+            if switched_off(sysctl) {
+                missing.push(format!("{sysctl} = 1"));
+            }
+        }
+        Ok(missing)
+    }
+
     fn seen_generation(&self) -> Option<u32> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.generation
     }
+}
+
+/// Host ports that are left over, in words.
+fn told(stale: &[Stranger]) -> Option<String> {
+    let first = stale.first()?.pod();
+    let count = stale.len();
+    Some(format!(
+        "the end of {count} host ports of pods that are gone, {first:?} the first of them"
+    ))
 }
 
 /// Whether the pod of a lease has a network namespace: after a reboot it has none until it is removed.

@@ -6,9 +6,12 @@
 //! id in its comment. There is no accept rule for forwarded packets: an accept in one table does
 //! not overrule a drop in another, and with nobody else dropping there is nothing to accept.
 
+mod look;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use self::look::Claim;
 use super::Subnet;
 use super::lease::Lease;
 use crate::id::PodId;
@@ -16,9 +19,11 @@ use crate::model::{PortMapping, Protocol};
 use crate::network::Error;
 use crate::network::netlink::{NetfilterPool, Netlink, NetlinkError};
 use crate::network::nftables::{
-    Batch, Element, Expression as E, Field, Hook, Meta, R0, R1, R2, Verdict, chunks,
-    dropping_forward, elements, find_elements, generation, interface_name, rules, table_exists,
+    Batch, Element, Expression as E, Field, Hook, Meta, R0, R1, R2, Verdict, chunks, find_elements,
+    interface_name,
 };
+
+pub(super) use self::look::Stranger;
 
 /// Ports on every address of the host: protocol, port to address, port.
 const PORTS: &str = "hostports";
@@ -158,12 +163,6 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Whether the table is there: a `nft flush ruleset` by somebody else takes it away.
-    pub(super) fn exist(&self) -> Result<bool, NetlinkError> {
-        self.sockets
-            .with(|netlink| table_exists(netlink, &self.table))
-    }
-
     /// Makes the table anew in one transaction, with the host ports of these leases. Connections
     /// that exist go on.
     pub(super) fn rebuild(&self, subnet: Subnet, leases: &[Lease]) -> Result<(), Error> {
@@ -319,23 +318,24 @@ impl Rules {
     pub(super) fn withdraw(&self, pod: &PodId, ports: &[HostPort]) -> Result<(), Error> {
         Ok(self.sockets.with(|netlink| {
             for (map, elements) in by_map(pod, Ipv4Addr::UNSPECIFIED, ports) {
-                self.withdraw_from(netlink, map, pod, &elements)?;
+                self.take_out(netlink, map, &elements, |one| one.comment == pod.as_str())?;
             }
             Ok::<_, NetlinkError>(())
         })?)
     }
 
-    fn withdraw_from(
+    /// Removes what is in a map under the keys of these elements and is `meant`.
+    fn take_out(
         &self,
         netlink: &mut Netlink,
         map: &str,
-        pod: &PodId,
         elements: &[Element],
+        meant: impl Fn(&Element) -> bool,
     ) -> Result<(), NetlinkError> {
         let mut attempts = 0..WITHDRAW_ATTEMPTS;
         loop {
             let mut found = self.there(netlink, map, elements)?;
-            found.retain(|element| element.comment == pod.as_str());
+            found.retain(&meant);
             let done = chunks(&found).try_for_each(|some| {
                 let mut batch = Batch::new(&self.table);
                 batch.delete_elements(map, some);
@@ -347,74 +347,6 @@ impl Rules {
                 other => return other,
             }
         }
-    }
-
-    /// Whether nobody's ports are in the table.
-    pub(super) fn is_empty(&self) -> Result<bool, NetlinkError> {
-        self.sockets.with(|netlink| {
-            for map in [PORTS, ADDRESS_PORTS] {
-                if !elements(netlink, &self.table, map)?.is_empty() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-    }
-
-    /// What has changed when anybody changed any rule.
-    pub(super) fn generation(&self) -> Result<u32, NetlinkError> {
-        self.sockets.with(generation)
-    }
-
-    /// What is missing of the table, with the ports of these leases; `None`: nothing.
-    pub(super) fn missing(&self, leases: &[Lease]) -> Result<Option<String>, NetlinkError> {
-        let table = &self.table;
-        let (there, held) = self.sockets.with(|netlink| {
-            let there = rules(netlink, table)?;
-            let mut held = BTreeSet::new();
-            for map in [PORTS, ADDRESS_PORTS] {
-                let elements = elements(netlink, table, map)?;
-                held.extend(elements.into_iter().map(|element| (map, element.key)));
-            }
-            Ok::<_, NetlinkError>((there, held))
-        })?;
-        for (chain, wanted) in CHAINS {
-            let count = there.get(chain).copied().unwrap_or_default();
-            if count < wanted {
-                let gone = wanted - count;
-                return Ok(Some(format!(
-                    "{gone} of {wanted} rules of chain {chain:?} in nftables table {table:?}"
-                )));
-            }
-        }
-        for (map, mut wanted) in published(leases) {
-            // By key alone: which of two leases that claim a port has it, the kernel has decided.
-            wanted.retain(|element| !held.contains(&(map, element.key.clone())));
-            let there = self
-                .sockets
-                .with(|netlink| self.there(netlink, map, &wanted))?;
-            let there: BTreeSet<_> = there.into_iter().map(|element| element.key).collect();
-            if let Some(gone) = wanted.iter().find(|element| !there.contains(&element.key)) {
-                let pod = &gone.comment;
-                return Ok(Some(format!(
-                    "a host port of pod {pod} in map {map:?} of nftables table {table:?}"
-                )));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Removes the table, if there is one.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        let mut batch = Batch::new(&self.table);
-        batch.add_table().delete_table();
-        Ok(self.sockets.with(|netlink| batch.commit(netlink))?)
-    }
-
-    /// Other tables that may drop what pods send to the world.
-    pub(super) fn obstacles(&self) -> Result<Vec<String>, NetlinkError> {
-        self.sockets
-            .with(|netlink| dropping_forward(netlink, &self.table))
     }
 }
 
@@ -437,19 +369,27 @@ fn by_map(
 fn published(leases: &[Lease]) -> BTreeMap<&'static str, Vec<Element>> {
     let mut all: BTreeMap<_, Vec<Element>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for lease in leases {
-        for port in lease
-            .ports
-            .iter()
-            .filter_map(|p| HostPort::new(p).ok().flatten())
-        {
-            let element = port.element(&lease.pod, lease.address);
-            if seen.insert(element.key.clone()) {
-                all.entry(port.map()).or_default().push(element);
-            }
+    for (map, element) in of_leases(leases) {
+        if seen.insert(element.key.clone()) {
+            all.entry(map).or_default().push(element);
         }
     }
     all
+}
+
+/// What these leases may have, also where two of them claim one port.
+fn claimed(leases: &[Lease]) -> BTreeSet<Claim> {
+    of_leases(leases)
+        .map(|(map, element)| (map, element.key, element.comment))
+        .collect()
+}
+
+fn of_leases(leases: &[Lease]) -> impl Iterator<Item = (&'static str, Element)> {
+    leases.iter().flat_map(|lease| {
+        let ports = lease.ports.iter();
+        let checked = ports.filter_map(|port| HostPort::new(port).ok().flatten());
+        checked.map(|port| (port.map(), port.element(&lease.pod, lease.address)))
+    })
 }
 
 /// Host ports, for packets to an address of this machine only: traffic to other machines that

@@ -87,6 +87,24 @@ fn a_secret_is_bound_to_its_host() {
     assert!(used("r.io", &mirror) && used("", &mirror));
 }
 
+/// Where all are good still, the one goes that would go first: a host behind a redirect is shown what is kept, and nothing
+/// else.
+#[test]
+fn there_is_always_room_for_another_token() {
+    let tokens = Tokens::default();
+    let key = |n: usize| TokenKey {
+        origin: n.to_string(),
+        scope: String::new(),
+        owner: [0; 32],
+    };
+    for n in 0..=MAX_TOKENS {
+        let life = Duration::from_secs(if n == 7 { 60 } else { 600 });
+        tokens.put(key(n), HeaderValue::from_static("x"), life);
+    }
+    assert!(tokens.get(&key(MAX_TOKENS)).is_some() && tokens.get(&key(0)).is_some());
+    assert!(tokens.get(&key(7)).is_none());
+}
+
 #[test]
 fn fingerprints_tell_secrets_apart() {
     let basic = |u: &str, p: &str| Secret::Basic(u.into(), p.into()).fingerprint();

@@ -128,7 +128,7 @@ fn times_and_purposes_are_those_of_the_certificate() {
         used(ExtendedKeyUsagePurpose::ClientAuth),
         Err(Unfit::Purpose)
     );
-    assert_eq!(facts(&|_| ()).key, "P-256");
+    assert_eq!(facts(&|_| ()).key, Key::Other("P-256"));
 }
 
 /// Made by OpenSSL: P-521, version 1 with a short key, RSASSA-PSS, Ed448 with a negative serial number, and an authority
@@ -138,7 +138,9 @@ fn odd_certificates_are_read() {
     let (odd, others) = bundle(include_bytes!("../tests/certificates/odd.pem")).unwrap();
     assert_eq!(others, [""; 0]);
     let facts = odd.iter().map(|der| Facts::of(der).unwrap());
-    let told: Vec<_> = facts.map(|facts| (facts.key, facts.authority)).collect();
+    let told: Vec<_> = facts
+        .map(|facts| (facts.key.to_string(), facts.authority))
+        .collect();
     let want = [
         ("P-521", true),
         ("RSA with 1024 bits", true),
@@ -147,6 +149,56 @@ fn odd_certificates_are_read() {
         ("P-256", false),
     ];
     assert_eq!(told, want.map(|(key, ca)| (key.to_owned(), ca)));
+}
+
+#[test]
+fn what_an_authority_may_do_is_read() {
+    let of = |change: &dyn Fn(&mut CertificateParams)| {
+        let (der, _) = made(|wanted| change(wanted));
+        (Facts::of(&der).unwrap(), der)
+    };
+    let (short, der) = of(&|wanted| wanted.is_ca = IsCa::Ca(BasicConstraints::Constrained(3)));
+    assert_eq!((short.authority, short.longest), (true, Some(3)));
+    assert!(short.is_its_own() && !short.is_beyond_go() && short.unknown().is_none());
+    // One bit, in the part that is signed, and no other right is touched.
+    let other = short.without_authority(&der).unwrap();
+    let differing = der.iter().zip(&other).filter(|(a, b)| a != b);
+    assert_eq!(differing.count(), 1);
+    assert_ne!(signed(&der), signed(&other));
+    let facts = Facts::of(&other).unwrap();
+    assert_eq!((facts.authority, facts.longest), (false, Some(3)));
+    assert_eq!(facts.without_authority(&other), None);
+    let (plain, der) = of(&|_| ());
+    assert_eq!((plain.longest, plain.without_authority(&der)), (None, None));
+    let custom = |id: &[u64], critical| {
+        let mut extension = rcgen::CustomExtension::from_oid_content(id, vec![5, 0]);
+        extension.set_criticality(critical);
+        let (facts, _) = of(&|wanted| wanted.custom_extensions = vec![extension.clone()]);
+        (facts.is_beyond_go(), facts.unknown())
+    };
+    assert_eq!(custom(&[1, 2, 840, 5], false), (false, None));
+    let odd = custom(&[1, 2, 840, 5], true);
+    assert_eq!(odd, (true, Some("1.2.840.5".to_owned())));
+    // Policies: Go knows them.
+    let policies = custom(&[2, 5, 29, 32], true);
+    assert_eq!(policies, (false, Some("2.5.29.32".to_owned())));
+}
+
+#[test]
+fn subjects_are_called_by_a_name_in_quotes() {
+    let called = |kind: rcgen::DnType, text: &str| {
+        let (der, _) = made(|wanted| {
+            wanted.distinguished_name = rcgen::DistinguishedName::new();
+            wanted.distinguished_name.push(kind, text);
+        });
+        name(&Facts::of(&der).unwrap().subject)
+    };
+    let common = || rcgen::DnType::CommonName;
+    assert_eq!(called(common(), "our CA"), "\"our CA\"");
+    assert_eq!(called(common(), "a\n\u{1b}"), r#""a\n\u{1b}""#);
+    assert_eq!(called(rcgen::DnType::OrganizationName, "o"), "\"o\"");
+    assert_eq!(called(rcgen::DnType::CountryName, "DE"), "without a name");
+    assert_eq!(name(&[0x31, 0x80]), "without a name");
 }
 
 #[test]

@@ -3,11 +3,12 @@ use proptest::prelude::*;
 use super::*;
 
 fn parsed(text: &str, registry: &str) -> Vec<Endpoint> {
-    parse(text, Path::new("/nonexistent"), registry).unwrap()
+    parse(text, Path::new("/nonexistent"), registry).unwrap().0
 }
 
 fn refusal(text: &str) -> String {
-    let (path, reason) = parse(text, Path::new("/nonexistent"), "r.io").unwrap_err();
+    let refused = parse(text, Path::new("/nonexistent"), "r.io").map(|_| ());
+    let (path, reason) = refused.unwrap_err();
     format!(
         "{}{reason}",
         path.map(|p| format!("{}: ", p.display()))
@@ -90,7 +91,21 @@ fn errors_name_the_place() {
             "[host.\"https://a\"]\ncapabilities = [\"fly\"]",
             "unknown variant `fly`",
         ),
-        ("skip_verfy = true", "unknown field `skip_verfy`"),
+        ("skip_verify = \"no\"", "line 1: skip_verify: "),
+        (
+            "ca = \"a\"\nCA = \"b\"",
+            "line 1: the key \"ca\" is there twice",
+        ),
+        ("host = 1", "\"host\" is not a table"),
+        (
+            "[host]\n\"https://a\" = 1",
+            "[host.\"https://a\"] is not a table",
+        ),
+        (
+            "\n[host.\"https://a\"]\nca = [1]",
+            "[host.\"https://a\"]: line 3: ca: ",
+        ),
+        ("dial_timeout = \"-1s\"", "is not a duration"),
         (
             "[host.\"https://a\"]\ndial_timeout = \"soon\"",
             "[host.\"https://a\"]: dial_timeout",
@@ -101,7 +116,8 @@ fn errors_name_the_place() {
         ("ca = 1", "a text or a list"),
         ("ca = \"missing.pem\"", "/nonexistent/missing.pem: "),
         ("[header]\n\"a b\" = \"x\"", "not a header name"),
-        ("proxy = \"socks5://x\"", "proxy is not"),
+        ("proxy = \"socks4://x\"", "proxy is of another kind"),
+        ("proxy = \"socks5://\"", "proxy names no host"),
         ("server = [", "TOML parse error"),
     ] {
         let said = refusal(text);
@@ -126,7 +142,7 @@ fn the_most_specific_directory_wins() {
     write("r.io_5000_", "under.io");
     assert_eq!(host("r.io:5000"), "under.io");
     assert_eq!(host("r.io"), "default.io");
-    std::fs::write(dir.path().join("_default/hosts.toml"), "x = 1").unwrap();
+    std::fs::write(dir.path().join("_default/hosts.toml"), "ca = 1").unwrap();
     let error = load(dir.path(), "r.io").unwrap_err().to_string();
     assert!(error.contains("_default/hosts.toml"), "{error}");
 }
@@ -150,7 +166,7 @@ fn client_certificates_come_in_every_notation_and_from_dockers_files() {
         "\"both.pem\"",
         "[[\"both.pem\", \"\"]]",
     ] {
-        let endpoints = parse(&format!("client = {notation}"), dir.path(), "r.io").unwrap();
+        let (endpoints, _) = parse(&format!("client = {notation}"), dir.path(), "r.io").unwrap();
         assert_eq!(endpoints[0].tls.identities.len(), 1, "{notation}");
     }
     let tls = docker_certs(dir.path()).unwrap();
@@ -169,7 +185,7 @@ fn a_certificate_that_is_none_is_named_before_anybody_is_asked() {
         "client = \"bad.pem\"",
         "[host.\"https://m\"]\nca = [\"bad.pem\"]",
     ] {
-        let (path, why) = parse(text, dir.path(), "r.io").unwrap_err();
+        let (path, why) = parse(text, dir.path(), "r.io").map(|_| ()).unwrap_err();
         assert_eq!(path, Some(dir.path().join("bad.pem")), "{text}");
         assert!(why.contains("PEM") && !why.contains("canary"), "{why}");
     }
@@ -195,6 +211,50 @@ fn capabilities_are_named_in_any_case() {
         let host = parsed(&text, "r.io").remove(0);
         assert_eq!((host.resolve, host.pull), (resolve, pull), "{text}");
     }
+}
+
+/// What such a key could have allowed is not allowed then.
+#[test]
+fn keys_are_read_in_any_case_and_unknown_ones_passed_over() {
+    let text = r#"
+Server = "https://up.io"
+skip_verfiy = true
+[HOST."https://m.io"]
+Capabilities = ["pull"]
+DIAL_TIMEOUT = "0s"
+Skip_Verify = true
+proxy = ""
+[host2."https://n.io"]
+[HOST."https://m.io".Header]
+X-One = "1"
+[HOST."https://m.io".rewrite."^a$"]
+b = [1, { c = 2 }]
+"#
+    .replace(
+        "rewrite = {}
+",
+        "",
+    );
+    let (all, unknown) = parse(&text, Path::new("/nonexistent"), "r.io").unwrap();
+    let bases: Vec<_> = all.iter().map(|e| e.base.as_str()).collect();
+    assert_eq!(bases, ["https://m.io/v2", "https://up.io/v2"]);
+    let tls = &all[0].tls;
+    assert!(tls.skip_verify && tls.proxy.is_none() && !all[0].resolve);
+    assert_eq!(tls.dial_timeout, Some(Duration::ZERO));
+    assert_eq!(all[0].headers["x-one"], "1");
+    assert!(!all[1].tls.skip_verify);
+    assert_eq!(
+        unknown,
+        [
+            "the key \"skip_verfiy\" of the file (line 3)",
+            "the key \"host2\" of the file (line 9)",
+            "the key \"rewrite\" of [host.\"https://m.io\"] (line 12)",
+        ]
+    );
+    let plain = "[host.\"https://m.io\"]\nrewrite = {}\nproxy = \" socks5://u:p@s \"";
+    let (all, unknown) = parse(plain, Path::new("/nonexistent"), "r.io").unwrap();
+    assert_eq!(unknown.len(), 1);
+    assert_eq!(all[0].tls.proxy.as_deref(), Some("socks5h://u:p@s:1080"));
 }
 
 #[test]
@@ -268,7 +328,7 @@ fn client_certificates_of_every_kind_are_read_or_refused_in_words() {
     let openssl = include_bytes!("../tests/certificates/openssl.pem");
     std::fs::write(dir.path().join("rsa.pem"), openssl).unwrap();
     let mixed = "client = [\"a.pem\", [\"c.pem\", \"k.pem\"], [\"a.pem\", \"\"], \"rsa.pem\"]";
-    let endpoints = parse(mixed, dir.path(), "r.io").unwrap();
+    let (endpoints, _) = parse(mixed, dir.path(), "r.io").unwrap();
     assert_eq!(endpoints[0].tls.identities.len(), 4);
     let locked = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
     for (text, want) in [
@@ -296,7 +356,8 @@ fn client_certificates_of_every_kind_are_read_or_refused_in_words() {
         ),
     ] {
         write("bad.pem", &text);
-        let (path, why) = parse("client = \"bad.pem\"", dir.path(), "r.io").unwrap_err();
+        let refused = parse("client = \"bad.pem\"", dir.path(), "r.io").map(|_| ());
+        let (path, why) = refused.unwrap_err();
         assert_eq!(path, Some(dir.path().join("bad.pem")));
         assert!(why.contains(want), "{want}: {why}");
     }
@@ -310,7 +371,11 @@ fn durations_are_gos() {
     assert_eq!(duration("1s5us"), Some(Duration::from_micros(1_000_005)));
     assert_eq!(duration("7\u{b5}s"), Some(Duration::from_micros(7)));
     assert_eq!(duration("5000000ns"), Some(Duration::from_millis(5)));
-    for bad in ["", "5", "s", "0s", "-1s", "1e9h", "1..2s"] {
+    for nothing in ["0", "0s", "+0", "0h0m0s"] {
+        assert_eq!(duration(nothing), Some(Duration::ZERO), "{nothing}");
+    }
+    assert_eq!(duration("+.5s"), Some(Duration::from_millis(500)));
+    for bad in ["", "+", "5", "s", "-1s", "-0s", "1e9h", "1..2s"] {
         assert_eq!(duration(bad), None, "{bad}");
     }
 }

@@ -126,17 +126,29 @@ fn artifacts_are_called_by_their_name() {
     }
 }
 
+/// Docker's and OCI's names are of one kind; a manifest that is called an index is none of either.
 #[test]
-fn a_type_inside_that_is_not_the_one_outside_is_ambiguous() {
+fn only_a_type_of_another_kind_is_ambiguous() {
     let text =
         |kind: &str, rest: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{kind}",{rest}}}"#);
     let manifest = format!(r#""config":{0},"layers":[{0}]"#, entry(""));
-    for (kinds, rest) in [(INDEXES, r#""manifests":[]"#), (MANIFESTS, &manifest)] {
-        for (inside, outside) in [(0, 1), (1, 0)] {
-            let text = text(kinds[inside], rest);
-            let said = parse(text.as_bytes(), Some(kinds[outside])).unwrap_err();
-            assert!(said.contains("the registry calls it"), "{said}");
-            assert!(parse(text.as_bytes(), Some(kinds[inside])).is_ok());
+    let index = r#""manifests":[]"#;
+    for (own, other, rest) in [(INDEXES, MANIFESTS, index), (MANIFESTS, INDEXES, &manifest)] {
+        for inside in own.iter().chain(&[""]) {
+            let text = text(inside, rest);
+            for outside in own.iter().chain(&["application/json", "text/plain"]) {
+                assert!(parse(text.as_bytes(), Some(outside)).is_ok(), "{outside}");
+            }
+            for outside in other {
+                let said = parse(text.as_bytes(), Some(outside)).unwrap_err();
+                assert!(said.contains("ambiguous"), "{said}");
+            }
+        }
+        for inside in other {
+            for outside in [None, Some(own[0]), Some(other[0])] {
+                let said = parse(text(inside, rest).as_bytes(), outside).unwrap_err();
+                assert!(said.contains("ambiguous"), "{said}");
+            }
         }
     }
 }
@@ -363,11 +375,26 @@ fn blobs_that_are_no_layers_stand_beside_them() {
         };
         assert_eq!(manifest.layers().len(), 2, "{beside}");
         assert_eq!(manifest.beside(), Some(beside));
+        // One that does not say is a layer only where one is missing.
+        for (wanted, there) in [(0, 2), (2, 2), (1, 1)] {
+            let mut counted = manifest.clone();
+            counted.count_layers(wanted);
+            assert_eq!(counted.layers().len(), there, "{wanted}");
+        }
         let Content::Artifact(said) = read(&[beside, beside]) else {
             panic!("{beside}");
         };
         assert!(said.contains("nothing in it to run"), "{said}");
     }
+    // In whatever place it stands, those remain that say that they are layers.
+    let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    let Content::Manifest(mut manifest) = read(&["", oci, "", docker, ""]) else {
+        panic!("it is a manifest");
+    };
+    manifest.count_layers(2);
+    let kinds = manifest.layers().iter();
+    let kinds: Vec<_> = kinds.map(|layer| layer.media_type().to_string()).collect();
+    assert_eq!(kinds, [oci, docker]);
     // What calls itself a layer is one, and an error where it cannot be unpacked.
     for layer in [
         "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",

@@ -9,13 +9,13 @@ use super::super::certificate::entries;
 use super::*;
 
 /// A certificate that issued itself.
-struct Own {
-    certificate: Certificate,
-    key: KeyPair,
+pub(super) struct Own {
+    pub(super) certificate: Certificate,
+    pub(super) key: KeyPair,
     wanted: CertificateParams,
 }
 
-fn own(
+pub(super) fn own(
     names: &[&str],
     algorithm: &'static SignatureAlgorithm,
     change: impl FnOnce(&mut CertificateParams),
@@ -32,7 +32,7 @@ fn own(
     }
 }
 
-fn authority(wanted: &mut CertificateParams) {
+pub(super) fn authority(wanted: &mut CertificateParams) {
     wanted.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
 }
 
@@ -44,8 +44,27 @@ impl Own {
         fake
     }
 
-    fn pem(&self) -> String {
+    pub(super) fn pem(&self) -> String {
         self.certificate.pem()
+    }
+
+    /// One with a key of its own that this one issues.
+    pub(super) fn issue_as(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Self {
+        let mut next = own(names, &rcgen::PKCS_ECDSA_P256_SHA256, change);
+        let issuer = Issuer::from_params(&self.wanted, &self.key);
+        next.certificate = next.wanted.signed_by(&next.key, &issuer).unwrap();
+        next
+    }
+
+    /// The same once more, as it should have been.
+    pub(super) fn again(&self, change: impl FnOnce(&mut CertificateParams)) -> Certificate {
+        let mut wanted = self.wanted.clone();
+        change(&mut wanted);
+        wanted.self_signed(&self.key).unwrap()
     }
 
     /// One that this one issues.
@@ -59,7 +78,7 @@ impl Own {
 }
 
 /// A pull from the fake by its address, with this `ca`.
-async fn pull(fake: &Fake, ca: &[u8]) -> Result<(), String> {
+pub(super) async fn pull(fake: &Fake, ca: &[u8]) -> Result<(), String> {
     pull_with(fake, "ca = \"ca.pem\"", ca).await
 }
 
@@ -71,7 +90,7 @@ async fn pull_with(fake: &Fake, text: &str, ca: &[u8]) -> Result<(), String> {
     got.map(drop).map_err(|error| error.to_string())
 }
 
-const HERE: &[&str] = &["127.0.0.1", "localhost", "registry.test"];
+pub(super) const HERE: &[&str] = &["127.0.0.1", "localhost", "registry.test"];
 
 /// `openssl req -x509 -newkey rsa:4096 -nodes -addext subjectAltName=…`, as the manuals have it.
 #[tokio::test]

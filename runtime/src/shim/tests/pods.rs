@@ -15,7 +15,7 @@ async fn a_pod_has_namespaces_and_a_pause_process() {
         ipc: pin("ipc"),
         uts: pin("uts"),
         hostname: "podhost".into(),
-        ipc_sysctls: Vec::new(),
+        sysctls: Vec::new(),
     };
     let worker = bench.launcher().pod(pod).await.unwrap();
     let own = fs::read_link("/proc/self/ns/net").unwrap();

@@ -149,6 +149,7 @@ impl Case {
             },
             source: "/srv/real".into(),
             propagation: SourcePropagation::Private,
+            own: false,
         };
         change(&mut mount);
         self.mounts.push(mount);

@@ -143,6 +143,36 @@ fn the_request_wins_over_the_image() {
 }
 
 #[test]
+fn a_name_in_the_request_may_have_a_group_behind_it() {
+    let named = |name: &str, gid| {
+        let request = UserRequest {
+            username: name.into(),
+            gid,
+            policy: GroupsPolicy::Strict,
+            ..UserRequest::default()
+        };
+        resolve_with(&request, "root:wheel").map(|user| (user.uid, user.gid))
+    };
+    assert_eq!(named("app:8", None), Ok((1000, 8)));
+    assert_eq!(named("1000:staff", None), named("app:staff", None));
+    assert_eq!(
+        named("app:staff", None),
+        image("app:staff").map(|user| (user.uid, user.gid))
+    );
+    assert_eq!(named("app:", None), named("app", None));
+    assert!(matches!(
+        named("app:nobodys", None),
+        Err(UserError::NoGroup(_))
+    ));
+    for (name, gid) in [("app:8", Some(9)), ("app:", Some(9)), ("app:8:9", None)] {
+        assert!(
+            matches!(named(name, gid), Err(UserError::Form(_))),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn contradictions_are_refused() {
     let both = UserRequest {
         uid: Some(1),

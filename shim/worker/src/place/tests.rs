@@ -60,7 +60,7 @@ fn loops_files_on_the_way_and_long_names_say_so() {
     symlink("loop", dir.path().join("loop")).unwrap();
     std::fs::write(dir.path().join("file"), "").unwrap();
     let root = root(dir.path());
-    let why = |path: &str| told(&root.find(path.as_bytes()).unwrap_err()).to_string();
+    let why = |path: &str| root.find(path.as_bytes()).unwrap_err().to_string();
     assert!(why("/loop/x").contains("circle"), "{}", why("/loop/x"));
     assert!(why("/file/x").contains("no directory"));
     assert!(why(&format!("/{}", "n".repeat(300))).contains("longer than"));
@@ -119,9 +119,66 @@ fn a_node_is_made_once_and_never_over_something_else() {
     };
     assert!(make("/deep/er/node").unwrap().is_some());
     assert!(make("/deep/er/node").unwrap().is_none());
-    let error = make("/file").unwrap_err().to_string();
-    assert!(error.contains("/file exists"), "{error}");
+    // What the image has there stays.
+    assert!(make("/file").unwrap().is_none());
     assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"keep");
     let mode = std::fs::metadata(dir.path().join("deep")).unwrap();
     assert_eq!(mode.permissions().mode() & 0o777, 0o755);
+}
+
+#[test]
+fn links_into_processes_are_not_followed() {
+    // The machine's own procfs: its root has plain links too.
+    let root = root(Path::new("/"));
+    assert!(leads(&root, "/proc/self/fd").starts_with("/proc/"));
+    for path in [
+        "/proc/self/exe",
+        "/proc/self/root/etc",
+        "/proc/thread-self/fd/0",
+    ] {
+        let error = root.find(path.as_bytes()).unwrap_err();
+        assert!(error.is_invalid(), "{error}");
+        assert!(
+            error.to_string().contains("a link into a process"),
+            "{error}"
+        );
+    }
+    let place = root.find(b"/proc/mounts").unwrap();
+    assert!(place.path.ends_with(b"/mounts"));
+}
+
+#[test]
+fn what_is_missing_is_made_only_where_it_is_the_containers_own() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("vol")).unwrap();
+    symlink("gone", dir.path().join("vol/link")).unwrap();
+    let mount = || {
+        let options = crate::options::Options::parse(std::iter::empty());
+        let tree = crate::tree::file_system("tmpfs", "tmpfs", &options).unwrap();
+        rustix::fs::symlinkat("gone", &tree, "link").unwrap();
+        let point = rustix::fs::open(dir.path().join("vol"), PLAIN, Mode::empty()).unwrap();
+        crate::tree::put(tree.as_fd(), point.as_fd()).unwrap();
+        tree
+    };
+    let unmount = || {
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        rustix::mount::unmount(dir.path().join("vol"), flags).unwrap();
+    };
+    let null = rustix::fs::makedev(1, 3);
+    for own in [false, true] {
+        let tree = mount();
+        let mut root = root(dir.path());
+        if own {
+            root.add(&tree).unwrap();
+        }
+        let point = root.find(b"/vol/link").unwrap();
+        let made = point.mount_point(&root, Shape::File);
+        let node = root.find(b"/vol/in/node").unwrap();
+        let node = node.node(&root, FileType::CharacterDevice, null, Mode::RUSR);
+        unmount();
+        for error in [made.err(), node.err()] {
+            let told = error.map(|e| e.to_string()).unwrap_or_default();
+            assert_eq!(told.contains("in a volume"), !own, "{told}");
+        }
+    }
 }

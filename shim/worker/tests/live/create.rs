@@ -205,13 +205,15 @@ fn device_proc_and_sys_of_the_image_must_be_directories() {
 #[test]
 fn directories_are_made_inside_the_root() {
     let outside = tempfile::tempdir().unwrap();
-    let mut fixture = Fixture::new();
+    let fixture = Fixture::new();
     symlink(outside.path(), fixture.tree("link")).unwrap();
-    fixture.request.make_dirs = vec!["/a/b".into()];
-    assert_eq!(fixture.sh("test -d /a/b").1, 0);
+    let within = |cwd: &str| shim_protocol::worker::Process {
+        cwd: cwd.into(),
+        ..sh("pwd")
+    };
+    assert_eq!(fixture.run(within("/a/b")).finish().0, "/a/b\n");
     remove_cgroup(&fixture.leaves());
-    fixture.request.make_dirs = vec!["/link/b".into()];
-    assert!(fixture.try_create(sh("true")).is_err());
+    assert!(fixture.try_create(within("/link/b")).is_err());
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
 }
 

@@ -319,6 +319,119 @@ fn a_terminal_in_a_dev_of_the_pods() {
     assert_eq!(after, before);
 }
 
+/// A terminal is asked for, and what it needs is masked, missing or led elsewhere by links.
+#[test]
+fn a_terminal_that_cannot_be_had_says_what_is_missing() {
+    let mut process = sh("tty > /dev/console");
+    process.terminal = true;
+    let mut case = Case::new();
+    for masked in ["/dev/pts", "/dev/pts/ptmx", "/dev"] {
+        case.fixture.config["linux"]["maskedPaths"] = json!([masked]);
+        let error = case.fixture.try_create(process.clone()).err().unwrap();
+        assert!(error.contains("/dev/pts"), "{error}");
+    }
+    for (target, told) in [
+        ("gone/deep", "/dev/gone/deep"),
+        ("console", "circle"),
+        ("/proc/x", "/proc/x"),
+    ] {
+        let mut case = Case::new();
+        let dev = host_dev(&case);
+        fs::create_dir(dev.join("pts")).unwrap();
+        symlink(target, dev.join("console")).unwrap();
+        let mounts = case.fixture.config["mounts"].as_array_mut().unwrap();
+        let pts = mounts
+            .iter()
+            .position(|m| m["destination"] == "/dev/pts")
+            .unwrap();
+        let pts = mounts.remove(pts);
+        mounts.retain(|m| m["destination"] != "/dev");
+        case.bind(&dev, "/dev");
+        case.fixture.mount(pts);
+        let error = case.fixture.try_create(process.clone()).err().unwrap();
+        assert!(
+            error.contains("/dev/console") && error.contains(told),
+            "{error}"
+        );
+        assert_eq!(
+            entries(&dev),
+            ["console", "fd", "null", "pts", "shm", "zero"]
+        );
+        // One that leads somewhere is followed.
+        fs::remove_file(dev.join("console")).unwrap();
+        symlink("zero", dev.join("console")).unwrap();
+        let mut container = case.fixture.create(process.clone());
+        let console = container.console.take().unwrap();
+        container.start().unwrap();
+        let text = read(console);
+        assert!(text.starts_with("/dev/pts/"), "{text}");
+        assert_eq!(container.wait(), 0);
+    }
+}
+
+#[test]
+fn a_working_directory_that_cannot_be_is_named() {
+    for read_only in [false, true] {
+        let mut case = Case::new();
+        case.link("gone", "dangling");
+        case.link("loop", "loop");
+        fs::write(case.fixture.tree("file"), "").unwrap();
+        case.fixture.config["root"]["readonly"] = read_only.into();
+        for (cwd, why) in [
+            ("/dangling", "leads to nothing or in a circle"),
+            ("/dangling/below", "leads to nothing or in a circle"),
+            ("/loop", "leads to nothing or in a circle"),
+            ("/file", "not a directory"),
+            ("/file/below", "not a directory"),
+        ] {
+            let mut process = sh("true");
+            process.cwd = cwd.into();
+            let error = case.fixture.try_create(process).err().unwrap();
+            assert!(
+                error.contains(&format!("{cwd:?}")) && error.contains(why),
+                "{error}"
+            );
+        }
+        assert!(!case.fixture.tree("gone").exists());
+    }
+}
+
+#[test]
+fn devices_take_the_place_of_the_engines_links() {
+    let mut case = Case::new();
+    let node = |path: &str| json!({ "path": path, "type": "c", "major": 1, "minor": 5, "fileMode": 0o666 });
+    case.fixture.config["linux"]["devices"] =
+        json!([node("/dev/fd/9"), node("/dev/stdin"), node("/dev/core/x")]);
+    let text = case
+        .fixture
+        .sh("stat -c '%F %t:%T' /dev/fd/9 /dev/stdin /dev/core/x");
+    assert_eq!(text, ("character special file 1:5\n".repeat(3), 0));
+}
+
+#[test]
+fn odd_paths_to_mask_are_read_as_they_are_meant() {
+    let mut case = Case::new();
+    for name in ["a", "b", "c"] {
+        fs::write(case.fixture.tree(name), name).unwrap();
+    }
+    case.fixture.config["linux"]["maskedPaths"] = json!([
+        "",
+        "/no/such/../../a",
+        "b",
+        "/c/..//./c",
+        "/no/../x",
+        "/no/.."
+    ]);
+    case.fixture.config["linux"]["readonlyPaths"] = json!(["", "/no/../tmp"]);
+    let text = case
+        .fixture
+        .sh("cat /a /b /c; touch /w; touch /tmp/w 2>/dev/null || echo ro");
+    assert_eq!(text, ("ro\n".into(), 0));
+    case.fixture.config["linux"]["maskedPaths"] = json!(["/a\0b"]);
+    remove_cgroup(&case.fixture.leaves());
+    assert!(case.refused().contains("NUL"));
+}
+
 #[test]
 fn masks_and_read_only_paths_follow_links() {
     let mut case = Case::new();
@@ -408,19 +521,59 @@ fn device_nodes_go_where_they_are_asked_for_in_ordinary_directories() {
     for (path, why) in [
         ("/vol/x", "in a volume"),
         ("/dev2", "by way of a link"),
-        ("/file", "something else"),
+        ("/proc/x", "can be made there"),
+        ("/proc/self/root/x", "link into a process"),
     ] {
         let mut case = Case::new();
         let volume = case.volume("v");
         case.bind(&volume, "/vol");
         case.link("/sys/x", "dev2");
-        fs::write(case.fixture.tree("file"), "keep").unwrap();
         case.fixture.config["linux"]["devices"] = json!([node(path)]);
         let error = case.refused();
         assert!(error.contains(path) && error.contains(why), "{error}");
         assert_eq!(entries(&volume), ["v"]);
-        assert_eq!(fs::read(case.fixture.tree("file")).unwrap(), b"keep");
     }
+    // What the image or the volume has there stays what it is.
+    let mut case = Case::new();
+    let volume = case.volume("v");
+    case.bind(&volume, "/vol");
+    fs::write(case.fixture.tree("file"), "keep").unwrap();
+    fs::create_dir(case.fixture.tree("dir")).unwrap();
+    case.fixture.config["linux"]["devices"] = json!([node("/file"), node("/vol/v"), node("/dir")]);
+    let text = case.fixture.sh("cat /file /vol/v; test -d /dir");
+    assert_eq!(text, ("keepv".into(), 0));
+}
+
+#[test]
+fn links_and_devices_make_what_they_name_in_the_containers_own_volumes() {
+    let mut case = Case::new();
+    case.link("../run/systemd/resolve/stub", "etc/resolv.conf");
+    let (run, own, file) = (case.volume("run"), case.volume("own"), case.file("f"));
+    symlink("real", own.join("here")).unwrap();
+    case.bind(&file, "/etc/resolv.conf");
+    case.bind(&file, "/own/here");
+    case.bind(&run, "/run");
+    case.bind(&own, "/own");
+    let error = case.refused();
+    assert!(error.contains("in a volume"), "{error}");
+    assert_eq!(
+        (entries(&run), entries(&own)),
+        (vec!["run".into()], vec!["here".into(), "own".into()])
+    );
+
+    let mounts = case.fixture.config["mounts"].as_array_mut().unwrap();
+    for mount in mounts.iter_mut().rev().take(2) {
+        mount["own"] = true.into();
+    }
+    case.fixture.config["linux"]["devices"] = json!([
+        { "path": "/own/deep/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666 },
+    ]);
+    case.fixture.config["root"]["readonly"] = true.into();
+    let text = case.fixture.sh(
+        "cat /etc/resolv.conf /own/here /run/systemd/resolve/stub /own/real; stat -c '%F %t:%T' /own/deep/zero",
+    );
+    assert_eq!(text, ("ffffcharacter special file 1:5\n".into(), 0));
+    assert_eq!(entries(&own), ["deep", "here", "own", "real"]);
 }
 
 #[test]

@@ -519,21 +519,53 @@ pub(crate) fn forbid(call: libc::c_long) -> OwnedFd {
 
 /// Answers some system calls with EPERM and allows all others.
 pub(crate) fn forbid_all(calls: &[libc::c_long]) -> OwnedFd {
-    let filter = |code: u32, jt, jf, k| libc::sock_filter {
+    answer(calls, libc::SECCOMP_RET_ERRNO | 1, libc::SECCOMP_RET_ALLOW)
+}
+
+/// Answers some system calls in one way (`SECCOMP_RET_*`), all others in another.
+pub(crate) fn answer(calls: &[libc::c_long], those: u32, others: u32) -> OwnedFd {
+    let mut program = vec![load(0)];
+    for call in calls {
+        program.push(unless(u32::try_from(*call).unwrap(), 1));
+        program.push(give(those));
+    }
+    program.push(give(others));
+    seccomp(&program)
+}
+
+/// Answers a system call whose first argument is this in one way, and allows all others.
+pub(crate) fn answer_about(call: libc::c_long, first: u32, answer: u32) -> OwnedFd {
+    seccomp(&[
+        load(0),
+        unless(u32::try_from(call).unwrap(), 3),
+        // struct seccomp_data: args[0] after nr, arch and instruction_pointer.
+        load(16),
+        unless(first, 1),
+        give(answer),
+        give(libc::SECCOMP_RET_ALLOW),
+    ])
+}
+
+fn load(offset: u32) -> libc::sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset)
+}
+
+/// Passes over instructions unless what is loaded is this.
+fn unless(value: u32, over: u8) -> libc::sock_filter {
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, over, value)
+}
+
+fn give(answer: u32) -> libc::sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, 0, answer)
+}
+
+fn instruction(code: u32, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
         code: u16::try_from(code).unwrap(),
-        jt,
+        jt: 0,
         jf,
         k,
-    };
-    let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    let answer = libc::BPF_RET | libc::BPF_K;
-    let mut program = vec![filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
-    for call in calls {
-        program.push(filter(jump, 0, 1, u32::try_from(*call).unwrap()));
-        program.push(filter(answer, 0, 0, libc::SECCOMP_RET_ERRNO | 1));
     }
-    program.push(filter(answer, 0, 0, libc::SECCOMP_RET_ALLOW));
-    seccomp(&program)
 }
 
 pub(crate) fn kill(pid: i32) {

@@ -36,7 +36,7 @@ impl Place {
             ipc: self.path("ipc"),
             uts: self.path("uts"),
             hostname: "berth-test".into(),
-            ipc_sysctls: vec![Sysctl {
+            sysctls: vec![Sysctl {
                 name: "kernel.shmmni".into(),
                 value: "123".into(),
             }],
@@ -249,7 +249,7 @@ fn a_failing_pod_leaves_nothing() {
     assert!(failure.contains("no/such/dir"), "{failure}");
     assert!(!Path::new(&place.path("net")).exists());
     let mut pod = place.pod();
-    pod.ipc_sysctls[0].name = "kernel.core_pattern".into();
+    pod.sysctls[0].name = "kernel.core_pattern".into();
     let worker = Worker::spawn();
     assert!(
         worker
@@ -309,4 +309,38 @@ fn pause_runs_under_its_filter() {
     worker.end();
     assert_eq!(status(started.pid, "Seccomp"), "2");
     kill(started.pid);
+}
+
+#[test]
+fn a_filter_that_ends_pause_says_so() {
+    let place = Place::new();
+    let exe = place.exe();
+    let pause = |filter: OwnedFd| {
+        let worker = Worker::spawn();
+        worker.call(Call::Pod(place.pod()), &[]);
+        let answer = worker.call(
+            Call::Pause(place.request(true)),
+            &[(Fd::Seccomp, filter.as_fd()), (Fd::PauseExe, exe.as_fd())],
+        );
+        worker.end();
+        for kind in ["net", "ipc", "uts"] {
+            rustix::mount::unmount(place.path(kind), UnmountFlags::DETACH).unwrap();
+        }
+        answer
+    };
+    let allow = libc::SECCOMP_RET_ALLOW;
+    for refusal in [libc::SECCOMP_RET_KILL_PROCESS, libc::SECCOMP_RET_TRAP] {
+        let error = pause(answer(&[libc::SYS_execveat], refusal, allow)).failure();
+        assert!(error.contains("seccomp profile"), "{error}");
+        assert!(!Path::new(&place.path("pid")).exists());
+    }
+    // One that lets it begin and not wait: it ends, where it would ask for ever.
+    for errno in [1, 4] {
+        let refusal = libc::SECCOMP_RET_ERRNO | errno;
+        let calls = [libc::SYS_rt_sigtimedwait, libc::SYS_exit_group];
+        let (started, pidfd, _) = pause(answer(&calls, refusal, allow)).started();
+        until("pause has ended", || !alive(started.pid));
+        drop(pidfd);
+        rustix::mount::unmount(place.path("pid"), UnmountFlags::DETACH).unwrap();
+    }
 }

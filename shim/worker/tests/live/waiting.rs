@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use shim_protocol::worker::Process;
 
@@ -126,16 +127,79 @@ fn a_filter_that_allows_little_but_execve_starts_with_no_new_privs() {
     );
 }
 
+/// What a filter may say instead of letting a call be: errors, one that asks to try again and one that is none, signals.
+const REFUSALS: [u32; 6] = [
+    libc::SECCOMP_RET_ERRNO | 1,
+    libc::SECCOMP_RET_ERRNO | 4,
+    libc::SECCOMP_RET_ERRNO,
+    libc::SECCOMP_RET_TRAP,
+    libc::SECCOMP_RET_KILL_THREAD,
+    libc::SECCOMP_RET_KILL_PROCESS,
+];
+
 #[test]
 fn a_filter_under_which_nobody_can_wait_fails_the_create() {
-    for (call, word) in [
-        (libc::SYS_read, "read(2)"),
-        (libc::SYS_capset, "capability sets"),
-    ] {
+    let filters = REFUSALS.into_iter().flat_map(|refusal| {
+        let whole = |call, name| (answer(&[call], refusal, libc::SECCOMP_RET_ALLOW), name);
+        [
+            whole(libc::SYS_read, "read"),
+            whole(libc::SYS_capset, "capset"),
+            // The descriptor on which the start is waited for.
+            (answer_about(libc::SYS_read, 3, refusal), "read"),
+        ]
+        .map(|(filter, name)| (filter, name, refusal))
+    });
+    for (filter, name, refusal) in filters {
         let mut fixture = Fixture::new();
-        fixture.seccomp = Some(forbid(call));
+        fixture.seccomp = Some(filter);
+        let begun = Instant::now();
         let error = fixture.try_create(sh("true")).err().unwrap();
-        assert!(error.contains(word), "{error}");
+        assert!(begun.elapsed().as_secs() < 5, "{name} {refusal:x}");
+        let told = error.contains("seccomp profile") && error.contains(name);
+        assert!(told, "{name} {refusal:x}: {error}");
+        let kills = refusal & libc::SECCOMP_RET_ACTION_FULL != libc::SECCOMP_RET_ERRNO;
+        assert_eq!(
+            error.contains("SIGSYS"),
+            kills,
+            "{name} {refusal:x}: {error}"
+        );
+    }
+}
+
+/// What a static program needs to begin and to end, and what it takes to wait for that.
+#[test]
+fn a_filter_that_kills_for_all_but_little_starts() {
+    let calls = [
+        libc::SYS_read,
+        libc::SYS_capset,
+        libc::SYS_execve,
+        libc::SYS_exit_group,
+        libc::SYS_brk,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_arch_prctl,
+        libc::SYS_set_tid_address,
+        libc::SYS_set_robust_list,
+        libc::SYS_rseq,
+        libc::SYS_prlimit64,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_readlink,
+        libc::SYS_readlinkat,
+        libc::SYS_getrandom,
+        libc::SYS_mprotect,
+        libc::SYS_getuid,
+        libc::SYS_mmap,
+        libc::SYS_prctl,
+        libc::SYS_newfstatat,
+        libc::SYS_getgid,
+        libc::SYS_setgid,
+        libc::SYS_setuid,
+    ];
+    for uid in [0, 1000] {
+        let mut fixture = Fixture::new();
+        let kill = libc::SECCOMP_RET_KILL_PROCESS;
+        fixture.seccomp = Some(answer(&calls, libc::SECCOMP_RET_ALLOW, kill));
+        let container = fixture.run(as_user(argv(&["true"]), uid));
+        assert_eq!(container.finish(), (String::new(), 0));
     }
 }
 

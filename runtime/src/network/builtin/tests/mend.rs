@@ -1,5 +1,7 @@
 //! Others take away what pods stand on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 
 fn sysctl(name: &str) -> String {
@@ -149,4 +151,130 @@ fn what_has_ports_is_left_by_a_daemon_that_knows_of_none() {
     machine.teardown(&builtin, &pod);
     assert!(machine.on_host(|| other.shutdown()).unwrap());
     assert_eq!(machine.leftovers(), "");
+}
+
+/// What somebody saved before, and loads again.
+fn load(machine: &Machine, ruleset: &str) {
+    let path = machine.dir.path().join("ruleset");
+    std::fs::write(&path, ruleset).unwrap();
+    machine.on_host(|| output("nft", &["-f", path.to_str().unwrap()]));
+}
+
+#[test]
+fn host_ports_that_a_firewall_brings_back_are_taken_away() {
+    let machine = Machine::new();
+    let builtin = machine.open();
+    let list = || machine.on_host(|| output("nft", &["list", "ruleset"]));
+    let mend = || machine.on_host(|| builtin.mend()).unwrap().join("; ");
+    let kept = machine.pod(&[(Protocol::Tcp, "", 7100, 80)]);
+    let gone = machine.pod(&[
+        (Protocol::Tcp, "", 7101, 80),
+        (Protocol::Udp, "192.0.2.1", 53, 53),
+    ]);
+    machine.setup(&builtin, &kept);
+    machine.setup(&builtin, &gone);
+    let saved = list();
+    machine.teardown(&builtin, &gone);
+    let right = list();
+    assert_eq!(mend(), "");
+
+    machine.on_host(|| output("nft", &["flush", "ruleset"]));
+    load(&machine, &saved);
+    let told = mend();
+    assert!(told.contains("the end of 2 host ports"), "{told}");
+    assert!(told.contains(gone.id.as_str()), "{told}");
+    assert_eq!(list(), right);
+    assert_eq!(mend(), "");
+
+    // A pod that comes before anybody looks has its port all the same.
+    machine.on_host(|| output("nft", &["flush", "ruleset"]));
+    load(&machine, &saved);
+    let next = machine.pod(&[(Protocol::Tcp, "", 7101, 80)]);
+    machine.setup(&builtin, &next);
+    serve(&next.netns, 80);
+    let target = "192.0.2.1:7101";
+    assert_eq!(ask(&machine.world(), target).as_deref(), Some("192.0.2.2"));
+    assert!(!list().contains(gone.id.as_str()));
+
+    // Also when no lease is left at all.
+    machine.teardown(&builtin, &next);
+    machine.teardown(&builtin, &kept);
+    machine.on_host(|| output("nft", &["flush", "ruleset"]));
+    load(&machine, &saved);
+    assert!(mend().contains("the end of 3 host ports"));
+    assert_eq!(mend(), "");
+    machine.on_host(|| output("nft", &["flush", "ruleset"]));
+    load(&machine, &saved);
+    assert!(machine.on_host(|| builtin.shutdown()).unwrap());
+    assert_eq!(machine.leftovers(), "");
+}
+
+#[test]
+fn host_ports_of_a_pod_that_lives_without_a_lease_stay() {
+    let machine = Machine::new();
+    let pod = machine.pod(&[(Protocol::Tcp, "", 7100, 80)]);
+    machine.setup(&machine.open(), &pod);
+    serve(&pod.netns, 80);
+    // A daemon whose root was lost.
+    let dir = machine.dir.path();
+    let subnet = Some("10.85.0.0/16".parse().unwrap());
+    let other = Builtin::open(subnet, "berth", &dir.join("other"), &dir.join("state")).unwrap();
+    assert!((0..12).all(|_| machine.on_host(|| other.mend()).unwrap().is_empty()));
+    assert!(reaches(&machine));
+    machine.teardown(&machine.open(), &pod);
+}
+
+#[test]
+fn pods_come_and_go_while_somebody_flushes_the_rules() {
+    let machine = Machine::new();
+    let builtin = machine.open();
+    let port = |number: u16| machine.pod(&[(Protocol::Tcp, "", number, 80)]);
+    let kept = port(7100);
+    machine.setup(&builtin, &kept);
+    let pods: Vec<_> = (0..4).map(|number| port(7200 + number)).collect();
+    let (host, over) = (machine.host(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (builtin, over) = (&builtin, &over);
+        let churn = |pod| {
+            let host = &host;
+            scope.spawn(move || {
+                netns::run_in(host, || {
+                    for _ in 0..50 {
+                        builtin.setup(pod).unwrap();
+                        builtin.teardown(&pod.id).unwrap();
+                    }
+                })
+                .unwrap();
+            })
+        };
+        let all: Vec<_> = pods.iter().map(churn).collect();
+        let flush = scope.spawn(|| {
+            netns::run_in(&host, || {
+                let mut takes = [
+                    ("nft", &["flush", "ruleset"][..]),
+                    ("nft", &["flush", "map", "ip", "berth", "hostports"]),
+                    ("ip", &["link", "del", "berth0"]),
+                ]
+                .into_iter()
+                .cycle();
+                while !over.load(Ordering::Relaxed) {
+                    let (program, arguments) = takes.next().unwrap();
+                    // The table or the bridge may not be there.
+                    Command::new(program).args(arguments).output().unwrap();
+                    std::thread::sleep(Duration::from_millis(250));
+                }
+            })
+            .unwrap();
+        });
+        let done: Vec<_> = all.into_iter().map(|one| one.join()).collect();
+        over.store(true, Ordering::Relaxed);
+        flush.join().unwrap();
+        assert!(done.iter().all(Result::is_ok), "a pod failed");
+    });
+    machine.on_host(|| builtin.mend()).unwrap();
+    let map = machine.on_host(|| output("nft", &["list", "table", "ip", "berth"]));
+    assert_eq!(map.matches(" comment ").count(), 1, "{map}");
+    assert!(map.contains("7100"), "{map}");
+    assert_eq!(builtin.pods(), std::slice::from_ref(&kept.id));
+    machine.teardown(&builtin, &kept);
 }
