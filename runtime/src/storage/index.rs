@@ -49,7 +49,6 @@ pub struct ImageRecord {
     /// When it was pulled, nanoseconds since the Unix epoch.
     pub created_at: i64,
     /// `os/architecture[/variant]` that its configuration names; empty in records of versions that did not look.
-    #[serde(default)]
     pub platform: String,
 }
 
@@ -64,6 +63,7 @@ convert!(v1::Image as ImageRecord {
     blobs,
     pinned,
     created_at,
+    platform,
 });
 
 impl Kept for ImageRecord {

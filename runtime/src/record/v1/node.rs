@@ -70,6 +70,8 @@ pub(crate) struct Image {
     pub(crate) blobs: Vec<Digest>,
     pub(crate) pinned: bool,
     pub(crate) created_at: i64,
+    #[serde(default)]
+    pub(crate) platform: String,
 }
 
 form! {
