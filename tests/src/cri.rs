@@ -430,17 +430,7 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn image_status(&self, image: &str) -> Answer<Option<Image>> {
-        let request = timed(ImageStatusRequest {
-            image: Some(image_spec(image)),
-            verbose: false,
-        });
-        Ok(self
-            .image
-            .clone()
-            .image_status(request)
-            .await?
-            .into_inner()
-            .image)
+        Ok(self.ask_image(image, false).await?.image)
     }
 
     /// The verbose part of ImageStatus
@@ -448,17 +438,16 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn image_info(&self, image: &str) -> Answer<BTreeMap<String, String>> {
+        Ok(self.ask_image(image, true).await?.info)
+    }
+
+    async fn ask_image(&self, image: &str, verbose: bool) -> Answer<ImageStatusResponse> {
         let request = timed(ImageStatusRequest {
             image: Some(image_spec(image)),
-            verbose: true,
+            verbose,
         });
-        Ok(self
-            .image
-            .clone()
-            .image_status(request)
-            .await?
-            .into_inner()
-            .info)
+        let answer = self.image.clone().image_status(request).await?;
+        Ok(answer.into_inner())
     }
 
     /// ListImages without a filter

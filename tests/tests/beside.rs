@@ -413,6 +413,24 @@ async fn sighup_reloads(case: &mut Case) -> Result<()> {
     pod.remove().await
 }
 
+/// Waits until a program that has just been executed catches SIGHUP, which no program does from its first instruction on.
+async fn heeds_hangup(pid: rustix::process::Pid) -> Result<()> {
+    let begun = std::time::Instant::now();
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.context("no SigCgt")?.trim(), 16)?;
+        if caught & 1 != 0 {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < Duration::from_secs(10),
+            "it catches no SIGHUP"
+        );
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 async fn a_broken_configuration_is_not_taken_up(case: &mut Case) -> Result<()> {
     let instance = case.start().await?;
     let file = instance.config_file();
@@ -449,7 +467,7 @@ async fn a_broken_configuration_is_not_taken_up(case: &mut Case) -> Result<()> {
         .and_then(|pid| i32::try_from(pid).ok())
         .and_then(rustix::process::Pid::from_raw);
     let pid = pid.context("it has ended")?;
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    heeds_hangup(pid).await?;
     rustix::process::kill_process(pid, Signal::HUP)?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure!(child.try_wait()?.is_none(), "it ended");

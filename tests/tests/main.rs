@@ -12,6 +12,7 @@ mod commands;
 mod container;
 mod daemon;
 mod destinations;
+mod endings;
 mod exec;
 mod foreign;
 mod holes;
@@ -73,6 +74,7 @@ fn tests() -> Vec<Test> {
         records::TESTS,
         restart::TESTS,
         logs::TESTS,
+        endings::TESTS,
         exec::TESTS,
         commands::TESTS,
         monitors::TESTS,
