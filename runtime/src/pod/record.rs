@@ -4,20 +4,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::state::Stage;
 use crate::model::{PodMetadata, PodSpec, PodState, Process};
 use crate::record::{self, Form, Identity, Kept, ProcessRole, Unfit, Unreadable, convert, v1, v2};
 use crate::store::Object;
-
-/// How far a pod has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Resources are being acquired: found at start, it is undone.
-    Creating,
-    /// It was made.
-    Made,
-    /// Nothing is left of it but this record.
-    Released,
-}
 
 /// A scope of systemd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +21,17 @@ pub struct Scope {
 /// The record of a pod.
 #[derive(Clone, Debug)]
 pub struct PodRecord {
+    /// How far it has come.
+    pub stage: Stage,
+    /// All the rest.
+    pub parts: Parts,
+}
+
+/// What a pod is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
     /// What was asked for.
     pub spec: Arc<PodSpec>,
-    /// How far it has come.
-    pub phase: Phase,
-    /// What CRI calls its state.
-    pub state: PodState,
     /// Nanoseconds since the Unix epoch.
     pub created_at: i64,
     /// The boot in which it was made.
@@ -65,41 +60,59 @@ pub struct PodRecord {
 
 convert!(v1::Scope as Scope { unit, slice });
 
-convert!(v1::Pod as PodRecord {
-    spec,
-    phase,
-    state,
-    created_at,
-    boot_id,
-    hostname,
-    cgroup_parent,
-    scope,
-    made_parents,
-    holds_parent,
-    cgroup,
-    netns,
-    ips,
-    cni_result,
-    pause,
-});
+impl Form for v1::Pod {
+    type Model = PodRecord;
 
-impl Form for v1::Phase {
-    type Model = Phase;
-
-    fn freeze(model: &Phase) -> Self {
-        match model {
-            Phase::Creating => Self::Creating,
-            Phase::Made => Self::Made,
-            Phase::Released => Self::Released,
+    fn freeze(model: &PodRecord) -> Self {
+        let parts = &model.parts;
+        let (phase, state) = match model.stage {
+            Stage::Making => (v1::Phase::Creating, PodState::NotReady),
+            Stage::Ready => (v1::Phase::Made, PodState::Ready),
+            Stage::NotReady => (v1::Phase::Made, PodState::NotReady),
+            Stage::Released | Stage::Removed => (v1::Phase::Released, PodState::NotReady),
+        };
+        Self {
+            phase,
+            state: Form::freeze(&state),
+            spec: Form::freeze(&parts.spec),
+            created_at: parts.created_at,
+            boot_id: parts.boot_id.clone(),
+            hostname: parts.hostname.clone(),
+            cgroup_parent: parts.cgroup_parent.clone(),
+            scope: Form::freeze(&parts.scope),
+            made_parents: parts.made_parents.clone(),
+            holds_parent: parts.holds_parent,
+            cgroup: parts.cgroup.clone(),
+            netns: parts.netns.clone(),
+            ips: parts.ips.clone(),
+            cni_result: parts.cni_result.clone(),
+            pause: Form::freeze(&parts.pause),
         }
     }
 
-    fn thaw(self) -> Result<Phase, Unfit> {
-        Ok(match self {
-            Self::Creating => Phase::Creating,
-            Self::Made => Phase::Made,
-            Self::Released => Phase::Released,
-        })
+    fn thaw(self) -> Result<PodRecord, Unfit> {
+        let stage = match (self.phase, self.state.thaw()?) {
+            (v1::Phase::Creating, _) => Stage::Making,
+            (v1::Phase::Released, _) => Stage::Released,
+            (v1::Phase::Made, PodState::Ready) => Stage::Ready,
+            (v1::Phase::Made, PodState::NotReady) => Stage::NotReady,
+        };
+        let parts = Parts {
+            spec: self.spec.thaw()?,
+            created_at: self.created_at,
+            boot_id: self.boot_id,
+            hostname: self.hostname,
+            cgroup_parent: self.cgroup_parent,
+            scope: self.scope.thaw()?,
+            made_parents: self.made_parents,
+            holds_parent: self.holds_parent,
+            cgroup: self.cgroup,
+            netns: self.netns,
+            ips: self.ips,
+            cni_result: self.cni_result,
+            pause: self.pause.thaw()?,
+        };
+        Ok(PodRecord { stage, parts })
     }
 }
 
@@ -115,8 +128,9 @@ impl Kept for PodRecord {
 
 impl Object for PodRecord {
     fn identity(&self, id: &str) -> Identity {
-        let name = &self.spec.metadata;
-        let pause = self.pause.as_ref();
+        let parts = &self.parts;
+        let name = &parts.spec.metadata;
+        let pause = parts.pause.as_ref();
         Identity {
             kind: Self::KIND.to_owned(),
             id: id.to_owned(),
@@ -125,21 +139,21 @@ impl Object for PodRecord {
             namespace: name.namespace.clone(),
             uid: name.uid.clone(),
             attempt: name.attempt,
-            labels: self.spec.labels.clone(),
-            created_at: self.created_at,
-            boot_id: self.boot_id.clone(),
+            labels: parts.spec.labels.clone(),
+            created_at: parts.created_at,
+            boot_id: parts.boot_id.clone(),
             processes: pause
                 .map(|p| record::Process::of(ProcessRole::Pause, p))
                 .into_iter()
                 .collect(),
-            cgroup: self.cgroup.iter().map(PathBuf::from).collect(),
-            cgroup_parent: self.cgroup_parent.clone(),
-            scope: self
+            cgroup: parts.cgroup.iter().map(PathBuf::from).collect(),
+            cgroup_parent: parts.cgroup_parent.clone(),
+            scope: parts
                 .scope
                 .as_ref()
                 .map_or_else(String::new, |scope| scope.unit.clone()),
-            netns: self.netns.clone().unwrap_or_default(),
-            log: PathBuf::from(&self.spec.log_directory),
+            netns: parts.netns.clone().unwrap_or_default(),
+            log: PathBuf::from(&parts.spec.log_directory),
             ..Identity::default()
         }
     }
@@ -149,7 +163,7 @@ impl Object for PodRecord {
         identity.expect_kind(Self::KIND)?;
         let pause = identity.process(ProcessRole::Pause);
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
-        Ok(Self {
+        let parts = Parts {
             pause,
             cgroup: identity.cgroup.iter().map(text).collect(),
             scope: (!identity.scope.is_empty()).then(|| Scope {
@@ -168,8 +182,6 @@ impl Object for PodRecord {
                 log_directory: text(&identity.log),
                 ..PodSpec::default()
             }),
-            phase: Phase::Made,
-            state: PodState::NotReady,
             created_at: identity.created_at,
             boot_id: identity.boot_id,
             hostname: String::new(),
@@ -178,6 +190,10 @@ impl Object for PodRecord {
             holds_parent: false,
             ips: Vec::new(),
             cni_result: None,
+        };
+        Ok(Self {
+            stage: Stage::NotReady,
+            parts,
         })
     }
 }
