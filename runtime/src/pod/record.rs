@@ -138,6 +138,7 @@ impl Object for PodRecord {
                 .scope
                 .as_ref()
                 .map_or_else(String::new, |scope| scope.unit.clone()),
+            made_parents: self.made_parents.clone(),
             netns: self.netns.clone().unwrap_or_default(),
             log: PathBuf::from(&self.spec.log_directory),
             ..Identity::default()
@@ -174,8 +175,8 @@ impl Object for PodRecord {
             boot_id: identity.boot_id,
             hostname: String::new(),
             cgroup_parent: identity.cgroup_parent,
-            made_parents: Vec::new(),
-            holds_parent: false,
+            holds_parent: !identity.made_parents.is_empty(),
+            made_parents: identity.made_parents,
             ips: Vec::new(),
             cni_result: None,
         })
