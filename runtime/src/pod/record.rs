@@ -152,6 +152,7 @@ impl Object for PodRecord {
                 .scope
                 .as_ref()
                 .map_or_else(String::new, |scope| scope.unit.clone()),
+            made_parents: parts.made_parents.clone(),
             netns: parts.netns.clone().unwrap_or_default(),
             log: PathBuf::from(&parts.spec.log_directory),
             ..Identity::default()
@@ -186,8 +187,8 @@ impl Object for PodRecord {
             boot_id: identity.boot_id,
             hostname: String::new(),
             cgroup_parent: identity.cgroup_parent,
-            made_parents: Vec::new(),
-            holds_parent: false,
+            holds_parent: !identity.made_parents.is_empty(),
+            made_parents: identity.made_parents,
             ips: Vec::new(),
             cni_result: None,
         };

@@ -40,7 +40,9 @@ impl PodManager {
                 Loaded::Shown(record, error) => {
                     let problem = chain(&error);
                     tracing::error!(pod.id = %id, problem, "the pod's record cannot be read: it is not ready until it is stopped and removed");
-                    adopt(inner, &Pod::shown(id, record, problem));
+                    let pod = Pod::shown(id, record, problem);
+                    self.hold_parent(&pod);
+                    adopt(inner, &pod);
                 }
                 Loaded::Lost { record, identity } => {
                     tracing::error!(pod.id = %id, record = %chain(&record), identity = %chain(&identity), "nothing of the pod can be read: its processes are ended, and it is removed");

@@ -67,6 +67,8 @@ pub(crate) struct Identity {
     pub(crate) cgroup_parent: String,
     /// The pod's scope, where systemd makes the cgroups; empty: none.
     pub(crate) scope: String,
+    /// Directories on the way to its cgroup that Berth made, and that go with the last pod.
+    pub(crate) made_parents: Vec<PathBuf>,
     /// Where its network namespace is pinned; empty: none of its own.
     pub(crate) netns: PathBuf,
     /// A container's log, a pod's log directory; empty: none.
