@@ -6,6 +6,7 @@
 mod count;
 mod end;
 mod make;
+mod named;
 mod update;
 mod usage;
 
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 pub use count::memory_in_use;
 pub use end::{kill, processes, remove, remove_parents, remove_shims};
 pub use make::{cpuset, ensure_shims, join, make_parents};
+pub use named::end_named;
 pub use update::apply_writes;
 pub use usage::UsageReader;
 

@@ -36,6 +36,7 @@ pub mod host;
 pub mod json;
 pub mod metrics;
 pub mod program;
+pub mod record;
 pub mod store;
 pub mod systemd;
 pub(crate) mod tarball;

@@ -15,7 +15,7 @@ mod text;
 pub use container::{
     ContainerExit, ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState,
     ContainerStatus, ContainerUser, DeviceRequest, ExecRequest, ExitReason, MountPropagation,
-    MountRequest, UserRequest,
+    MountRequest, Process, UserRequest,
 };
 pub use error::{Kind, Kinded, chain, now_nanos};
 pub use explain::{ExplainExchange, ExplainHost, ExplainImage, ExplainStep, Explanation};

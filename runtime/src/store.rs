@@ -1,35 +1,35 @@
-//! Records of pods and containers on disk: one directory for each object, one versioned JSON envelope in it.
+//! Pods and containers on disk: one directory for each object, with its record and its identity.
 //!
-//! A record survives the daemon, not the machine: it is written beside and renamed, without a sync on
-//! the pod's path. A record torn by a power cut is an orphan to sweep (design, rule 4).
+//! Both survive the daemon, not the machine: they are written beside and renamed, without a sync on the pod's path.
+//! What was torn by a power cut costs one object (design, rule 4).
 
 mod names;
 mod programs;
 mod table;
 
+use std::collections::HashMap;
 use std::io;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
+use crate::record::{self, Identity, Kept, Unfit, Unreadable};
 use crate::sys;
 
 pub use names::{Names, Refused, Reservation};
 pub use programs::Programs;
 pub use table::Table;
 
-/// The envelope's version.
-const VERSION: u32 = 1;
-
 /// More than any record has, bytes.
 const LIMIT: u64 = 64 << 20;
 
 /// File name of the record in the object's directory.
 const RECORD: &str = "record.json";
+
+/// File name of the identity beside it.
+const IDENTITY: &str = "identity.json";
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -45,142 +45,172 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The bytes are not a record.
-    #[error("the record {} is damaged: {problem}", path.display())]
-    Damaged {
+    /// The bytes are not a record that this Berth reads.
+    #[error("{} cannot be read", path.display())]
+    Unreadable {
         /// Which.
         path: PathBuf,
-        /// How.
-        problem: String,
+        /// Why not.
+        #[source]
+        source: Unreadable,
     },
 }
 
-#[derive(Serialize, Deserialize)]
-struct Envelope<'a> {
-    version: u32,
-    kind: String,
-    sha256: String,
-    #[serde(borrow)]
-    data: &'a RawValue,
+/// What has a directory of its own.
+pub(crate) trait Object: Kept {
+    /// Who it is and where its things are.
+    fn identity(&self, id: &str) -> Identity;
+
+    /// An object of which no more is known: it can be shown and ended.
+    ///
+    /// # Errors
+    /// The identity is that of something else.
+    fn from_identity(identity: Identity) -> Result<Self, Unfit>;
 }
 
 /// All records of one kind, `DIR/<id>/record.json`.
 #[derive(Debug)]
-pub struct Records<T> {
+pub(crate) struct Records<T> {
     dir: PathBuf,
-    kind: &'static str,
+    /// The identities as they were written last, so that they are written when they change.
+    identities: Mutex<HashMap<String, Identity>>,
     of: PhantomData<fn() -> T>,
 }
 
 /// One object's directory as found at start.
 #[derive(Debug)]
-pub struct Found<T> {
+pub(crate) struct Found<T> {
     /// The directory's name.
     pub id: String,
-    /// Its record, or why there is none.
-    pub record: Result<T, Error>,
+    /// What is in it.
+    pub object: Loaded<T>,
 }
 
-impl<T: Serialize + DeserializeOwned> Records<T> {
+/// What could be read of an object.
+#[derive(Debug)]
+pub(crate) enum Loaded<T> {
+    /// Its record.
+    Whole(T),
+    /// Its identity only, and why.
+    Shown(T, Error),
+    /// Nothing, for two reasons.
+    Lost {
+        /// Of the record.
+        record: Error,
+        /// Of the identity.
+        identity: Error,
+    },
+}
+
+impl<T: Object> Records<T> {
     /// Opens the directory, making it if needed.
     ///
     /// # Errors
     /// What the file system said.
-    pub fn open(dir: PathBuf, kind: &'static str) -> Result<Self, Error> {
+    pub(crate) fn open(dir: PathBuf) -> Result<Self, Error> {
         make_dir(&dir)?;
         Ok(Self {
             dir,
-            kind,
+            identities: Mutex::default(),
             of: PhantomData,
         })
     }
 
     /// The directory of one object; other files may lie beside its record.
-    pub fn path(&self, id: &str) -> PathBuf {
+    pub(crate) fn path(&self, id: &str) -> PathBuf {
         self.dir.join(id)
     }
 
-    /// Writes a record, making the object's directory if needed.
+    /// Writes a record and, where it has changed, the identity, making the object's directory if needed.
     ///
     /// # Errors
     /// What the file system said.
-    pub fn write(&self, id: &str, record: &T) -> Result<(), Error> {
+    pub(crate) fn write(&self, id: &str, object: &T) -> Result<(), Error> {
         let dir = self.path(id);
-        let path = dir.join(RECORD);
-        let damaged = |problem: serde_json::Error| Error::Damaged {
-            path: path.clone(),
-            problem: problem.to_string(),
-        };
-        let data = serde_json::value::to_raw_value(record).map_err(damaged)?;
-        let envelope = Envelope {
-            version: VERSION,
-            kind: self.kind.to_owned(),
-            sha256: sum(data.get()),
-            data: &data,
-        };
-        let bytes = serde_json::to_vec(&envelope).map_err(damaged)?;
         make_dir(&dir)?;
-        let fresh = dir.join("record.tmp");
-        std::fs::write(&fresh, bytes).map_err(io_error("write", &fresh))?;
-        std::fs::rename(&fresh, &path).map_err(io_error("replace", &path))
+        let identity = object.identity(id);
+        if self.known().get(id) != Some(&identity) {
+            put(&dir, IDENTITY, identity.encode())?;
+            self.known().insert(id.to_owned(), identity);
+        }
+        put(&dir, RECORD, record::encode(object))
+    }
+
+    // Every change is one insertion or removal.
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Identity>> {
+        self.identities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads one record.
     ///
     /// # Errors
-    /// When it is not there, or damaged, or of another kind or version.
-    pub fn read(&self, id: &str) -> Result<T, Error> {
+    /// When it is not there, or [`Unreadable`].
+    pub(crate) fn read(&self, id: &str) -> Result<T, Error> {
         let path = self.path(id).join(RECORD);
         let bytes = sys::fs::read_regular(&path, LIMIT).map_err(io_error("read", &path))?;
-        let damaged = |problem: String| Error::Damaged {
-            path: path.clone(),
-            problem,
-        };
-        let envelope: Envelope<'_> =
-            serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-        if envelope.version != VERSION || envelope.kind != self.kind {
-            return Err(damaged(format!(
-                "it is a {} of version {}, this Berth reads a {} of version {VERSION}",
-                envelope.kind, envelope.version, self.kind
-            )));
+        record::decode(&bytes).map_err(unreadable(&path))
+    }
+
+    fn read_identity(&self, id: &str) -> Result<T, Error> {
+        let path = self.path(id).join(IDENTITY);
+        let bytes = sys::fs::read_regular(&path, LIMIT).map_err(io_error("read", &path))?;
+        let identity = Identity::decode(&bytes).map_err(unreadable(&path))?;
+        if identity.id != id {
+            let problem = format!("it is that of {:?}", identity.id);
+            return Err(unreadable(&path)(Unreadable::Damaged(problem)));
         }
-        if envelope.sha256 != sum(envelope.data.get()) {
-            return Err(damaged("its checksum does not fit".to_owned()));
-        }
-        serde_json::from_str(envelope.data.get()).map_err(|e| damaged(e.to_string()))
+        T::from_identity(identity).map_err(|unfit| unreadable(&path)(unfit.into()))
     }
 
     /// Removes an object's directory; a missing one is fine.
     ///
     /// # Errors
     /// What the file system said.
-    pub fn remove(&self, id: &str) -> Result<(), Error> {
+    pub(crate) fn remove(&self, id: &str) -> Result<(), Error> {
         let dir = self.path(id);
+        self.known().remove(id);
         match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &dir)(e)),
             _ => Ok(()),
         }
     }
 
-    /// Every object's directory. A damaged record costs its object, never the others.
+    /// Every object's directory. What cannot be read costs its object, never the others.
     ///
     /// # Errors
     /// When the directory itself cannot be read.
-    pub fn load_all(&self) -> Result<Vec<Found<T>>, Error> {
+    pub(crate) fn load_all(&self) -> Result<Vec<Found<T>>, Error> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.dir).map_err(io_error("list", &self.dir))? {
             let entry = entry.map_err(io_error("list", &self.dir))?;
             if let Ok(id) = entry.file_name().into_string() {
-                let record = self.read(&id);
-                found.push(Found { id, record });
+                let object = match self.read(&id) {
+                    Ok(record) => Loaded::Whole(record),
+                    Err(record) => match self.read_identity(&id) {
+                        Ok(object) => Loaded::Shown(object, record),
+                        Err(identity) => Loaded::Lost { record, identity },
+                    },
+                };
+                found.push(Found { id, object });
             }
         }
         Ok(found)
     }
 }
 
-fn sum(data: &str) -> String {
-    sum_bytes(data.as_bytes())
+/// Puts a file in the place of an older one.
+fn put(dir: &Path, name: &str, bytes: io::Result<Vec<u8>>) -> Result<(), Error> {
+    let (path, fresh) = (dir.join(name), dir.join(format!("{name}.tmp")));
+    let bytes = bytes.map_err(io_error("put into words", &path))?;
+    std::fs::write(&fresh, bytes).map_err(io_error("write", &fresh))?;
+    std::fs::rename(&fresh, &path).map_err(io_error("replace", &path))
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(Unreadable) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Unreadable { path, source }
 }
 
 fn sum_bytes(data: &[u8]) -> String {
@@ -205,46 +235,4 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_come_back_and_damage_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = Records::<Vec<String>>::open(dir.path().join("things"), "thing").unwrap();
-        records.write("a", &vec!["x".to_owned()]).unwrap();
-        records.write("b", &vec![]).unwrap();
-        assert_eq!(records.read("a").unwrap(), ["x"]);
-
-        let path = records.path("b").join(RECORD);
-        let torn = std::fs::read_to_string(&path)
-            .unwrap()
-            .replace("[]", "[\"y\"]");
-        std::fs::write(&path, torn).unwrap();
-        let mut all = records.load_all().unwrap();
-        all.sort_by(|a, b| a.id.cmp(&b.id));
-        assert!(all[0].record.is_ok());
-        assert!(matches!(&all[1].record, Err(Error::Damaged { .. })));
-
-        records.remove("a").unwrap();
-        records.remove("a").unwrap();
-        assert!(records.read("a").is_err());
-    }
-
-    #[test]
-    fn a_record_of_another_kind_is_not_read() {
-        let dir = tempfile::tempdir().unwrap();
-        Records::<u8>::open(dir.path().into(), "pod")
-            .unwrap()
-            .write("a", &1)
-            .unwrap();
-        let other = Records::<u8>::open(dir.path().into(), "container").unwrap();
-        assert!(
-            other
-                .read("a")
-                .unwrap_err()
-                .to_string()
-                .contains("it is a pod")
-        );
-    }
-}
+mod tests;

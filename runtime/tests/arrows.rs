@@ -24,6 +24,7 @@ const LEVELS: &[(&str, &[&str])] = &[
             "json",
             "metrics",
             "program",
+            "record",
             "store",
             "systemd",
             "tarball",
@@ -41,6 +42,11 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("cli", "daemon", "`berth serve` starts the daemon"),
     ("daemon", "recover", "the composition root drives recovery"),
     ("model", "id", "the vocabulary is one thing in two files"),
+    (
+        "store",
+        "record",
+        "what it puts into directories are records",
+    ),
 ];
 
 /// What the border must not touch although it stands lower: level 4 speaks to level 3 (and to the base).

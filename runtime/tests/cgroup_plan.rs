@@ -7,24 +7,24 @@ use std::path::Path;
 use berth::cgroup;
 use berth::host::HostFacts;
 use berth::model::{
-    ContainerSpec, ContainerUser, HugepageLimit, ImageConfig, PodSpec, ReadyPod, Resources,
+    ContainerSpec, ContainerUser, HugepageLimit, ImageConfig, NamespaceMode, NamespaceModes,
+    PodSpec, ReadyPod, Resources,
 };
 use berth::spec::{self, ContainerInput, ContainerPlan, resources::Place};
-use serde_json::{Value, json};
 
-fn modes() -> Value {
-    json!({ "network": "Pod", "pid": "Container", "ipc": "Pod", "target": "" })
+fn modes() -> NamespaceModes {
+    NamespaceModes {
+        pid: NamespaceMode::Container,
+        ..NamespaceModes::default()
+    }
 }
 
 fn pod(parent: &str) -> ReadyPod {
-    let spec: PodSpec = serde_json::from_value(json!({
-        "metadata": { "name": "p", "uid": "u", "namespace": "n", "attempt": 0 },
-        "hostname": "", "log_directory": "", "dns": null, "port_mappings": [], "labels": {}, "annotations": {},
-        "cgroup_parent": parent, "sysctls": {}, "namespaces": modes(), "privileged": false,
-        "seccomp": "Unconfined", "run_as_user": null, "run_as_group": null, "supplemental_groups": [],
-        "supplemental_groups_policy": "Merge", "overhead": null, "resources": null, "runtime_handler": "",
-    }))
-    .unwrap();
+    let spec = PodSpec {
+        cgroup_parent: parent.to_owned(),
+        namespaces: modes(),
+        ..PodSpec::default()
+    };
     ReadyPod {
         id: "a1".repeat(32).parse().unwrap(),
         spec: spec.into(),
@@ -41,16 +41,12 @@ fn pod(parent: &str) -> ReadyPod {
 }
 
 fn container(resources: Resources) -> ContainerSpec {
-    let mut spec: ContainerSpec = serde_json::from_value(json!({
-        "metadata": { "name": "c", "attempt": 0 }, "image": "", "user_specified_image": "", "command": ["true"],
-        "args": [], "working_dir": "", "envs": [], "mounts": [], "devices": [], "labels": {}, "annotations": {},
-        "log_path": "", "stdin": false, "stdin_once": false, "tty": false, "resources": {}, "capabilities": {},
-        "privileged": false, "namespaces": modes(), "user": {}, "read_only_root": false, "no_new_privs": false,
-        "masked_paths": [], "readonly_paths": [], "seccomp": "Unconfined", "stop_signal": null,
-    }))
-    .unwrap();
-    spec.resources = resources;
-    spec
+    ContainerSpec {
+        command: vec!["true".to_owned()],
+        namespaces: modes(),
+        resources,
+        ..ContainerSpec::default()
+    }
 }
 
 fn plan(facts: &HostFacts, parent: &str, resources: Resources) -> ContainerPlan {

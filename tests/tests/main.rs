@@ -23,6 +23,7 @@ mod memory;
 mod monitors;
 mod network;
 mod pod;
+mod records;
 mod registry;
 mod resources;
 mod restart;
@@ -70,6 +71,7 @@ fn tests() -> Vec<Test> {
         certificates::TESTS,
         resume::TESTS,
         network::TESTS,
+        records::TESTS,
         restart::TESTS,
         logs::TESTS,
         endings::TESTS,

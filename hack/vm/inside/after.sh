@@ -13,7 +13,7 @@ check "$cut::daemon_starts" answers
 check "$cut::no_container_is_reported_running" equal running "$(crictl ps -q)" ""
 check "$cut::no_pod_is_reported_ready" equal ready "$(crictl pods -q --state ready)" ""
 check "$cut::store_is_whole" berth images check
-check "$cut::no_record_was_damaged" equal log "$(journalctl -b --no-pager -u berth -p warning -q | grep -i 'cannot be used')" ""
+check "$cut::no_record_was_damaged" equal log "$(journalctl -b --no-pager -u berth -p warning -q | grep -i 'cannot be read\|can be read')" ""
 
 # Every image that is listed is whole: a container of it reads all its files.
 whole() {

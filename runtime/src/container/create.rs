@@ -9,16 +9,17 @@ use std::sync::Arc;
 use shim_protocol::{monitor, worker};
 
 use super::log::{self, Fresh, Log};
-use super::record::{ContainerRecord, Process};
+use super::record::{ContainerRecord, Parts};
+use super::state::Status;
 use super::{
-    Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users, volumes,
+    Change, Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users,
+    volumes,
 };
 use crate::blocking;
-use crate::events::Event;
 use crate::id::ContainerId;
 use crate::model::{
-    ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, ReadyPod,
-    ResolvedImage, SignalName, chain, now_nanos,
+    ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, Process,
+    ReadyPod, ResolvedImage, SignalName, chain, now_nanos,
 };
 use crate::shim::ContainerLaunch;
 use crate::spec;
@@ -57,7 +58,7 @@ pub(super) async fn join_or_create(
     // An equal request may come again before its container is started, and not later.
     let fresh = |id: &ContainerId| {
         let container = manager.0.containers.get(id);
-        container.is_some_and(|c| c.now().state == ContainerState::Created)
+        container.is_some_and(|c| c.state() == ContainerState::Created)
     };
     let made = manager
         .0
@@ -136,11 +137,6 @@ impl Making {
                     // Somebody has found it in a list and removed it already.
                     self.inner.names.free(&container.name(), &container.id);
                 }
-                let (pod, id) = (container.pod.clone(), container.id.clone());
-                self.inner
-                    .deps
-                    .events
-                    .send(Event::ContainerCreated(pod, id));
             }
             Err(error) => reservation.finish(Err(Arc::new(error))),
         }
@@ -151,7 +147,7 @@ impl Making {
         let id = ContainerId::generate()
             .map_err(|e| self.failed("choose the id", Kind::Unknown, e.to_string()))?;
         let record = self.intent(&id)?;
-        let container = Container::new(id, record, None);
+        let container = Container::new(id, record);
         let saved = self.inner.save(&container).await;
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
         let made = self.acquire(&container).await;
@@ -192,14 +188,10 @@ impl Making {
             .as_ref()
             .map_or(&self.pod.spec.log_directory, |p| &p.log_directory);
         let log_path = log::path(log_directory, &spec.log_path);
-        Ok(ContainerRecord {
+        let parts = Parts {
             spec: spec.clone(),
             pod: self.pod.id.clone(),
-            creating: true,
-            state: ContainerState::Unknown,
             created_at: now_nanos(),
-            started_at: 0,
-            exit: None,
             boot_id: self.inner.deps.facts.boot_id.clone(),
             image_id: image.id,
             image_name: image.name.clone(),
@@ -209,12 +201,14 @@ impl Making {
             user: ContainerUser::default(),
             resources: spec.resources.clone(),
             stop_signal: self.stop_signal(id),
-            init: None,
-            monitor: None,
             process: worker::Process::default(),
             seccomp: String::new(),
             cgroup_path,
             leaves,
+        };
+        Ok(ContainerRecord {
+            status: Status::new(),
+            parts,
         })
     }
 
@@ -250,7 +244,7 @@ impl Making {
         };
         let inner = self.inner.clone();
         let (pod, image, spec) = (self.pod.clone(), self.image.clone(), self.spec.clone());
-        let (id, log_path) = (container.id.clone(), container.now().log_path.clone());
+        let (id, log_path) = (container.id.clone(), container.parts().log_path.clone());
         let _clock = self.inner.deps.metrics.step("create_container", "prepare");
         let prepared = blocking::run("prepare a container", move || {
             prepare_blocking(&inner, &id, &pod, &image, &spec, &given, &log_path)
@@ -262,13 +256,13 @@ impl Making {
             }
             kind => self.failed(step, kind, problem),
         })?;
-        let mut record = container.now();
-        record.user = prepared.user.clone();
-        record.process = prepared.plan.process.clone();
+        let mut parts = container.parts();
+        parts.user = prepared.user.clone();
+        parts.process = prepared.plan.process.clone();
         if let Some((name, _)) = &prepared.program {
-            record.seccomp.clone_from(name);
+            parts.seccomp.clone_from(name);
         }
-        drop(record);
+        drop(parts);
         Ok(prepared)
     }
 
@@ -285,8 +279,8 @@ impl Making {
             return Ok(None);
         }
         let target = self.inner.find(&modes.target)?;
-        let pid = target.now().init.as_ref().map(|p| p.pid);
-        let running = target.now().state == ContainerState::Running;
+        let pid = target.status().init.as_ref().map(|p| p.pid);
+        let running = target.state() == ContainerState::Running;
         match pid {
             // Whatever namespace the target is in, its own or a shared one, is the one that is meant.
             Some(pid) if running && target.pod == self.pod.id => {
@@ -344,27 +338,27 @@ impl Making {
             .await
             .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
         drop(clock);
-        container.attach(handle);
-        {
-            let mut record = container.now();
-            record.creating = false;
-            record.state = ContainerState::Created;
-            record.init = Some(Process {
+        container.attach(&deps.events, handle);
+        let made = Change::Made {
+            init: Process {
                 pid: started.pid,
                 start_time: started.start_time,
-            });
-        }
-        container.state.send_replace(ContainerState::Created);
-        // Before the record is written: an exit in between must find its container.
-        self.inner.containers.insert(&container.id, container);
+            },
+        };
+        // What is heard of is on disk.
+        let saved = self.inner.save_after(container, Some(made.clone())).await;
+        saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
+        let table = &self.inner.containers;
+        container.change_and(&deps.events, made, || {
+            table.insert(&container.id, container)
+        });
         // One that ended before it was inserted was reported to nobody.
         let gone =
             sys::process::is_alive(started.pid, started.start_time).is_ok_and(|alive| !alive);
         if gone {
             super::exit::await_end(&self.inner, container).await;
         }
-        let saved = self.inner.save(container).await;
-        saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
+        Ok(())
     }
 }
 

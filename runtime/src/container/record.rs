@@ -1,42 +1,38 @@
 //! What is kept of a container on disk.
 
+use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shim_protocol::worker;
 
+use super::state::{Stage, Status};
 use crate::id::PodId;
 use crate::model::{
-    ChainId, ContainerExit, ContainerSpec, ContainerState, ContainerUser, ImageId, Resources,
-    SignalName,
+    ChainId, ContainerExit, ContainerMetadata, ContainerSpec, ContainerState, ContainerUser,
+    ImageId, Process, Resources, SignalName,
 };
-
-/// A process of ours that outlives the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Its pid.
-    pub pid: i32,
-    /// Its start time, clock ticks since boot: a pid alone may be somebody else's by now.
-    pub start_time: u64,
-}
+use crate::record::{self, Form, Identity, Kept, ProcessRole, Unfit, Unreadable, v1, v2};
+use crate::store::Object;
 
 /// The record of a container.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct ContainerRecord {
+    /// How far it has come. No handles are kept.
+    pub status: Status<Infallible>,
+    /// All the rest.
+    pub parts: Parts,
+}
+
+/// What a container is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
     /// What was asked for.
     pub spec: Arc<ContainerSpec>,
     /// Its pod.
     pub pod: PodId,
-    /// Still being made: found at start, it is undone.
-    pub creating: bool,
-    /// What CRI calls its state.
-    pub state: ContainerState,
     /// Nanoseconds since the Unix epoch.
     pub created_at: i64,
-    /// Nanoseconds since the Unix epoch; 0: not started.
-    pub started_at: i64,
-    /// How it ended.
-    pub exit: Option<ContainerExit>,
     /// The boot in which it was made.
     pub boot_id: String,
     /// Id of its image.
@@ -55,13 +51,7 @@ pub struct ContainerRecord {
     pub resources: Resources,
     /// The signal that stops it.
     pub stop_signal: SignalName,
-    /// Its first process.
-    pub init: Option<Process>,
-    /// Its monitor, to be found when it does not answer; absent in records of earlier versions.
-    #[serde(default)]
-    pub monitor: Option<Process>,
     /// What was executed; later execs are like it.
-    #[serde(serialize_with = "to_hex", deserialize_with = "from_hex")]
     pub process: worker::Process,
     /// Name of its system call filter among the kept programs; empty: none.
     pub seccomp: String,
@@ -71,48 +61,213 @@ pub struct ContainerRecord {
     pub leaves: Vec<String>,
 }
 
-fn to_hex<S: Serializer>(process: &worker::Process, serializer: S) -> Result<S::Ok, S::Error> {
-    let bytes = prost::Message::encode_to_vec(process);
-    serializer.collect_str(&Hex(&bytes))
-}
+impl Form for v2::Container {
+    type Model = ContainerRecord;
 
-fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<worker::Process, D::Error> {
-    use serde::de::Error;
-    let text = String::deserialize(deserializer)?;
-    let digits = text.as_bytes().chunks(2).map(|pair| {
-        let pair = std::str::from_utf8(pair).map_err(D::Error::custom)?;
-        u8::from_str_radix(pair, 16).map_err(D::Error::custom)
-    });
-    let bytes = digits.collect::<Result<Vec<u8>, _>>()?;
-    prost::Message::decode(bytes.as_slice()).map_err(D::Error::custom)
-}
+    fn freeze(model: &ContainerRecord) -> Self {
+        let (status, parts) = (&model.status, &model.parts);
+        Self {
+            creating: status.stage == Stage::Making,
+            state: Form::freeze(&status.state()),
+            started_at: status.started_at,
+            exit: Form::freeze(&status.exit),
+            init: Form::freeze(&status.init),
+            monitor: Form::freeze(&status.found),
+            spec: Form::freeze(&parts.spec),
+            pod: parts.pod.clone(),
+            created_at: parts.created_at,
+            boot_id: parts.boot_id.clone(),
+            image_id: Form::freeze(&parts.image_id),
+            image_name: parts.image_name.clone(),
+            image_ref: parts.image_ref.clone(),
+            chain: Form::freeze(&parts.chain),
+            log_path: parts.log_path.clone(),
+            user: Form::freeze(&parts.user),
+            resources: Form::freeze(&parts.resources),
+            stop_signal: Form::freeze(&parts.stop_signal),
+            process: Form::freeze(&parts.process),
+            seccomp: parts.seccomp.clone(),
+            cgroup_path: parts.cgroup_path.clone(),
+            leaves: parts.leaves.clone(),
+        }
+    }
 
-/// Arguments and environment are bytes, which JSON text cannot hold as they are.
-struct Hex<'a>(&'a [u8]);
-
-impl std::fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    fn thaw(self) -> Result<ContainerRecord, Unfit> {
+        let status = Progress {
+            creating: self.creating,
+            state: self.state.thaw()?,
+            started_at: self.started_at,
+            exit: self.exit.thaw()?,
+            init: self.init.thaw()?,
+            monitor: self.monitor.thaw()?,
+        };
+        let parts = Parts {
+            spec: self.spec.thaw()?,
+            pod: self.pod,
+            created_at: self.created_at,
+            boot_id: self.boot_id,
+            image_id: self.image_id.thaw()?,
+            image_name: self.image_name,
+            image_ref: self.image_ref,
+            chain: self.chain.thaw()?,
+            log_path: self.log_path,
+            user: self.user.thaw()?,
+            resources: self.resources.thaw()?,
+            stop_signal: self.stop_signal.thaw()?,
+            process: self.process.thaw()?,
+            seccomp: self.seccomp,
+            cgroup_path: self.cgroup_path,
+            leaves: self.leaves,
+        };
+        Ok(ContainerRecord {
+            status: status.into(),
+            parts,
+        })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// How far a container has come, as records say it.
+struct Progress {
+    creating: bool,
+    state: ContainerState,
+    started_at: i64,
+    exit: Option<ContainerExit>,
+    init: Option<Process>,
+    monitor: Option<Process>,
+}
 
-    #[derive(Serialize, Deserialize)]
-    struct Wrapper(
-        #[serde(serialize_with = "to_hex", deserialize_with = "from_hex")] worker::Process,
-    );
-
-    #[test]
-    fn a_process_with_bytes_that_are_no_text_comes_back() {
-        let process = worker::Process {
-            env: vec![b"A=\xff\x00".to_vec()],
-            uid: 7,
-            ..Default::default()
+impl From<Progress> for Status<Infallible> {
+    fn from(said: Progress) -> Self {
+        let stage = match said.state {
+            _ if said.creating => Stage::Making,
+            ContainerState::Exited => Stage::Exited,
+            ContainerState::Running => Stage::Running,
+            ContainerState::Created => Stage::Created,
+            ContainerState::Unknown if said.started_at != 0 => Stage::Running,
+            ContainerState::Unknown => Stage::Created,
         };
-        let text = serde_json::to_string(&Wrapper(process.clone())).unwrap();
-        assert_eq!(serde_json::from_str::<Wrapper>(&text).unwrap().0, process);
+        Self {
+            stage,
+            silent: !said.creating && said.state == ContainerState::Unknown,
+            started_at: said.started_at,
+            exit: said.exit,
+            init: said.init,
+            found: said.monitor,
+            ..Self::new()
+        }
+    }
+}
+
+impl Kept for ContainerRecord {
+    const KIND: &'static str = "container";
+    type Form = v2::Container;
+
+    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+        let old: v1::Container = v1::object(file, Self::KIND)?;
+        let status = Progress {
+            creating: old.creating,
+            state: old.state.thaw()?,
+            started_at: old.started_at,
+            exit: old.exit.thaw()?,
+            init: old.init.thaw()?,
+            monitor: old.monitor.thaw()?,
+        };
+        let parts = Parts {
+            process: old.process,
+            spec: old.spec.thaw()?,
+            pod: old.pod,
+            created_at: old.created_at,
+            boot_id: old.boot_id,
+            image_id: old.image_id.thaw()?,
+            image_name: old.image_name,
+            image_ref: old.image_ref,
+            chain: old.chain.thaw()?,
+            log_path: old.log_path,
+            user: old.user.thaw()?,
+            resources: old.resources.thaw()?,
+            stop_signal: old.stop_signal.thaw()?,
+            seccomp: old.seccomp,
+            cgroup_path: old.cgroup_path,
+            leaves: old.leaves,
+        };
+        Ok(Self {
+            status: status.into(),
+            parts,
+        })
+    }
+}
+
+impl Object for ContainerRecord {
+    fn identity(&self, id: &str) -> Identity {
+        let (status, parts) = (&self.status, &self.parts);
+        let init = status.init.as_ref().map(|p| (ProcessRole::Init, p));
+        let monitor = status.found.as_ref().map(|p| (ProcessRole::Monitor, p));
+        let processes = init.into_iter().chain(monitor);
+        Identity {
+            kind: Self::KIND.to_owned(),
+            id: id.to_owned(),
+            pod: parts.pod.to_string(),
+            name: parts.spec.metadata.name.clone(),
+            attempt: parts.spec.metadata.attempt,
+            labels: parts.spec.labels.clone(),
+            created_at: parts.created_at,
+            boot_id: parts.boot_id.clone(),
+            processes: processes
+                .map(|(role, p)| record::Process::of(role, p))
+                .collect(),
+            cgroup: parts.leaves.iter().map(PathBuf::from).collect(),
+            cgroup_parent: parts.cgroup_path.clone(),
+            log: PathBuf::from(&parts.log_path),
+            image: [
+                parts.image_id.to_string(),
+                parts.image_name.clone(),
+                parts.image_ref.clone(),
+            ],
+            layers: parts.chain.clone(),
+            seccomp: parts.seccomp.clone(),
+            ..Identity::default()
+        }
+    }
+
+    /// A container in an unknown state, with what has to be given back.
+    fn from_identity(identity: Identity) -> Result<Self, Unfit> {
+        identity.expect_kind(Self::KIND)?;
+        let unfit = |what: &str, why: &dyn std::fmt::Display| Unfit(format!("{what}: {why}"));
+        let [image_id, image_name, image_ref] = identity.image.clone();
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let status = Status {
+            stage: Stage::Created,
+            silent: true,
+            init: identity.process(ProcessRole::Init),
+            found: identity.process(ProcessRole::Monitor),
+            ..Status::new()
+        };
+        let parts = Parts {
+            pod: identity.pod.parse().map_err(|e| unfit("its pod", &e))?,
+            created_at: identity.created_at,
+            image_id: image_id.parse().map_err(|e| unfit("its image", &e))?,
+            image_name,
+            image_ref,
+            log_path: text(&identity.log),
+            user: ContainerUser::default(),
+            resources: Resources::default(),
+            stop_signal: crate::spec::signals::term(),
+            process: worker::Process::default(),
+            cgroup_path: identity.cgroup_parent,
+            leaves: identity.cgroup.iter().map(text).collect(),
+            spec: Arc::new(ContainerSpec {
+                metadata: ContainerMetadata {
+                    name: identity.name,
+                    attempt: identity.attempt,
+                },
+                image: identity.image[0].clone(),
+                labels: identity.labels,
+                ..ContainerSpec::default()
+            }),
+            boot_id: identity.boot_id,
+            chain: identity.layers,
+            seccomp: identity.seccomp,
+        };
+        Ok(Self { status, parts })
     }
 }

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::exit::{monitor_is_gone, outcome, over, unknown};
 use super::record::ContainerRecord;
-use super::{Container, ContainerManager, Inner, create, remove, start, stop};
+use super::state::Stage;
+use super::{Change, Container, ContainerManager, Inner, create, remove, start, stop};
 use crate::id::ContainerId;
-use crate::model::{ContainerState, chain};
+use crate::model::chain;
 use crate::shim::ConnectError;
+use crate::store::Loaded;
 
 /// How long a monitor that does not answer is left alone before it is asked again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -16,7 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl ContainerManager {
     /// Takes up every container on disk as its monitor or its exit record shows it, undoes half-made ones,
-    /// and removes what belongs to nobody. A damaged record costs its container only.
+    /// and removes what belongs to nobody. A container whose record cannot be read is shown as its identity tells.
     ///
     /// # Errors
     /// When the records cannot be listed at all.
@@ -24,17 +26,24 @@ impl ContainerManager {
         let inner = &self.0;
         let mut tasks = tokio::task::JoinSet::new();
         for found in inner.records.load_all()? {
-            match (found.id.parse::<ContainerId>(), found.record) {
-                (Ok(id), Ok(record)) => {
-                    let inner = inner.clone();
+            let Ok(id) = found.id.parse::<ContainerId>() else {
+                tracing::error!(container.id = %found.id, "no container has such an id: its directory is left alone");
+                continue;
+            };
+            let inner = inner.clone();
+            match found.object {
+                Loaded::Whole(record) => {
                     tasks.spawn(async move { adopt(&inner, id, record).await });
                 }
-                (id, record) => {
-                    let problem = record.err().map(|e| chain(&e)).unwrap_or_default();
-                    tracing::error!(container.id = %found.id, problem, "the container's record cannot be used: it is dropped");
-                    if let Ok(id) = id {
-                        drop_damaged(inner, &id).await;
-                    }
+                Loaded::Shown(record, error) => {
+                    let problem = chain(&error);
+                    tracing::error!(container.id = %id, problem, "the container's record cannot be read: its state is unknown until it is stopped and removed");
+                    let container = Container::shown(id, record, problem);
+                    tasks.spawn(async move { take_up(&inner, container).await });
+                }
+                Loaded::Lost { record, identity } => {
+                    tracing::error!(container.id = %id, record = %chain(&record), identity = %chain(&identity), "nothing of the container can be read: its processes are ended, and it is removed");
+                    tasks.spawn(async move { drop_lost(&inner, &id).await });
                 }
             }
         }
@@ -49,11 +58,11 @@ impl ContainerManager {
 }
 
 async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
-    inner.deps.programs.restore(&record.seccomp);
-    let same_boot = record.boot_id == inner.deps.facts.boot_id;
-    if record.creating {
+    if record.status.stage == Stage::Making {
+        inner.deps.programs.restore(&record.parts.seccomp);
+        let same_boot = record.parts.boot_id == inner.deps.facts.boot_id;
         tracing::info!(container.id = %id, "undoing a container that was being made when the daemon ended");
-        let container = Container::new(id, record, None);
+        let container = Container::new(id, record);
         if same_boot
             && let Ok((monitor, _)) = inner
                 .deps
@@ -61,20 +70,27 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
                 .connect(&container.id, &inner.state_dir(&container.id))
                 .await
         {
-            container.attach(monitor);
+            container.attach(&inner.deps.events, monitor);
         }
         remove::undo(inner, &container, None).await;
         return;
     }
-    let over_already = record.state == ContainerState::Exited;
-    let container = Container::new(id, record, None);
+    take_up(inner, Container::new(id, record)).await;
+}
+
+async fn take_up(inner: &Arc<Inner>, container: Arc<Container>) {
+    let same_boot = {
+        let parts = container.parts();
+        inner.deps.programs.restore(&parts.seccomp);
+        parts.boot_id == inner.deps.facts.boot_id
+    };
     inner.names.restore(
         container.name(),
         Arc::new(create::request(&container.spec)),
         container.id.clone(),
     );
     inner.containers.insert(&container.id, &container);
-    if over_already {
+    if container.status().is_over() {
         if same_boot {
             let inner = inner.clone();
             // One that hung when its container ended may still do so.
@@ -93,8 +109,7 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
     }
     if let Err(error) = reach(inner, &container).await {
         tracing::error!(container.id = %container.id, error = %chain(&error), "the container's monitor does not answer; it is asked again");
-        container.now().state = ContainerState::Unknown;
-        container.state.send_replace(ContainerState::Unknown);
+        container.change(&inner.deps.events, Change::Silent);
         let inner = inner.clone();
         tokio::spawn(async move { persist(&inner, &container).await });
     }
@@ -121,41 +136,25 @@ pub(super) async fn reach(
         over(inner, container, outcome(exit), exit.started_at).await;
         return Ok(());
     }
-    container.attach(monitor);
-    let now = {
-        let mut record = container.now();
-        // It may have ended since it answered, and its event been heeded.
-        if record.exit.is_none() {
-            record.state = match state.started_at {
-                0 => ContainerState::Created,
-                started_at => {
-                    record.started_at = started_at;
-                    ContainerState::Running
-                }
-            };
-        }
-        record.state
-    };
-    if now == ContainerState::Exited {
-        container.drop_monitor();
+    container.attach(&inner.deps.events, monitor);
+    // Of one that is only shown too little is known to say more.
+    if container.problem.is_none() {
+        let told = Change::Told {
+            started_at: state.started_at,
+            starting: state.starting,
+        };
+        container.change(&inner.deps.events, told);
     }
-    if now == ContainerState::Created && state.starting {
+    if container.status().stage == Stage::Starting {
         start::resume(inner, container);
     }
-    container.state.send_if_modified(|state| {
-        let changes = *state != ContainerState::Exited && *state != now;
-        if changes {
-            *state = now;
-        }
-        changes
-    });
     Ok(())
 }
 
 /// Asks a monitor that did not answer until it does, or is gone, or the container is.
 async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
     let (mut pause, mut dead) = (FIRST_PAUSE, false);
-    while container.now().exit.is_none() && inner.containers.get(&container.id).is_some() {
+    while !container.status().is_over() && inner.containers.get(&container.id).is_some() {
         tokio::time::sleep(pause).await;
         if reach(inner, container).await.is_ok() {
             tracing::info!(container.id = %container.id, "the container's monitor answered");
@@ -170,14 +169,22 @@ async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
     }
 }
 
-async fn drop_damaged(inner: &Arc<Inner>, id: &ContainerId) {
+/// Without record and identity nobody could ever name it, nor end it.
+async fn drop_lost(inner: &Arc<Inner>, id: &ContainerId) {
     if let Ok((monitor, _)) = inner.deps.launcher.connect(id, &inner.state_dir(id)).await {
-        // Without its record nobody could ever stop it.
+        // What is left of it dies with the cgroup.
         let _ = monitor.destroy().await;
     }
-    if let Err(error) = inner.records.remove(id.as_str()) {
-        tracing::error!(container.id = %id, error = %chain(&error), "cannot remove the damaged record");
-    }
+    let (inner, id) = (inner.clone(), id.clone());
+    crate::blocking::run("end what is left of a lost container", move || {
+        if let Err(error) = crate::cgroup::end_named(&inner.deps.facts.cgroup, &[id.to_string()]) {
+            tracing::error!(container.id = %id, error = %chain(&error), "cannot end its processes");
+        }
+        if let Err(error) = inner.records.remove(id.as_str()) {
+            tracing::error!(container.id = %id, error = %chain(&error), "cannot remove its directory");
+        }
+    })
+    .await;
 }
 
 /// Writable layers and bundles without a record.

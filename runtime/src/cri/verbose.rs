@@ -50,6 +50,7 @@ pub(super) fn pod(pod: &PodStatus) -> BTreeMap<String, String> {
         "pid": pod.pause_pid.unwrap_or(0),
         "processStatus": process,
         "netNamespaceClosed": pod.netns.is_none() && spec.namespaces.network != NamespaceMode::Node,
+        "problem": pod.problem,
         "runtimeHandler": spec.runtime_handler,
         "runtimeType": RUNTIME_TYPE,
         "config": pod_config(spec),

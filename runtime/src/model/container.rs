@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     AppArmorProfile, CapabilityRequest, GroupsPolicy, ImageId, NamespaceModes, Resources,
     SeccompProfile, SignalName,
@@ -12,7 +10,7 @@ use super::{
 use crate::id::{ContainerId, PodId};
 
 /// Name of a container in its pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContainerMetadata {
     /// Container name.
     pub name: String,
@@ -21,7 +19,7 @@ pub struct ContainerMetadata {
 }
 
 /// Everything asked for of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerSpec {
     /// Its name.
     pub metadata: ContainerMetadata,
@@ -74,15 +72,22 @@ pub struct ContainerSpec {
     /// System call filter.
     pub seccomp: SeccompProfile,
     /// AppArmor profile.
-    #[serde(default)]
     pub apparmor: AppArmorProfile,
     /// Signal for StopContainer; `None`: the image's, else SIGTERM.
     pub stop_signal: Option<SignalName>,
 }
 
+/// A process of Berth's that outlives the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its pid.
+    pub pid: i32,
+    /// Its start time, clock ticks since boot: a pid alone may be somebody else's by now.
+    pub start_time: u64,
+}
+
 /// User and groups asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserRequest {
     /// Numeric user; excludes `username`.
     pub uid: Option<u32>,
@@ -97,7 +102,7 @@ pub struct UserRequest {
 }
 
 /// Credentials of a container's first process, as resolved in its root file system.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerUser {
     /// User id.
     pub uid: u32,
@@ -110,7 +115,7 @@ pub struct ContainerUser {
 }
 
 /// Propagation of a mount.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MountPropagation {
     /// `rprivate`.
     #[default]
@@ -122,7 +127,7 @@ pub enum MountPropagation {
 }
 
 /// A mount asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountRequest {
     /// Path in the container, as sent.
     pub container_path: String,
@@ -139,7 +144,7 @@ pub struct MountRequest {
 }
 
 /// A device node asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceRequest {
     /// Path in the container.
     pub container_path: String,
@@ -150,7 +155,7 @@ pub struct DeviceRequest {
 }
 
 /// State of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContainerState {
     /// Made, nothing executed.
     Created,
@@ -163,7 +168,7 @@ pub enum ContainerState {
 }
 
 /// Why a container ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitReason {
     /// Exit code 0.
     Completed,
@@ -191,7 +196,7 @@ impl ExitReason {
 }
 
 /// How a container ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerExit {
     /// Exit code; 128 + signal; 128 for StartError; 255 when it was lost.
     pub code: i32,
@@ -220,6 +225,8 @@ pub struct ContainerStatus {
     pub started_at: i64,
     /// How it ended, in `Exited`.
     pub exit: Option<ContainerExit>,
+    /// Why its record cannot be read: little else is known of it.
+    pub problem: Option<String>,
     /// Id of its image.
     pub image_id: ImageId,
     /// Human name of its image: first tag, else digest, else id. Never empty.

@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use serde::{Deserialize, Serialize};
-
 use super::{AppArmorProfile, GroupsPolicy, Resources, SeccompProfile};
 use crate::id::PodId;
 
 /// The four values that name a sandbox; unique among living ones.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodMetadata {
     /// Pod name.
     pub name: String,
@@ -25,7 +23,7 @@ pub struct PodMetadata {
 }
 
 /// Everything asked for of a sandbox.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSpec {
     /// Its name.
     pub metadata: PodMetadata,
@@ -52,7 +50,6 @@ pub struct PodSpec {
     /// Filter of the pause process.
     pub seccomp: SeccompProfile,
     /// AppArmor profile of the pause process.
-    #[serde(default)]
     pub apparmor: AppArmorProfile,
     /// User of the pause process.
     pub run_as_user: Option<u32>,
@@ -71,7 +68,7 @@ pub struct PodSpec {
 }
 
 /// Resolver settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsConfig {
     /// `nameserver` lines.
     pub servers: Vec<String>,
@@ -82,7 +79,7 @@ pub struct DnsConfig {
 }
 
 /// A container port and perhaps a host port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortMapping {
     /// Transport protocol.
     pub protocol: Protocol,
@@ -95,8 +92,7 @@ pub struct PortMapping {
 }
 
 /// Transport protocols.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -118,7 +114,7 @@ impl Protocol {
 }
 
 /// Where a namespace comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NamespaceMode {
     /// One for the pod.
     #[default]
@@ -132,7 +128,7 @@ pub enum NamespaceMode {
 }
 
 /// Namespace choices of a pod or container.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceModes {
     /// Network: pod or node.
     pub network: NamespaceMode,
@@ -143,12 +139,11 @@ pub struct NamespaceModes {
     /// Container whose PID namespace is shared; with `pid: Target` only.
     pub target: String,
     /// The request names the host's user namespace; the answer then does too (both mean the same).
-    #[serde(default)]
     pub names_host_users: bool,
 }
 
 /// State of a sandbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodState {
     /// Its isolation is intact.
     Ready,
@@ -173,6 +168,8 @@ pub struct PodStatus {
     pub netns: Option<PathBuf>,
     /// Pid of the pause process while it lives.
     pub pause_pid: Option<i32>,
+    /// Why its record cannot be read: little else is known of it.
+    pub problem: Option<String>,
     /// CNI result as JSON, for verbose status.
     pub cni_result: Option<serde_json::Value>,
 }

@@ -2,11 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 /// Limits of a container. Zero or empty means "not given" everywhere, as in CRI.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// CFS period in microseconds.
     pub cpu_period: i64,
@@ -31,7 +28,7 @@ pub struct Resources {
 }
 
 /// Limit for huge pages of one size.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HugepageLimit {
     /// As the kernel names it: `2MB`, `1GB`.
     pub page_size: String,

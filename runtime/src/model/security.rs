@@ -1,9 +1,7 @@
 //! Security settings of pods and containers.
 
-use serde::{Deserialize, Serialize};
-
 /// Which system call filter to load.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SeccompProfile {
     /// None (row F031: also when nothing is said).
     #[default]
@@ -15,7 +13,7 @@ pub enum SeccompProfile {
 }
 
 /// Which AppArmor profile to run under.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AppArmorProfile {
     /// Nothing was said: Berth's own where it can be had (row F036).
     #[default]
@@ -29,8 +27,7 @@ pub enum AppArmorProfile {
 }
 
 /// Capabilities to add to and drop from the default set. Names as given; `ALL` allowed in both.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CapabilityRequest {
     /// Added.
     pub add: Vec<String>,
@@ -41,7 +38,7 @@ pub struct CapabilityRequest {
 }
 
 /// What `supplemental_groups` means together with the image's `/etc/group` (KEP-3619).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GroupsPolicy {
     /// Given groups and those of the user in the image.
     #[default]
@@ -51,7 +48,7 @@ pub enum GroupsPolicy {
 }
 
 /// A signal by its Linux number and name (`SIGTERM`, `SIGRTMIN+3`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignalName {
     /// Linux number on this architecture.
     pub number: i32,

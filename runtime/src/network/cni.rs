@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use self::conf::NetworkList;
@@ -26,7 +25,7 @@ use super::exec::{self, Failure, PluginError, Verb};
 use super::{Error, NetworkConfig, NetworkResult, NetworkStatus, POD_INTERFACE, PodNetwork};
 use crate::blocking;
 use crate::id::PodId;
-use crate::network::record;
+use crate::network::record::{self, kept};
 use crate::sys::netns;
 
 /// STATUS and VERSION are questions: a plugin that takes longer has no good answer.
@@ -36,8 +35,8 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 const FIND_LIMIT: Duration = Duration::from_secs(10);
 
 /// A pod's attachment to a network, as it is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Attachment {
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attachment {
     pod: PodId,
     netns: PathBuf,
     interface: String,
@@ -47,6 +46,16 @@ struct Attachment {
     /// `None` until ADD is through.
     result: Option<Value>,
 }
+
+/// Address ranges of this node's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PodCidrs {
+    /// As the kubelet gives them.
+    pub(in crate::network) cidrs: Vec<String>,
+}
+
+kept!(PodCidrs: "pod CIDRs" = PodCidrs { cidrs });
+kept!(Attachment: "attachment" = Attachment { pod, netns, interface, network, arguments, capabilities, result });
 
 /// How plugins are run.
 #[derive(Clone, Debug)]
@@ -74,7 +83,7 @@ pub(super) struct Cni {
     watch: Watch,
     attachments: PathBuf,
     dir: PathBuf,
-    pod_cidrs: Mutex<Vec<String>>,
+    pod_cidrs: Mutex<PodCidrs>,
 }
 
 const POD_CIDRS: &str = "pod_cidrs";
@@ -91,17 +100,14 @@ impl Cni {
             timeout: config.plugin_timeout,
         };
         // One that cannot be read is as good as none: the kubelet says it again.
-        let pod_cidrs = record::read(&dir, POD_CIDRS)
-            .ok()
-            .flatten()
-            .unwrap_or_default();
+        let pod_cidrs: Option<PodCidrs> = record::read(&dir, POD_CIDRS).ok().flatten();
         let watch = Watch::start(config.cni_conf_dir.clone(), plugins.clone())?;
         Ok(Self {
             plugins,
             watch,
             attachments,
             dir,
-            pod_cidrs: Mutex::new(pod_cidrs),
+            pod_cidrs: Mutex::new(pod_cidrs.unwrap_or_default()),
         })
     }
 
@@ -133,6 +139,7 @@ impl Cni {
     /// Keeps the address ranges of this node's pods.
     pub(super) fn set_pod_cidrs(&self, cidrs: Vec<String>) -> Result<(), Error> {
         let path = self.dir.join(POD_CIDRS);
+        let cidrs = PodCidrs { cidrs };
         record::write(&self.dir, POD_CIDRS, &cidrs).map_err(Error::file("write", path))?;
         *self
             .pod_cidrs
@@ -149,6 +156,7 @@ impl Cni {
             .pod_cidrs
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+            .cidrs
             .clone();
         let mut attachment = Attachment {
             pod: pod.id.clone(),

@@ -46,7 +46,7 @@ impl PodCgroups {
                     Some(name) if !name.is_empty() => name,
                     _ => "-.slice",
                 };
-                let unit = format!("berth-{id}.scope");
+                let unit = scope_name(id);
                 let scope = Scope {
                     slice: slice.to_owned(),
                     unit: unit.clone(),
@@ -73,6 +73,11 @@ impl PodCgroups {
             Self::Directories { .. } => Systemd::default().stop(unit).await,
         }
     }
+}
+
+/// The name of a pod's scope.
+pub(super) fn scope_name(id: &PodId) -> String {
+    format!("berth-{id}.scope")
 }
 
 #[cfg(test)]

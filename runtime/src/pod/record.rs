@@ -4,32 +4,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::model::{PodSpec, PodState};
-
-/// How far a pod has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Phase {
-    /// Resources are being acquired: found at start, it is undone.
-    Creating,
-    /// It was made.
-    Made,
-    /// Nothing is left of it but this record.
-    Released,
-}
-
-/// A process of ours that outlives the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Its pid.
-    pub pid: i32,
-    /// Its start time, clock ticks since boot: a pid alone may be somebody else's by now.
-    pub start_time: u64,
-}
+use super::state::Stage;
+use crate::model::{PodMetadata, PodSpec, PodState, Process};
+use crate::record::{self, Form, Identity, Kept, ProcessRole, Unfit, Unreadable, convert, v1, v2};
+use crate::store::Object;
 
 /// A scope of systemd.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     /// Its unit name.
     pub unit: String,
@@ -38,14 +19,19 @@ pub struct Scope {
 }
 
 /// The record of a pod.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct PodRecord {
+    /// How far it has come.
+    pub stage: Stage,
+    /// All the rest.
+    pub parts: Parts,
+}
+
+/// What a pod is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
     /// What was asked for.
     pub spec: Arc<PodSpec>,
-    /// How far it has come.
-    pub phase: Phase,
-    /// What CRI calls its state.
-    pub state: PodState,
     /// Nanoseconds since the Unix epoch.
     pub created_at: i64,
     /// The boot in which it was made.
@@ -55,7 +41,6 @@ pub struct PodRecord {
     /// Parent of the cgroups of pause and containers, in canonical form: under systemd the pod's scope.
     pub cgroup_parent: String,
     /// The pod's scope, where systemd makes the cgroups.
-    #[serde(default)]
     pub scope: Option<Scope>,
     /// Directories on the way to the parent that Berth made, and that go with the last pod.
     pub made_parents: Vec<PathBuf>,
@@ -71,4 +56,145 @@ pub struct PodRecord {
     pub cni_result: Option<serde_json::Value>,
     /// Its pause process.
     pub pause: Option<Process>,
+}
+
+convert!(v1::Scope as Scope { unit, slice });
+
+impl Form for v1::Pod {
+    type Model = PodRecord;
+
+    fn freeze(model: &PodRecord) -> Self {
+        let parts = &model.parts;
+        let (phase, state) = match model.stage {
+            Stage::Making => (v1::Phase::Creating, PodState::NotReady),
+            Stage::Ready => (v1::Phase::Made, PodState::Ready),
+            Stage::NotReady => (v1::Phase::Made, PodState::NotReady),
+            Stage::Released | Stage::Removed => (v1::Phase::Released, PodState::NotReady),
+        };
+        Self {
+            phase,
+            state: Form::freeze(&state),
+            spec: Form::freeze(&parts.spec),
+            created_at: parts.created_at,
+            boot_id: parts.boot_id.clone(),
+            hostname: parts.hostname.clone(),
+            cgroup_parent: parts.cgroup_parent.clone(),
+            scope: Form::freeze(&parts.scope),
+            made_parents: parts.made_parents.clone(),
+            holds_parent: parts.holds_parent,
+            cgroup: parts.cgroup.clone(),
+            netns: parts.netns.clone(),
+            ips: parts.ips.clone(),
+            cni_result: parts.cni_result.clone(),
+            pause: Form::freeze(&parts.pause),
+        }
+    }
+
+    fn thaw(self) -> Result<PodRecord, Unfit> {
+        let stage = match (self.phase, self.state.thaw()?) {
+            (v1::Phase::Creating, _) => Stage::Making,
+            (v1::Phase::Released, _) => Stage::Released,
+            (v1::Phase::Made, PodState::Ready) => Stage::Ready,
+            (v1::Phase::Made, PodState::NotReady) => Stage::NotReady,
+        };
+        let parts = Parts {
+            spec: self.spec.thaw()?,
+            created_at: self.created_at,
+            boot_id: self.boot_id,
+            hostname: self.hostname,
+            cgroup_parent: self.cgroup_parent,
+            scope: self.scope.thaw()?,
+            made_parents: self.made_parents,
+            holds_parent: self.holds_parent,
+            cgroup: self.cgroup,
+            netns: self.netns,
+            ips: self.ips,
+            cni_result: self.cni_result,
+            pause: self.pause.thaw()?,
+        };
+        Ok(PodRecord { stage, parts })
+    }
+}
+
+impl Kept for PodRecord {
+    const KIND: &'static str = "pod";
+    type Form = v2::Pod;
+
+    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+        let form: v1::Pod = v1::object(file, Self::KIND)?;
+        Ok(form.thaw()?)
+    }
+}
+
+impl Object for PodRecord {
+    fn identity(&self, id: &str) -> Identity {
+        let parts = &self.parts;
+        let name = &parts.spec.metadata;
+        let pause = parts.pause.as_ref();
+        Identity {
+            kind: Self::KIND.to_owned(),
+            id: id.to_owned(),
+            pod: id.to_owned(),
+            name: name.name.clone(),
+            namespace: name.namespace.clone(),
+            uid: name.uid.clone(),
+            attempt: name.attempt,
+            labels: parts.spec.labels.clone(),
+            created_at: parts.created_at,
+            boot_id: parts.boot_id.clone(),
+            processes: pause
+                .map(|p| record::Process::of(ProcessRole::Pause, p))
+                .into_iter()
+                .collect(),
+            cgroup: parts.cgroup.iter().map(PathBuf::from).collect(),
+            cgroup_parent: parts.cgroup_parent.clone(),
+            scope: parts
+                .scope
+                .as_ref()
+                .map_or_else(String::new, |scope| scope.unit.clone()),
+            made_parents: parts.made_parents.clone(),
+            netns: parts.netns.clone().unwrap_or_default(),
+            log: PathBuf::from(&parts.spec.log_directory),
+            ..Identity::default()
+        }
+    }
+
+    /// A pod that is not ready, with what has to be given back.
+    fn from_identity(identity: Identity) -> Result<Self, Unfit> {
+        identity.expect_kind(Self::KIND)?;
+        let pause = identity.process(ProcessRole::Pause);
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let parts = Parts {
+            pause,
+            cgroup: identity.cgroup.iter().map(text).collect(),
+            scope: (!identity.scope.is_empty()).then(|| Scope {
+                unit: identity.scope,
+                slice: String::new(),
+            }),
+            netns: Some(identity.netns).filter(|path| !path.as_os_str().is_empty()),
+            spec: Arc::new(PodSpec {
+                metadata: PodMetadata {
+                    name: identity.name,
+                    uid: identity.uid,
+                    namespace: identity.namespace,
+                    attempt: identity.attempt,
+                },
+                labels: identity.labels,
+                log_directory: text(&identity.log),
+                ..PodSpec::default()
+            }),
+            created_at: identity.created_at,
+            boot_id: identity.boot_id,
+            hostname: String::new(),
+            cgroup_parent: identity.cgroup_parent,
+            holds_parent: !identity.made_parents.is_empty(),
+            made_parents: identity.made_parents,
+            ips: Vec::new(),
+            cni_result: None,
+        };
+        Ok(Self {
+            stage: Stage::NotReady,
+            parts,
+        })
+    }
 }

@@ -3,17 +3,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::record::{Phase, PodRecord};
+use super::record::Parts;
 use super::run::watch;
+use super::state::{Change, Stage};
 use super::{Inner, Pod, PodManager, files, release};
 use crate::id::PodId;
-use crate::model::{PodState, chain};
+use crate::model::chain;
 use crate::shim::PauseHandle;
+use crate::store::Loaded;
 use crate::sys;
 
 impl PodManager {
     /// Takes up every pod on disk as the kernel shows it, undoes half-made ones, and releases what
-    /// belongs to nobody. A damaged record costs its pod only.
+    /// belongs to nobody. A pod whose record cannot be read is shown as its identity tells, not ready.
     ///
     /// # Errors
     /// When the records cannot be listed at all.
@@ -21,24 +23,30 @@ impl PodManager {
         let inner = &self.0;
         let mut half_made = Vec::new();
         for found in inner.records.load_all()? {
-            match (found.id.parse::<PodId>(), found.record) {
-                (Ok(id), Ok(record)) => {
+            let Ok(id) = found.id.parse::<PodId>() else {
+                tracing::error!(pod.id = %found.id, "no pod has such an id: its directory is left alone");
+                continue;
+            };
+            match found.object {
+                Loaded::Whole(record) => {
                     let pod = Pod::new(id, record);
                     self.hold_parent(&pod);
-                    if pod.now().phase == Phase::Creating {
+                    if pod.stage() == Stage::Making {
                         half_made.push(pod);
                     } else {
                         adopt(inner, &pod);
                     }
                 }
-                (id, record) => {
-                    let problem = record.err().map(|e| chain(&e)).unwrap_or_default();
-                    tracing::error!(pod.id = %found.id, problem, "the pod's record cannot be used: the pod is dropped");
-                    if id.is_ok()
-                        && let Err(error) = inner.records.remove(&found.id)
-                    {
-                        tracing::error!(pod.id = %found.id, error = %chain(&error), "cannot remove it");
-                    }
+                Loaded::Shown(record, error) => {
+                    let problem = chain(&error);
+                    tracing::error!(pod.id = %id, problem, "the pod's record cannot be read: it is not ready until it is stopped and removed");
+                    let pod = Pod::shown(id, record, problem);
+                    self.hold_parent(&pod);
+                    adopt(inner, &pod);
+                }
+                Loaded::Lost { record, identity } => {
+                    tracing::error!(pod.id = %id, record = %chain(&record), identity = %chain(&identity), "nothing of the pod can be read: its processes are ended, and it is removed");
+                    drop_lost(inner, &id).await;
                 }
             }
         }
@@ -67,11 +75,11 @@ impl PodManager {
     }
 
     fn hold_parent(&self, pod: &Pod) {
-        let record = pod.now();
-        if record.holds_parent {
+        let parts = pod.parts();
+        if parts.holds_parent {
             self.0
                 .parents
-                .restore(&record.cgroup_parent, &record.made_parents);
+                .restore(&parts.cgroup_parent, &parts.made_parents);
         }
     }
 
@@ -113,6 +121,21 @@ impl PodManager {
     }
 }
 
+/// The pause process and cgroup of a pod that nobody could ever name; the rest is swept.
+async fn drop_lost(inner: &Arc<Inner>, id: &PodId) {
+    let (inner, id) = (inner.clone(), id.clone());
+    crate::blocking::run("end what is left of a lost pod", move || {
+        let names = [id.to_string(), super::cgroups::scope_name(&id)];
+        if let Err(error) = crate::cgroup::end_named(&inner.deps.facts.cgroup, &names) {
+            tracing::error!(pod.id = %id, error = %chain(&error), "cannot end its processes");
+        }
+        if let Err(error) = inner.records.remove(id.as_str()) {
+            tracing::error!(pod.id = %id, error = %chain(&error), "cannot remove its directory");
+        }
+    })
+    .await;
+}
+
 fn names_in(dir: &std::path::Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return Vec::new();
@@ -130,16 +153,15 @@ fn report(id: &PodId, outcome: std::io::Result<()>) {
 }
 
 fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
-    let pause = alive(&pod.now(), &inner.deps.facts.boot_id);
-    if pod.now().state == PodState::Ready {
+    if pod.is_ready() {
+        let pause = alive(&pod.parts(), &inner.deps.facts.boot_id);
         match pause {
             Some(pause) => {
                 watch(inner, pod, pause);
                 keep_files(inner, pod);
             }
             None => {
-                pod.now().state = PodState::NotReady;
-                pod.over.send_replace(true);
+                pod.change(&inner.deps.events, Change::Lost);
             }
         }
     }
@@ -151,17 +173,17 @@ fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
 
 /// A pod that an earlier version made has its files elsewhere, and somebody may have unmounted them.
 fn keep_files(inner: &Inner, pod: &Pod) {
-    let hostname = pod.now().hostname.clone();
+    let hostname = pod.parts().hostname.clone();
     if let Err(problem) = files::make(&inner.state_dir(&pod.id), &hostname, &pod.spec) {
         tracing::error!(pod.id = %pod.id, problem, "the pod's files are not there: no container can be put into it");
     }
 }
 
-fn alive(record: &PodRecord, boot_id: &str) -> Option<PauseHandle> {
-    if record.boot_id != boot_id {
+fn alive(parts: &Parts, boot_id: &str) -> Option<PauseHandle> {
+    if parts.boot_id != boot_id {
         return None;
     }
-    let pause = record.pause.as_ref()?;
+    let pause = parts.pause.as_ref()?;
     let pidfd = sys::process::open_same(pause.pid, pause.start_time).ok()??;
     Some(PauseHandle {
         pid: pause.pid,

@@ -1,7 +1,6 @@
 //! Which images there are: one table in a redb file, and all of it in memory.
 //!
-//! Every change is one durable transaction. The records are JSON envelopes with a version, so that a later Berth
-//! can read them and an earlier one can say why it cannot.
+//! Every change is one durable transaction.
 
 mod file;
 
@@ -13,16 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use redb::{Database, Durability, TableDefinition};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use file::{DAMAGED, REPLACED, Unusable, load, lost_at, put_aside, set_aside};
 
 use super::records::Records;
 use super::{Error, failed};
 use crate::model::{ChainId, Digest, ImageConfig, ImageId};
-
-/// Version of the records that this Berth writes.
-pub(super) const VERSION: u32 = 1;
+use crate::record::{self, Form as _, Kept, Unreadable, convert, v1, v2};
 
 /// Room that a change takes beside its records.
 const SLACK: u64 = 128 << 10;
@@ -30,7 +26,7 @@ const SLACK: u64 = 128 << 10;
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 
 /// An image in the index.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageRecord {
     /// Digest of the configuration.
     pub id: ImageId,
@@ -53,14 +49,31 @@ pub struct ImageRecord {
     /// When it was pulled, nanoseconds since the Unix epoch.
     pub created_at: i64,
     /// `os/architecture[/variant]` that its configuration names; empty in records of versions that did not look.
-    #[serde(default)]
     pub platform: String,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Envelope<R> {
-    version: u32,
-    record: R,
+convert!(v1::Image as ImageRecord {
+    id,
+    tags,
+    digests,
+    manifest,
+    size,
+    config,
+    chain,
+    blobs,
+    pinned,
+    created_at,
+    platform,
+});
+
+impl Kept for ImageRecord {
+    const KIND: &'static str = "image";
+    type Form = v2::Image;
+
+    fn read_previous(row: &[u8]) -> Result<Self, Unreadable> {
+        let form: v1::Image = v1::image_row(row)?;
+        Ok(form.thaw()?)
+    }
 }
 
 /// The images, by id.
@@ -354,7 +367,7 @@ impl Index {
         &self,
         records: impl Iterator<Item = &'a Arc<ImageRecord>>,
     ) -> Result<(), Error> {
-        let lengths = records.map(|record| serde_json::to_vec(&**record).map(|text| text.len()));
+        let lengths = records.map(|image| record::encode(&**image).map(|row| row.len()));
         let lengths: Result<Vec<usize>, _> = lengths.collect();
         let lengths = lengths.map_err(|error| index_error("write", &self.path, error.into()))?;
         if lengths.is_empty() {
@@ -394,15 +407,11 @@ fn commit(database: &Database, images: &Images, rows: &BTreeSet<String>) -> Resu
         let mut table = transaction.open_table(TABLE)?;
         for key in rows {
             let id: Option<ImageId> = format!("sha256:{key}").parse().ok();
-            let Some(record) = id.and_then(|id| images.get(&id)) else {
+            let Some(image) = id.and_then(|id| images.get(&id)) else {
                 table.remove(key.as_str())?;
                 continue;
             };
-            let envelope = Envelope {
-                version: VERSION,
-                record: &**record,
-            };
-            let bytes = serde_json::to_vec(&envelope)?;
+            let bytes = record::encode(&**image)?;
             table.insert(key.as_str(), bytes.as_slice())?;
         }
     }

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Mode;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use super::index::{ImageRecord, VERSION};
-use crate::model::{Digest, ImageId};
+use super::index::ImageRecord;
+use crate::model::ImageId;
+use crate::record::{self, Form as _, Kept, Unreadable, convert, v1, v2};
 use crate::sys::fs::{names, read_limited, remove_tree, write_atomic};
 
 /// Longest record: configurations are at most 16 MiB.
@@ -28,14 +28,24 @@ pub(super) struct Records {
 }
 
 /// A file.
-#[derive(Serialize, Deserialize)]
-struct Copy {
-    version: u32,
+#[derive(Debug)]
+pub(crate) struct Copy {
     /// Nanoseconds since the Unix epoch: of two records with the same name the later one has it.
     written_at: u64,
-    /// Of the record's JSON.
-    checksum: Digest,
-    record: Box<serde_json::value::RawValue>,
+    image: Arc<ImageRecord>,
+}
+
+convert!(v2::ImageCopy as Copy { written_at, image });
+
+impl Kept for Copy {
+    const KIND: &'static str = "image copy";
+    type Form = v2::ImageCopy;
+
+    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+        let (written_at, image): (u64, v1::Image) = v1::image_copy(file)?;
+        let image = Arc::new(image.thaw()?);
+        Ok(Self { written_at, image })
+    }
 }
 
 /// What was found.
@@ -45,10 +55,6 @@ pub(super) struct Found {
     pub(super) records: Vec<ImageRecord>,
     /// Files that are no good record.
     pub(super) unreadable: u64,
-}
-
-fn checksum(text: &str) -> Digest {
-    Digest::from_bytes(Sha256::digest(text).into())
 }
 
 fn name_of(id: &ImageId) -> String {
@@ -62,15 +68,11 @@ impl Records {
 
     /// Keeps a copy, durably.
     pub(super) fn write(&self, record: &ImageRecord) -> io::Result<()> {
-        let text = serde_json::value::to_raw_value(record)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let copy = Copy {
-            version: VERSION,
+        let bytes = record::encode(&Copy {
             written_at: u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX),
-            checksum: checksum(text.get()),
-            record: text,
-        };
-        let bytes = serde_json::to_vec(&copy)?;
+            image: Arc::new(record.clone()),
+        })?;
         let mode = Mode::RUSR | Mode::WUSR;
         write_atomic(self.dir.as_fd(), &name_of(&record.id), &bytes, mode, true)
     }
@@ -144,11 +146,8 @@ impl Records {
 
     fn parse(&self, name: &OsStr) -> Option<(u64, ImageRecord)> {
         let bytes = read_limited(self.dir.as_fd(), name, LONGEST).ok()?;
-        let copy: Copy = serde_json::from_slice(&bytes).ok()?;
-        if copy.version != VERSION || checksum(copy.record.get()) != copy.checksum {
-            return None;
-        }
-        let record: ImageRecord = serde_json::from_str(copy.record.get()).ok()?;
-        (OsStr::new(&name_of(&record.id)) == name).then_some((copy.written_at, record))
+        let Copy { written_at, image } = record::decode(&bytes).ok()?;
+        let image = Arc::unwrap_or_clone(image);
+        (OsStr::new(&name_of(&image.id)) == name).then_some((written_at, image))
     }
 }

@@ -5,6 +5,9 @@ use berth_cri_api::v1;
 use super::{mounts, resources, signals};
 use crate::model::{ContainerMetadata, ContainerState, ContainerStatus, ContainerUser, one_line};
 
+/// The reason of a container of which too little can be read.
+const UNREADABLE: &str = "RecordUnreadable";
+
 fn state(state: ContainerState) -> i32 {
     match state {
         ContainerState::Created => v1::ContainerState::ContainerCreated,
@@ -63,8 +66,16 @@ pub(in crate::cri) fn container_status(container: &ContainerStatus) -> v1::Conta
             ..v1::ImageSpec::default()
         }),
         image_ref: container.image_ref.clone(),
-        reason: exit.map_or_else(String::new, |e| e.reason.as_str().to_owned()),
-        message: exit.map_or_else(String::new, |e| one_line(&e.message).into_owned()),
+        reason: match (exit, &container.problem) {
+            (Some(exit), _) => exit.reason.as_str().to_owned(),
+            (None, Some(_)) => UNREADABLE.to_owned(),
+            (None, None) => String::new(),
+        },
+        message: match (exit, &container.problem) {
+            (Some(exit), _) => one_line(&exit.message).into_owned(),
+            (None, Some(problem)) => one_line(problem).into_owned(),
+            (None, None) => String::new(),
+        },
         labels: spec.labels.clone(),
         annotations: spec.annotations.clone(),
         mounts: spec.mounts.iter().map(mounts::to_proto).collect(),

@@ -421,6 +421,7 @@ fn a_pod_comes_back_as_it_was_sent() {
         ips: vec!["10.85.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
         netns: None,
         pause_pid: None,
+        problem: None,
         cni_result: None,
     };
     let out = pod::status(&status);
@@ -462,6 +463,7 @@ fn a_container_comes_back_as_it_was_sent() {
             reason: ExitReason::OomKilled,
             message: String::new(),
         }),
+        problem: None,
         image_id,
         image_name: "docker.io/library/nginx:1.27".into(),
         image_ref: "docker.io/library/nginx@sha256:00".into(),

@@ -12,17 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-
 use super::Subnet;
 use crate::id::PodId;
 use crate::model::PortMapping;
 use crate::network::Error;
-use crate::network::record;
+use crate::network::record::{self, kept};
 
 /// What a pod has of the built-in network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Lease {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
     /// Whose it is.
     pub(super) pod: PodId,
     /// The pod's address.
@@ -32,6 +30,15 @@ pub(super) struct Lease {
     /// The result as it was returned.
     pub(super) result: serde_json::Value,
 }
+
+/// The address that was given out last.
+#[derive(Debug)]
+pub(crate) struct LastAddress {
+    address: Ipv4Addr,
+}
+
+kept!(Lease: "lease" = Lease { pod, address, ports, result });
+kept!(LastAddress: "last address" = LastAddress { address });
 
 /// All leases.
 #[derive(Debug)]
@@ -55,11 +62,11 @@ impl Leases {
     /// Reads all leases.
     pub(super) fn open(dir: PathBuf) -> Result<Self, Error> {
         fs::create_dir_all(&dir).map_err(Error::file("make directory", &dir))?;
-        let last = record::read(&dir, LAST).ok().flatten();
+        let last: Option<LastAddress> = record::read(&dir, LAST).ok().flatten();
         let mut memory = Memory {
             leases: BTreeMap::new(),
             taken: BTreeSet::new(),
-            last: last.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            last: last.map_or(Ipv4Addr::UNSPECIFIED, |last| last.address),
         };
         for name in record::names(&dir).map_err(Error::file("list", &dir))? {
             let Ok(address) = name.parse::<Ipv4Addr>() else {
@@ -120,7 +127,7 @@ impl Leases {
             match record::create(&self.dir, &address.to_string(), &lease) {
                 Ok(()) => {
                     // Only the order suffers when this is lost.
-                    let _ = record::write(&self.dir, LAST, &address);
+                    let _ = record::write(&self.dir, LAST, &LastAddress { address });
                     let mut memory = self.memory();
                     memory.leases.insert(lease.pod.clone(), lease.clone());
                     return Ok(lease);

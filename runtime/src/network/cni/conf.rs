@@ -4,19 +4,19 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::version::Version;
 use crate::network::exec::is_plain_name;
+use crate::record::{Form, Unfit, v1};
 use crate::sys;
 
 /// More than any configuration needs, bytes.
 const FILE_LIMIT: u64 = 1 << 20;
 
 /// A network: plugins to be run one after another.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(in crate::network) struct NetworkList {
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NetworkList {
     /// Its name.
     pub(in crate::network) name: String,
     /// The version that is spoken with its plugins.
@@ -36,6 +36,31 @@ impl NetworkList {
             .get("type")
             .and_then(Value::as_str)
             .unwrap_or_default()
+    }
+}
+
+impl Form for v1::NetworkList {
+    type Model = NetworkList;
+
+    fn freeze(model: &NetworkList) -> Self {
+        Self {
+            name: model.name.clone(),
+            version: model.version.to_string(),
+            disable_check: model.disable_check,
+            disable_gc: model.disable_gc,
+            plugins: model.plugins.clone(),
+        }
+    }
+
+    fn thaw(self) -> Result<NetworkList, Unfit> {
+        let unknown = || Unfit(format!("{:?} is no version of CNI", self.version));
+        Ok(NetworkList {
+            version: Version::parse(&self.version).ok_or_else(unknown)?,
+            name: self.name,
+            disable_check: self.disable_check,
+            disable_gc: self.disable_gc,
+            plugins: self.plugins,
+        })
     }
 }
 

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::AppArmorProfile;
+use crate::record::Form as _;
+use crate::record::v1::SeccompProfile as SeccompForm;
 
 /// A request and all that is known with it; tests change what they are about.
 pub(super) struct Case {
@@ -259,7 +261,7 @@ pub(super) fn shown(plan: &ContainerPlan) -> Value {
         "cgroup": shown_cgroup(&plan.cgroup),
         "oom": { "v2": plan.oom.v2_dir, "v2Pod": plan.oom.v2_pod_dir, "v1": plan.oom.v1_dir },
         "killCgroup": plan.kill_cgroup,
-        "seccomp": plan.seccomp,
+        "seccomp": SeccompForm::freeze(&plan.seccomp),
     })
 }
 

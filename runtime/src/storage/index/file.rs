@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError};
-use serde::Deserialize;
 
 use super::super::{Error, failed};
-use super::{BoxError, Envelope, ImageRecord, Images, TABLE, VERSION};
+use super::{BoxError, ImageRecord, Images, TABLE};
+use crate::record::{self, Unreadable};
 use crate::sys::fs::open_private;
 
 /// The file is small: redb's default cache of a GiB is not needed.
@@ -20,11 +20,6 @@ const CACHE: usize = 1 << 20;
 pub(super) const DAMAGED: &str = ".damaged-";
 /// Once nothing more is to be had from it, it has this.
 pub(super) const REPLACED: &str = ".replaced-";
-
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
-}
 
 /// What is in a file.
 pub(super) struct Loaded {
@@ -94,18 +89,14 @@ fn load_unguarded(path: &Path) -> Result<Loaded, Unusable> {
 }
 
 fn parse(key: &str, value: &[u8]) -> Result<Option<ImageRecord>, Error> {
-    let Ok(Version { version }) = serde_json::from_slice(value) else {
-        return Ok(None);
-    };
-    if version > VERSION {
-        return Err(Error::Newer {
+    match record::decode::<ImageRecord>(value) {
+        Ok(record) => Ok(Some(record).filter(|record| record.id.hex() == key)),
+        Err(Unreadable::Version { found }) => Err(Error::Newer {
             id: key.to_owned(),
-            version,
-        });
+            version: found,
+        }),
+        Err(_) => Ok(None),
     }
-    let envelope: Option<Envelope<ImageRecord>> = serde_json::from_slice(value).ok();
-    let record = envelope.map(|envelope| envelope.record);
-    Ok(record.filter(|record| record.id.hex() == key))
 }
 
 fn sort_out(path: &Path, error: DatabaseError) -> Unusable {
