@@ -28,6 +28,7 @@ pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Res
     let _turn = container.turn.lock().await;
     let monitor = container.live(ContainerState::Created)?;
     let _under_way = UnderWay::new(&container.starting);
+    crash_point!("start_container.start.before");
     // What makes it EXITED after a failure is the monitor's exit event, as for every other end.
     let started_at = match monitor.start().await {
         Ok(started_at) => started_at,
@@ -42,6 +43,7 @@ pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Res
             return Err(failed);
         }
     };
+    crash_point!("start_container.start.after");
     {
         let mut record = container.now();
         record.started_at = started_at;
@@ -61,10 +63,9 @@ pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Res
         container.pod.clone(),
         container.id.clone(),
     ));
-    inner
-        .save(container)
-        .await
-        .map_err(|e| container.step("record the start", Kind::Unknown, chain(&e)))
+    let saved = inner.save(container).await;
+    crash_point!("start_container.record.after");
+    saved.map_err(|e| container.step("record the start", Kind::Unknown, chain(&e)))
 }
 
 /// Waits for the outcome of a start that an earlier daemon began: nobody else would hear of it.

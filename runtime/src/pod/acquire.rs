@@ -44,8 +44,11 @@ impl<'a> Acquiring<'a> {
         let plan = self.plan().await?;
         self.files().await?;
         let worker = self.namespaces(&sysctls).await?;
+        crash_point!("run_pod.namespaces.after");
         let (network, pause) = self.network_and_pause(worker, plan).await?;
+        crash_point!("run_pod.network_and_pause.after");
         self.settle(network, sysctls).await?;
+        crash_point!("run_pod.sysctls.after");
         self.ready(pause).await
     }
 
@@ -80,9 +83,12 @@ impl<'a> Acquiring<'a> {
             record.cgroup = spec::leaves(&facts.cgroup, &own);
             record.cgroup_parent.clone()
         };
+        crash_point!("run_pod.record.before");
         self.save().await?;
+        crash_point!("run_pod.record.after");
         let apparmor = self.apparmor().await?;
         let cpuset = self.make_parent(parent.clone()).await?;
+        crash_point!("run_pod.parent.after");
         let input = spec::PauseInput {
             id: &self.pod.id,
             spec: &self.pod.spec,
@@ -179,6 +185,7 @@ impl<'a> Acquiring<'a> {
             let _clock = self.inner.deps.metrics.step(OPERATION, "pause");
             self.enter_scope(worker.pid()).await?;
             let paused = worker.pause(request, program).await;
+            crash_point!("run_pod.pause.after");
             paused.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))
         });
         // Both are looked at before either error is returned: what one of them made must be known to the undo.
@@ -206,6 +213,7 @@ impl<'a> Acquiring<'a> {
             pid: worker,
         };
         let made = self.inner.deps.cgroups.start(&wanted).await;
+        crash_point!("run_pod.scope.after");
         made.map_err(|e| self.failed("make the scope", Kind::Unknown, chain(&e)))
     }
 
@@ -257,6 +265,7 @@ impl<'a> Acquiring<'a> {
         }
         self.pod.over.send_replace(false);
         self.save().await?;
+        crash_point!("run_pod.ready.after");
         watch(self.inner, self.pod, pause);
         Ok(())
     }
@@ -269,6 +278,7 @@ fn seccomp_program(inner: &Inner, profile: &SeccompProfile) -> Result<Option<Own
         return Ok(None);
     };
     let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
+    crash_point!("run_pod.filter.after");
     // Pause never runs anything else, so its filter need not be found again.
     deps.programs.release(&name).map_err(|e| chain(&e))?;
     Ok(Some(file.into()))
@@ -286,9 +296,11 @@ fn log_directory(path: &str, error: &std::io::Error) -> String {
 
 fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {
     files::make(dir, hostname, spec)?;
+    crash_point!("run_pod.files.after");
     if !spec.log_directory.is_empty() {
         let made = make_own_dir(Path::new(&spec.log_directory));
         made.map_err(|e| log_directory(&spec.log_directory, &e))?;
     }
+    crash_point!("run_pod.log_directory.after");
     Ok(())
 }

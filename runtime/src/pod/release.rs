@@ -33,6 +33,7 @@ pub(super) async fn stop(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error
         pod.now().phase = Phase::Released;
     }
     let saved = inner.save(pod).await;
+    crash_point!("stop_pod.record.after");
     if was_ready {
         inner.deps.events.send(Event::PodNotReady(pod.id.clone()));
     }
@@ -77,7 +78,7 @@ pub(super) async fn undo(inner: &Arc<Inner>, pod: &Arc<Pod>) -> bool {
 }
 
 fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("stop_pod");
     let record = pod.now().clone();
     let same_boot = record.boot_id == inner.deps.facts.boot_id;
     if same_boot {
@@ -125,7 +126,7 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
 
 /// The pod's files and record.
 async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_pod");
     let dir = inner.state_dir(&pod.id);
     steps.push_blocking("files", move || match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
@@ -143,7 +144,7 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
     steps.run().await?;
     *pod.saving.lock().await = true;
     let (inner, id) = (inner.clone(), pod.id.clone());
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_pod");
     steps.push_blocking("record", move || {
         inner.records.remove(id.as_str()).map_err(|e| chain(&e))
     });
