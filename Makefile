@@ -11,7 +11,7 @@ NAME ?= vm
 MUSL := $(shell uname -m)-unknown-linux-musl
 SHIMS := -p berth-shim -p berth-worker
 
-.PHONY: help deps build check fmt clippy deny doc test unit fuzz integration critest difftest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
+.PHONY: help deps build check fmt clippy deny doc test unit fuzz integration crash-points critest difftest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
 
 help: ## lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -69,6 +69,9 @@ fuzz: ## new hostile bytes for what reads them, for FUZZ_SECONDS (60)
 
 integration: build tools ## real daemon, registry, networks and containers (as root)
 	cargo test --locked -q --workspace --test integration -- $(ARGS)
+
+crash-points: ## the places at which the tests of crashes have the daemon die
+	@cargo test --locked -q --workspace --test integration -- --crash-points
 
 critest: build tools ## the CRI conformance suite (as root)
 	cargo build --locked -q --workspace --bin critest-run

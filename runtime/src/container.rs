@@ -501,7 +501,10 @@ impl ContainerManager {
             .await
             .map_err(|_| late())?
             .map_err(|e| container.step(STEP, Kind::Unknown, e))?;
-        match monitor.reopen_log(log.map(|log| log.dir)).await {
+        crash_point!("reopen_log.directory.after");
+        let reopened = monitor.reopen_log(log.map(|log| log.dir)).await;
+        crash_point!("reopen_log.file.after");
+        match reopened {
             Ok(()) => Ok(()),
             Err(e) => Err(exit::refused(&container, STEP, e).await),
         }

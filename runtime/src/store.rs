@@ -128,12 +128,16 @@ impl<T: Object> Records<T> {
     pub(crate) fn write(&self, id: &str, object: &T) -> Result<(), Error> {
         let dir = self.path(id);
         make_dir(&dir)?;
+        crash_point!("record.directory.after");
         let identity = object.identity(id);
+        // The record first: what a daemon began that died in between is undone by it, and not shown for what it never was.
+        put(&dir, RECORD, record::encode(object))?;
+        crash_point!("record.identity.before");
         if self.known().get(id) != Some(&identity) {
             put(&dir, IDENTITY, identity.encode())?;
             self.known().insert(id.to_owned(), identity);
         }
-        put(&dir, RECORD, record::encode(object))
+        Ok(())
     }
 
     // Every change is one insertion or removal.
@@ -205,6 +209,7 @@ fn put(dir: &Path, name: &str, bytes: io::Result<Vec<u8>>) -> Result<(), Error> 
     let (path, fresh) = (dir.join(name), dir.join(format!("{name}.tmp")));
     let bytes = bytes.map_err(io_error("put into words", &path))?;
     std::fs::write(&fresh, bytes).map_err(io_error("write", &fresh))?;
+    crash_point!("record.file.after");
     std::fs::rename(&fresh, &path).map_err(io_error("replace", &path))
 }
 

@@ -148,8 +148,10 @@ impl Making {
             .map_err(|e| self.failed("choose the id", Kind::Unknown, e.to_string()))?;
         let record = self.intent(&id)?;
         let container = Container::new(id, record);
+        crash_point!("create_container.record.before");
         let saved = self.inner.save(&container).await;
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
+        crash_point!("create_container.record.after");
         let made = self.acquire(&container).await;
         match made {
             Ok(()) => Ok(container),
@@ -338,6 +340,7 @@ impl Making {
             .await
             .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
         drop(clock);
+        crash_point!("create_container.made.after");
         container.attach(&deps.events, handle);
         let made = Change::Made {
             init: Process {
@@ -347,6 +350,7 @@ impl Making {
         };
         // What is heard of is on disk.
         let saved = self.inner.save_after(container, Some(made.clone())).await;
+        crash_point!("create_container.ready.after");
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
         let table = &self.inner.containers;
         container.change_and(&deps.events, made, || {
@@ -420,6 +424,7 @@ fn prepare_blocking(
     let disk = |step: &'static str| move |e: std::io::Error| (step, Kind::Unknown, e.to_string());
 
     deps.storage.prepare(id, &image.chain).map_err(storage)?;
+    crash_point!("create_container.layer.after");
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
     let user = users::resolve(id, rootfs.as_fd(), &spec.user, &image.config.user);
     let user = user.map_err(invalid)?;
@@ -433,6 +438,7 @@ fn prepare_blocking(
         closing: &pod.closing,
     };
     let mut mounts = volumes::make(&declared).map_err(|e| (VOLUMES, e.kind(), chain(&e)))?;
+    crash_point!("create_container.volumes.after");
     mounts.extend(mounts::resolve(&spec.mounts).map_err(invalid)?);
     let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
     let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
@@ -474,15 +480,19 @@ fn prepare_blocking(
         .mode(0o700)
         .create(dir.join("engine"))
         .map_err(disk("make the bundle"))?;
+    crash_point!("create_container.directory.after");
     let config = serde_json::to_vec(&plan.oci)
         .map_err(|e| ("make the bundle", Kind::Unknown, e.to_string()))?;
     std::fs::write(dir.join("config.json"), config).map_err(disk("make the bundle"))?;
+    crash_point!("create_container.bundle.after");
     let directory = log::directory_of(log_path, &spec.log_path);
     let log = log::open(directory, &spec.log_path).map_err(|e| (OPEN_LOG, Kind::Unknown, e))?;
     let fresh = log.as_ref().map(Log::fresh).transpose();
     let fresh = fresh.map_err(disk(OPEN_LOG))?.flatten();
+    crash_point!("create_container.log_directory.after");
     // Last: from here on somebody has to let go of it.
     let program = program(deps, &plan)?;
+    crash_point!("create_container.filter.after");
     Ok(Prepared {
         rootfs,
         user,

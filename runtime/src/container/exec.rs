@@ -42,6 +42,7 @@ pub(super) async fn exec_sync(
     let what = "run a command";
     // From here on whoever drops this, an error below or a caller that leaves, ends the command.
     let mut tie = Tie::new(container, &monitor, &exec);
+    crash_point!("exec_sync.start.before");
     let handle = match monitor.exec(exec, stdio, seccomp).await {
         Ok(handle) => handle,
         Err(error) => {
@@ -52,6 +53,7 @@ pub(super) async fn exec_sync(
             return Err(super::exit::refused(container, what, error).await);
         }
     };
+    crash_point!("exec_sync.start.after");
     let (ended, ending) = watch::channel(false);
     let (exit, stdout, stderr) = tokio::join!(
         async {
@@ -62,6 +64,7 @@ pub(super) async fn exec_sync(
         collect(stdout, ending.clone(), Captured::new(&inner.output)),
         collect(stderr, ending.clone(), Captured::new(&inner.output)),
     );
+    crash_point!("exec_sync.end.after");
     let late = request.timeout.filter(|limit| tie.since.elapsed() > *limit);
     let exit = match (exit, late) {
         (Ok(exit), _) => {

@@ -105,10 +105,12 @@ pub(super) async fn over(
     if killed_for_memory {
         inner.deps.metrics.container_oom.inc();
     }
+    crash_point!("exit.record.before");
     if let Err(error) = inner.save(container).await {
         // The exit record of the monitor says the same; a restarted daemon reads that.
         tracing::warn!(container.id = %container.id, error = %chain(&error), "cannot record the exit");
     }
+    crash_point!("exit.record.after");
 }
 
 /// The monitor is gone. Whatever is left of the container is killed; the monitor's exit record says what

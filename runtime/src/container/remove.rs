@@ -16,6 +16,7 @@ pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Re
     if !container.status().is_over() {
         stop::kill(inner, container).await?;
     }
+    crash_point!("remove_container.end.after");
     release(inner, container)
         .await
         .map_err(|failures| Error::Release {
@@ -46,7 +47,7 @@ pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh: 
 
 /// Gives back cgroup, writable layer, bundle and, last, the record.
 async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Failures> {
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_container");
     if container.parts().boot_id == inner.deps.facts.boot_id {
         let leaves = container.parts().leaves.clone();
         steps.push_blocking("cgroup", move || {
@@ -75,7 +76,7 @@ async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), F
     steps.run().await?;
     *container.saving.lock().await = true;
     let (inner, id) = (inner.clone(), container.id.clone());
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_container");
     steps.push_blocking("record", move || {
         inner.records.remove(id.as_str()).map_err(|e| chain(&e))
     });

@@ -187,10 +187,15 @@ async fn drop_lost(inner: &Arc<Inner>, id: &ContainerId) {
     .await;
 }
 
-/// Writable layers and bundles without a record.
+/// Writable layers, bundles and system call filters without a record.
 async fn sweep(inner: &Arc<Inner>) {
     let inner = inner.clone();
     crate::blocking::run("sweep what earlier containers left", move || {
+        // The filter of a container whose record cannot be read is named there only.
+        let all_read = inner.containers.all().iter().all(|c| c.problem.is_none());
+        if all_read && let Err(error) = inner.deps.programs.sweep() {
+            tracing::warn!(error = %chain(&error), "cannot remove a system call filter that belongs to nobody");
+        }
         let known: std::collections::BTreeSet<ContainerId> = inner.containers.all().iter().map(|c| c.id.clone()).collect();
         for id in inner.deps.storage.snapshots() {
             if !known.contains(&id)

@@ -11,6 +11,7 @@ pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Res
     let monitor = container.live(ContainerState::Created)?;
     let events = &inner.deps.events;
     container.change(events, Change::StartSent);
+    crash_point!("start_container.start.before");
     // What makes it EXITED after a failure is the monitor's exit event, as for every other end.
     let at = match monitor.start().await {
         Ok(started_at) => started_at,
@@ -25,11 +26,11 @@ pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Res
             return Err(failed);
         }
     };
+    crash_point!("start_container.start.after");
     container.change(events, Change::Started { at });
-    inner
-        .save(container)
-        .await
-        .map_err(|e| container.step("record the start", Kind::Unknown, chain(&e)))
+    let saved = inner.save(container).await;
+    crash_point!("start_container.record.after");
+    saved.map_err(|e| container.step("record the start", Kind::Unknown, chain(&e)))
 }
 
 /// Waits for the outcome of a start that an earlier daemon began: nobody else would hear of it.

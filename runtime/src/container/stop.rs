@@ -51,6 +51,7 @@ pub(super) async fn stop(
             false => signal_init(container, signal)?,
             true => find_init(container)?,
         };
+        crash_point!("stop_container.signal.after");
         match end_of(container, init, grace, REPORT).await {
             End::Reported => return Ok(()),
             End::Silent => return past_monitor(inner, container).await,
@@ -71,6 +72,7 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
         ContainerState::Running | ContainerState::Unknown => {}
     }
     let init = signal_init(container, rustix::process::Signal::KILL.as_raw())?;
+    crash_point!("stop_container.kill.after");
     match end_of(container, init, DEATH, REPORT).await {
         End::Reported => Ok(()),
         End::Silent | End::Alive => past_monitor(inner, container).await,
@@ -137,6 +139,7 @@ pub(super) async fn past_monitor(
         crate::cgroup::kill(&leaves)
     })
     .await;
+    crash_point!("stop_container.cgroup.after");
     if container.monitor().is_none() {
         // A daemon before this one may have lost it for a moment only. What it says is told to `over`.
         let _ = super::restore::reach(inner, container).await;

@@ -42,8 +42,11 @@ impl<'a> Acquiring<'a> {
         let plan = self.plan().await?;
         self.files().await?;
         let worker = self.namespaces(&sysctls).await?;
+        crash_point!("run_pod.namespaces.after");
         let (network, pause) = self.network_and_pause(worker, plan).await?;
+        crash_point!("run_pod.network_and_pause.after");
         self.settle(network, sysctls).await?;
+        crash_point!("run_pod.sysctls.after");
         self.ready(pause).await
     }
 
@@ -79,9 +82,12 @@ impl<'a> Acquiring<'a> {
             parts.cgroup = spec::leaves(&facts.cgroup, &own);
             parts.cgroup_parent.clone()
         };
+        crash_point!("run_pod.record.before");
         self.save(None).await?;
+        crash_point!("run_pod.record.after");
         let apparmor = self.apparmor().await?;
         let cpuset = self.make_parent(parent.clone()).await?;
+        crash_point!("run_pod.parent.after");
         let input = spec::PauseInput {
             id: &self.pod.id,
             spec: &self.pod.spec,
@@ -178,6 +184,7 @@ impl<'a> Acquiring<'a> {
             let _clock = self.inner.deps.metrics.step(OPERATION, "pause");
             self.enter_scope(worker.pid()).await?;
             let paused = worker.pause(request, program).await;
+            crash_point!("run_pod.pause.after");
             paused.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))
         });
         // Both are looked at before either error is returned: what one of them made must be known to the undo.
@@ -205,6 +212,7 @@ impl<'a> Acquiring<'a> {
             pid: worker,
         };
         let made = self.inner.deps.cgroups.start(&wanted).await;
+        crash_point!("run_pod.scope.after");
         made.map_err(|e| self.failed("make the scope", Kind::Unknown, chain(&e)))
     }
 
@@ -251,6 +259,7 @@ impl<'a> Acquiring<'a> {
     async fn ready(&self, pause: PauseHandle) -> Result<(), Error> {
         // What is heard of is on disk.
         self.save(Some(Change::Made)).await?;
+        crash_point!("run_pod.ready.after");
         let (table, events) = (&self.inner.pods, &self.inner.deps.events);
         let publish = || table.insert(&self.pod.id, self.pod);
         self.pod.change_and(events, Change::Made, publish);
@@ -266,6 +275,7 @@ fn seccomp_program(inner: &Inner, profile: &SeccompProfile) -> Result<Option<Own
         return Ok(None);
     };
     let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
+    crash_point!("run_pod.filter.after");
     // Pause never runs anything else, so its filter need not be found again.
     deps.programs.release(&name).map_err(|e| chain(&e))?;
     Ok(Some(file.into()))
@@ -283,9 +293,11 @@ fn log_directory(path: &str, error: &std::io::Error) -> String {
 
 fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {
     files::make(dir, hostname, spec)?;
+    crash_point!("run_pod.files.after");
     if !spec.log_directory.is_empty() {
         let made = make_own_dir(Path::new(&spec.log_directory));
         made.map_err(|e| log_directory(&spec.log_directory, &e))?;
     }
+    crash_point!("run_pod.log_directory.after");
     Ok(())
 }

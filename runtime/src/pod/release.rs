@@ -28,6 +28,7 @@ pub(super) async fn stop(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error
         pod.change(events, Change::Released);
     }
     let saved = inner.save(pod).await;
+    crash_point!("stop_pod.record.after");
     let failed = |failures| Error::Release {
         id: pod.id.clone(),
         failures,
@@ -71,7 +72,7 @@ pub(super) async fn undo(inner: &Arc<Inner>, pod: &Arc<Pod>) -> bool {
 }
 
 fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("stop_pod");
     let parts = pod.parts().clone();
     let same_boot = parts.boot_id == inner.deps.facts.boot_id;
     if same_boot {
@@ -119,7 +120,7 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
 
 /// The pod's files and record.
 async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_pod");
     let dir = inner.state_dir(&pod.id);
     steps.push_blocking("files", move || match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
@@ -137,7 +138,7 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
     steps.run().await?;
     *pod.saving.lock().await = true;
     let (inner, id) = (inner.clone(), pod.id.clone());
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_pod");
     steps.push_blocking("record", move || {
         inner.records.remove(id.as_str()).map_err(|e| chain(&e))
     });

@@ -377,6 +377,7 @@ pub(super) fn connect(
             0,
         ),
     ])?;
+    crash_point!("run_pod.veth.after");
     let mut inside = Netlink::route_in(pair.netns)?;
     let index = find(&mut inside, POD_INTERFACE)?
         .map(|link| link.header.index)
