@@ -210,7 +210,9 @@ impl Instance {
             .create(true)
             .append(true)
             .open(self.log_file())?;
-        let mut command = Command::new(&program);
+        // containerd hands down to its containers what whoever ran the tests ignored (nohup).
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(&program);
         command
             .args(args)
             .arg("--config")
