@@ -31,13 +31,13 @@ use tokio::sync::{mpsc, watch};
 
 use crate::apparmor::AppArmor;
 use crate::config::Config;
-use crate::events::{Event, Events};
+use crate::events::Events;
 use crate::host::HostFacts;
 use crate::id::{ContainerId, Lookup, PodId};
 use crate::metrics::Metrics;
 use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus,
-    ExecRequest, Kind, Kinded, PodSpec, Process, ReadyPod, ResolvedImage, Resources, has_labels,
+    ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, has_labels,
 };
 use crate::shim::{Launcher, Monitor, MonitorEvent};
 use crate::spec::seccomp::Compiler;
@@ -47,7 +47,6 @@ use crate::undo::Failures;
 pub use output::{Captured, ExecOutput, Held};
 pub use record::ContainerRecord;
 use record::Parts;
-use state::Heard;
 
 /// Why a container operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -237,56 +236,6 @@ impl Container {
     fn parts(&self) -> MutexGuard<'_, Parts> {
         // Every change is a plain assignment: a panic in between leaves them whole.
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Not to be kept: nothing changes while it is looked at.
-    fn status(&self) -> watch::Ref<'_, Status> {
-        self.status.borrow()
-    }
-
-    fn state(&self) -> ContainerState {
-        self.status().state()
-    }
-
-    fn monitor(&self) -> Option<Monitor> {
-        self.status().monitor.clone()
-    }
-
-    /// Notes what has happened, and gives the status before it.
-    fn change(&self, events: &Events, change: Change) -> Status {
-        self.change_and(events, change, || {})
-    }
-
-    /// The same, with a step between the change and its events.
-    fn change_and(&self, events: &Events, change: Change, step: impl FnOnce()) -> Status {
-        let mut before = None;
-        // Whoever changes it next waits: events leave in the order of the changes.
-        self.status.send_modify(|status| {
-            let (next, heard) = state::apply(status.clone(), change);
-            before = Some(std::mem::replace(status, next));
-            step();
-            for what in heard {
-                events.send(self.event(what));
-            }
-        });
-        before.unwrap_or_else(|| self.status().clone())
-    }
-
-    fn event(&self, what: Heard) -> Event {
-        let (pod, id) = (self.pod.clone(), self.id.clone());
-        match what {
-            Heard::Created => Event::ContainerCreated(pod, id),
-            Heard::Started => Event::ContainerStarted(pod, id),
-            Heard::Stopped => Event::ContainerStopped(pod, id),
-            Heard::Removed => Event::ContainerRemoved(pod, id),
-        }
-    }
-
-    /// Takes a monitor up, and notes where it is found if it ever does not answer.
-    fn attach(&self, events: &Events, monitor: Monitor) {
-        let found = monitor.process();
-        let found = found.map(|(pid, start_time)| Process { pid, start_time });
-        self.change(events, Change::Attached { monitor, found });
     }
 
     /// The monitor of a container in the wanted state.

@@ -19,14 +19,14 @@ mod sysctl;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use crate::apparmor::AppArmor;
 use crate::config::Config;
-use crate::events::{Event, Events};
+use crate::events::Events;
 use crate::host::HostFacts;
 use crate::id::{Lookup, PodId};
 use crate::metrics::Metrics;
@@ -42,7 +42,7 @@ use crate::undo::Failures;
 pub use cgroups::PodCgroups;
 use record::Parts;
 pub use record::PodRecord;
-use state::{Change, Heard, Stage};
+use state::{Change, Stage};
 
 /// Why a pod operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -206,46 +206,6 @@ impl Pod {
     fn parts(&self) -> MutexGuard<'_, Parts> {
         // Every change is a plain assignment: a panic in between leaves them whole.
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn stage(&self) -> Stage {
-        *self.stage.borrow()
-    }
-
-    fn is_ready(&self) -> bool {
-        self.stage() == Stage::Ready
-    }
-
-    /// Notes what has happened, and gives the stage before it.
-    fn change(&self, events: &Events, change: Change) -> Stage {
-        self.change_and(events, change, || {})
-    }
-
-    /// The same, with a step between the change and its event.
-    fn change_and(&self, events: &Events, change: Change, step: impl FnOnce()) -> Stage {
-        let mut before = Stage::Making;
-        // Whoever changes it next waits: events leave in the order of the changes.
-        self.stage.send_modify(|stage| {
-            let (next, heard) = state::apply(*stage, change);
-            before = std::mem::replace(stage, next);
-            if next > Stage::Ready {
-                self.closing.store(true, Ordering::Relaxed);
-            }
-            step();
-            if let Some(what) = heard {
-                events.send(self.event(what));
-            }
-        });
-        before
-    }
-
-    fn event(&self, what: Heard) -> Event {
-        let id = self.id.clone();
-        match what {
-            Heard::Ready => Event::PodReady(id),
-            Heard::NotReady => Event::PodNotReady(id),
-            Heard::Removed => Event::PodRemoved(id),
-        }
     }
 }
 

@@ -16,7 +16,12 @@
 //! The CRI hears of a start as soon as it is known, and before the end: a container that has run and is over by the time
 //! that the monitor says so leaves both events, in this order.
 
+use tokio::sync::watch;
+
+use super::Container;
+use crate::events::{Event, Events};
 use crate::model::{ContainerExit, ContainerState, Process};
+use crate::shim::Monitor;
 
 /// How far a container has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -224,6 +229,63 @@ fn started<M>(next: &mut Status<M>, at: i64, heard: &mut Vec<Heard>) {
     }
     next.started_at = at;
     next.stage = next.stage.max(Stage::Running);
+}
+
+impl Container {
+    /// Not to be kept: nothing changes while it is looked at.
+    pub(super) fn status(&self) -> watch::Ref<'_, Status<Monitor>> {
+        self.status.borrow()
+    }
+
+    pub(super) fn state(&self) -> ContainerState {
+        self.status().state()
+    }
+
+    pub(super) fn monitor(&self) -> Option<Monitor> {
+        self.status().monitor.clone()
+    }
+
+    /// Notes what has happened, and gives the status before it.
+    pub(super) fn change(&self, events: &Events, change: Change<Monitor>) -> Status<Monitor> {
+        self.change_and(events, change, || {})
+    }
+
+    /// The same, with a step between the change and its events.
+    pub(super) fn change_and(
+        &self,
+        events: &Events,
+        change: Change<Monitor>,
+        step: impl FnOnce(),
+    ) -> Status<Monitor> {
+        let mut before = None;
+        // Whoever changes it next waits: events leave in the order of the changes.
+        self.status.send_modify(|status| {
+            let (next, heard) = apply(status.clone(), change);
+            before = Some(std::mem::replace(status, next));
+            step();
+            for what in heard {
+                events.send(self.event(what));
+            }
+        });
+        before.unwrap_or_else(|| self.status().clone())
+    }
+
+    fn event(&self, what: Heard) -> Event {
+        let (pod, id) = (self.pod.clone(), self.id.clone());
+        match what {
+            Heard::Created => Event::ContainerCreated(pod, id),
+            Heard::Started => Event::ContainerStarted(pod, id),
+            Heard::Stopped => Event::ContainerStopped(pod, id),
+            Heard::Removed => Event::ContainerRemoved(pod, id),
+        }
+    }
+
+    /// Takes a monitor up, and notes where it is found if it ever does not answer.
+    pub(super) fn attach(&self, events: &Events, monitor: Monitor) {
+        let found = monitor.process();
+        let found = found.map(|(pid, start_time)| Process { pid, start_time });
+        self.change(events, Change::Attached { monitor, found });
+    }
 }
 
 #[cfg(test)]

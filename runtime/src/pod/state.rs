@@ -11,6 +11,10 @@
 //!
 //! A stage is never entered twice.
 
+use std::sync::atomic::Ordering;
+
+use super::Pod;
+use crate::events::{Event, Events};
 use crate::model::PodState;
 
 /// How far a pod has come.
@@ -76,6 +80,48 @@ pub(super) fn apply(stage: Stage, change: Change) -> (Stage, Option<Heard>) {
             (Stage::Removed, Some(Heard::Removed))
         }
         (stage, _) => (stage, None),
+    }
+}
+
+impl Pod {
+    pub(super) fn stage(&self) -> Stage {
+        *self.stage.borrow()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.stage() == Stage::Ready
+    }
+
+    /// Notes what has happened, and gives the stage before it.
+    pub(super) fn change(&self, events: &Events, change: Change) -> Stage {
+        self.change_and(events, change, || {})
+    }
+
+    /// The same, with a step between the change and its event.
+    pub(super) fn change_and(&self, events: &Events, change: Change, step: impl FnOnce()) -> Stage {
+        let mut before = Stage::Making;
+        // Whoever changes it next waits: events leave in the order of the changes.
+        self.stage.send_modify(|stage| {
+            let (next, heard) = apply(*stage, change);
+            before = std::mem::replace(stage, next);
+            if next > Stage::Ready {
+                self.closing.store(true, Ordering::Relaxed);
+            }
+            step();
+            if let Some(what) = heard {
+                events.send(self.event(what));
+            }
+        });
+        before
+    }
+
+    fn event(&self, what: Heard) -> Event {
+        let id = self.id.clone();
+        match what {
+            Heard::Ready => Event::PodReady(id),
+            Heard::NotReady => Event::PodNotReady(id),
+            Heard::Removed => Event::PodRemoved(id),
+        }
     }
 }
 

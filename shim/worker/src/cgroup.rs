@@ -453,9 +453,11 @@ mod tests {
         };
         let leaf = dir.join(format!("berth-refused-{}", std::process::id()));
         fs::create_dir(&leaf).unwrap();
-        if !leaf.join("cpuset.cpus").exists() {
-            // v2: as for a pod.
-            fs::write(dir.join("cgroup.subtree_control"), "+cpuset").unwrap();
+        // v2: as for a pod, and for this test only.
+        let control = dir.join("cgroup.subtree_control");
+        let switched = !leaf.join("cpuset.cpus").exists();
+        if switched {
+            fs::write(&control, "+cpuset").unwrap();
         }
         let refused = |file: &str, value: &str| {
             write_file(&worker::CgroupWrite {
@@ -472,6 +474,9 @@ mod tests {
         ]
         .map(|(file, value)| (file, refused(file, value)));
         fs::remove_dir(&leaf).unwrap();
+        if switched {
+            fs::write(&control, "-cpuset").unwrap();
+        }
         for (file, outcome) in outcomes {
             let error = outcome.unwrap_err();
             let what = if file.ends_with("cpus") {
