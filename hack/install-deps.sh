@@ -25,6 +25,7 @@ needs() {
 		test libc6-dev /usr/include/stdio.h
 		test docker-registry docker-registry
 		test openssl openssl
+		test apparmor apparmor_parser
 		test iptables iptables
 		test kmod modprobe
 		test util-linux ipcmk

@@ -8,41 +8,42 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use berth_skip::Lack;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Why AppArmor profiles cannot be applied on this machine; `None`: they can.
 #[must_use]
-pub fn lacks_apparmor() -> Option<&'static str> {
+pub fn lacks_apparmor() -> Option<Lack> {
     let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
     if !enabled.is_ok_and(|text| text.first() == Some(&b'Y')) {
-        return Some("AppArmor is not enabled on this machine");
+        return Some(Lack::new("apparmor", "it is not enabled on this machine"));
     }
     if !Path::new("/sys/kernel/security/apparmor/profiles").exists() {
-        return Some("securityfs is not mounted on this machine");
+        return Some(Lack::new("apparmor", "securityfs is not mounted"));
     }
     let parsers = ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"];
     if !parsers.iter().any(|path| Path::new(path).exists()) {
-        return Some("apparmor_parser is not installed on this machine");
+        return Some(Lack::new("apparmor-parser", "it is not installed"));
     }
     None
 }
 
 /// The opposite: for what must be refused without AppArmor.
 #[must_use]
-pub fn has_apparmor() -> Option<&'static str> {
+pub fn has_apparmor() -> Option<Lack> {
     let enabled = Path::new("/sys/kernel/security/apparmor/profiles").exists();
-    enabled.then_some("this machine has AppArmor")
+    enabled.then(|| Lack::new("apparmor-off", "this machine has AppArmor"))
 }
 
 /// Why a file cannot be made a disk on this machine; `None`: it can.
 #[must_use]
-pub fn lacks_loop_disks() -> Option<&'static str> {
+pub fn lacks_loop_disks() -> Option<Lack> {
     if !Path::new("/dev/loop-control").exists() {
-        return Some("this machine has no loop devices");
+        return Some(Lack::new("loop-disks", "there is no /dev/loop-control"));
     }
     let made = Command::new("mkfs.ext4").arg("-V").output();
     made.is_err()
-        .then_some("mkfs.ext4 is not installed on this machine")
+        .then(|| Lack::new("loop-disks", "mkfs.ext4 is not installed"))
 }
 
 /// An ext4 file system in a file, which becomes read-only at an error.

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
 
 /// A process as a test sees it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +98,22 @@ pub fn alive(pid: u32) -> bool {
     stat(pid)
         .and_then(|fields| fields.first().map(|state| state != "Z"))
         .unwrap_or(false)
+}
+
+/// Waits up to ten seconds until the process is gone, or is a zombie.
+///
+/// # Errors
+/// When it is still there.
+pub async fn gone(pid: u32) -> Result<()> {
+    let begun = Instant::now();
+    while alive(pid) {
+        ensure!(
+            begun.elapsed() < Duration::from_secs(10),
+            "the process {pid} is still there"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// Proportional set size in KiB; 0 when the process is gone.

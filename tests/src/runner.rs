@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use berth_skip::Lack;
 use tokio::sync::Semaphore;
 
 use crate::cri::Cri;
@@ -34,7 +35,7 @@ pub struct Test {
     /// why containerd does not take it
     pub berth_only: Option<&'static str>,
     /// tells why this machine cannot run it
-    pub unfit: Option<fn() -> Option<&'static str>>,
+    pub unfit: Option<fn() -> Option<Lack>>,
 }
 
 impl std::fmt::Debug for Test {
@@ -65,7 +66,7 @@ impl Test {
 
     /// The same test, only where `unfit` has nothing to say against the machine.
     #[must_use]
-    pub const fn unless(mut self, unfit: fn() -> Option<&'static str>) -> Self {
+    pub const fn unless(mut self, unfit: fn() -> Option<Lack>) -> Self {
         self.unfit = Some(unfit);
         self
     }
@@ -344,14 +345,24 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
         .collect();
     let tables = crate::machine::tables();
     let shared = Arc::new(Shared::start().await?);
-    let mut runnable = Vec::new();
+    let (mut runnable, mut failed) = (Vec::new(), Vec::new());
     for test in chosen {
-        let not_ours = test.berth_only.filter(|_| shared.kind != Kind::Berth);
-        match not_ours.or_else(|| test.unfit.and_then(|unfit| unfit())) {
-            Some(why) => {
-                println!("SKIP {}: {why}", test.name);
-                count.skipped += 1;
-            }
+        if let Some(why) = test.berth_only.filter(|_| shared.kind != Kind::Berth) {
+            println!("SKIP {}: {why}", test.name);
+            count.skipped += 1;
+            continue;
+        }
+        match test.unfit.and_then(|unfit| unfit()) {
+            Some(lack) => match lack.note(test.name) {
+                Ok(()) => {
+                    println!("SKIP {}: {lack}", test.name);
+                    count.skipped += 1;
+                }
+                Err(error) => {
+                    println!("FAIL {error}");
+                    failed.push(test.name);
+                }
+            },
             None => runnable.push(test),
         }
     }
@@ -363,7 +374,6 @@ pub async fn run(tests: &[Test], filters: &[String], jobs: usize) -> Result<Coun
         let _ = unless_interrupted(std::future::pending::<Result<()>>()).await;
         watched.over.store(true, Ordering::Relaxed);
     });
-    let mut failed = Vec::new();
     for (group, width) in [(together, jobs.max(1)), (alone, 1)] {
         for (name, good) in run_group(&shared, group, width).await {
             if good {

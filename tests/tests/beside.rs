@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use berth_skip::Lack;
 use berth_cri_api::v1::*;
 use berth_tests::pods::{Pod, container, pod_config};
 use berth_tests::runner::{Case, Test};
@@ -36,13 +37,14 @@ pub(crate) const TESTS: &[Test] = &[
         .unless(systemd_names_slices),
 ];
 
-fn systemd_names_slices() -> Option<&'static str> {
-    berth_tests::machine::has_systemd().then_some("systemd's driver takes slices, not paths")
+fn systemd_names_slices() -> Option<Lack> {
+    let why = "systemd's driver takes slices, not paths";
+    berth_tests::machine::has_systemd().then(|| Lack::new("systemd-off", why))
 }
 
-fn helpers_are_installed() -> Option<&'static str> {
+fn helpers_are_installed() -> Option<Lack> {
     let there = Path::new("/usr/libexec/berth/berth-shim").exists();
-    there.then_some("a package has helpers for every daemon here")
+    there.then(|| Lack::new("package-off", "a package has helpers for every daemon here"))
 }
 
 /// Runs a daemon that is to end by itself; gives what it said.

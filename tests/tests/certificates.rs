@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
+use berth_skip::Lack;
 use berth_tests::cri::Cri;
 use berth_tests::runner::{Case, Test};
 use berth_tests::{oci, paths, test};
@@ -24,11 +25,11 @@ pub(crate) const TESTS: &[Test] = &[
 const NAME: &str = "certificates.test";
 const SAN: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1";
 
-fn lacks_openssl() -> Option<&'static str> {
-    match paths::system_tool("openssl") {
-        Ok(_) => None,
-        Err(_) => Some("openssl is not installed"),
-    }
+fn lacks_openssl() -> Option<Lack> {
+    let found = paths::system_tool("openssl");
+    found
+        .err()
+        .map(|error| Lack::new("openssl", error.to_string()))
 }
 
 /// A folder that OpenSSL's server shows as a registry with one image, with all that it needs to speak TLS.

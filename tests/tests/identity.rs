@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
+use berth_skip::Lack;
 use berth_cri_api::v1::*;
 use berth_tests::cri::image_spec;
 use berth_tests::oci::{Flavor, Image, Layer, Pack, Recipe, Tree};
@@ -29,9 +30,9 @@ pub(crate) const TESTS: &[Test] = &[
     test!(a_registry_cannot_write_lines_into_the_log).berth_only("it reads Berth's log"),
 ];
 
-fn has_selinux() -> Option<&'static str> {
+fn has_selinux() -> Option<Lack> {
     let there = std::path::Path::new("/sys/fs/selinux/enforce").exists();
-    there.then_some("SELinux is enabled here")
+    there.then(|| Lack::new("selinux-off", "SELinux is enabled here"))
 }
 
 /// Builds images of busybox with other files, and pulls them.

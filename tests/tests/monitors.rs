@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use berth_skip::Lack;
 use berth_cri_api::v1::*;
 use berth_tests::pods::{Ctr, script};
 use berth_tests::runner::{Case, Test};
@@ -26,9 +27,12 @@ pub(crate) const TESTS: &[Test] = &[
         .unless(no_freezer),
 ];
 
-fn no_freezer() -> Option<&'static str> {
+fn no_freezer() -> Option<Lack> {
     let there = Path::new("/sys/fs/cgroup/freezer").exists();
-    (!there).then_some("no cgroup v1 freezer, which stands for a wait in the kernel")
+    (!there).then(|| {
+        let why = "no hierarchy of its freezer is mounted, which stands for a wait in the kernel";
+        Lack::new("cgroup-v1", why)
+    })
 }
 
 /// The monitor of a container.
@@ -43,17 +47,6 @@ async fn monitor_of(container: &Ctr) -> Result<u32> {
 fn signal(pid: u32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(pid)?).context("pid")?;
     Ok(kill_process(pid, signal)?)
-}
-
-/// The monitor is no more, but for a zombie.
-async fn gone(pid: u32) -> Result<()> {
-    for _ in 0..500 {
-        if !process::alive(pid) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    anyhow::bail!("the monitor {pid} is still there")
 }
 
 async fn stop_and_remove_pass_a_hung_monitor(case: &mut Case) -> Result<()> {
@@ -96,7 +89,7 @@ async fn stop_and_remove_pass_a_hung_monitor(case: &mut Case) -> Result<()> {
     let (first, second, third) = tokio::join!(stop(&dies, 60), stop(&deaf, 2), remove);
     first.and(second).and(third)?;
     for monitor in monitors {
-        gone(monitor).await?;
+        process::gone(monitor).await?;
     }
     ensure_eq!(pod.cri.list_containers(None).await?.len(), 0);
     Ok(())
@@ -111,7 +104,7 @@ async fn an_end_is_seen_past_a_hung_monitor(case: &mut Case) -> Result<()> {
     signal(pid, Signal::KILL)?;
     let status = running.wait().await?;
     ensure_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
-    gone(monitor).await
+    process::gone(monitor).await
 }
 
 async fn pods_pass_a_hung_monitor(case: &mut Case) -> Result<()> {
@@ -129,7 +122,7 @@ async fn pods_pass_a_hung_monitor(case: &mut Case) -> Result<()> {
     let took = start.elapsed();
     ensure!(took < Duration::from_secs(25), "it took {took:?}");
     for monitor in monitors {
-        gone(monitor).await?;
+        process::gone(monitor).await?;
     }
     Ok(())
 }
@@ -139,8 +132,9 @@ async fn calls_to_a_hung_monitor_are_bounded(case: &mut Case) -> Result<()> {
     let monitor = monitor_of(&running).await?;
     // A command that has begun, is over in time and is not told of.
     let (cri, id) = (pod.cri.clone(), running.id.clone());
-    let begun = tokio::spawn(async move { cri.exec(&id, &["sleep", "2"], 60).await });
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    let text = "echo begun > /proc/1/fd/1; exec sleep 2";
+    let begun = tokio::spawn(async move { cri.exec(&id, &["sh", "-c", text], 60).await });
+    running.wait_for_log("begun").await?;
     signal(monitor, Signal::STOP)?;
     let start = Instant::now();
     let failed = pod.cri.exec(&running.id, &["true"], 1).await.err();
@@ -230,7 +224,7 @@ async fn a_restart_passes_a_hung_monitor(case: &mut Case) -> Result<()> {
     let took = start.elapsed();
     ensure!(took < Duration::from_secs(20), "it took {took:?}");
     // Although there was no connection to it.
-    gone(monitor).await
+    process::gone(monitor).await
 }
 
 /// What an operator's Prometheus reads.
@@ -290,7 +284,7 @@ async fn a_monitor_that_does_not_die_is_left_behind(case: &mut Case) -> Result<(
     // The pod is not held up by it either.
     pod.remove().await?;
     freezer.state("THAWED")?;
-    gone(monitor).await?;
+    process::gone(monitor).await?;
     for _ in 0..100 {
         if left_behind(case).await? == 0 {
             return Ok(());

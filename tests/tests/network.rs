@@ -1,7 +1,7 @@
 //! Networks: Berth's own, the CNI plugins, and none.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use berth_cri_api::v1::*;
@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(cni_addresses_and_reach),
     test!(cni_host_ports),
     test!(cni_delete_without_the_plugin),
+    test!(cni_delete_under_another_configuration),
     test!(cni_failing_plugin_fails_the_pod)
         .berth_only("containerd leaves the first plugin's lease and rule"),
     test!(no_configuration_is_not_ready)
@@ -206,21 +207,45 @@ async fn builtin_many_at_once(case: &mut Case) -> Result<()> {
 async fn cni_delete_without_the_plugin(case: &mut Case) -> Result<()> {
     with(case, Net::Cni).await?;
     let pod = new_pod(case, "orphan").await?;
-    let folder = case.instance()?.folder().join("cni");
-    let file = folder.join("10-bt.conflist");
-    let text = std::fs::read_to_string(&file)?;
-    std::fs::write(
-        &file,
-        text.replace("\"bridge\",\n", "\"no-such-plugin\",\n"),
-    )?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    // DEL runs from the result and configuration that were kept at ADD, so the changed file does not matter.
-    let stopped = pod.cri.stop_pod(&pod.id).await;
-    std::fs::write(&file, text)?;
-    if stopped.is_err() {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    let plugin = case.instance()?.plugins().join("bridge");
+    let program = std::fs::read_link(&plugin)?;
+    std::fs::remove_file(&plugin)?;
+    let error = pod.cri.stop_pod(&pod.id).await.err();
+    let error = error.context("it stopped without the plugin")?;
+    ensure!(error.message().contains("bridge"), "{error}");
+    ensure_eq!(pod.cri.list_pods(None).await?.len(), 1);
+    std::os::unix::fs::symlink(program, &plugin)?;
+    pod.cri.stop_pod(&pod.id).await?;
     pod.remove().await
+}
+
+/// Another configuration is for other pods: DEL runs with the one that was kept at ADD.
+async fn cni_delete_under_another_configuration(case: &mut Case) -> Result<()> {
+    with(case, Net::Cni).await?;
+    let pod = new_pod(case, "orphan").await?;
+    let file = case.instance()?.folder().join("cni/10-bt.conflist");
+    let text = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, text.replace("\"bridge\"", "\"no-such-plugin\""))?;
+    fails_in_time(case, "no-such-plugin").await?;
+    pod.cri.stop_pod(&pod.id).await?;
+    std::fs::write(&file, text)?;
+    pod.remove().await
+}
+
+/// New pods fail, with an error that says `what`, as soon as the changed configuration is read.
+async fn fails_in_time(case: &mut Case, what: &str) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match new_pod(case, "x").await {
+            Ok(pod) => pod.remove().await?,
+            Err(error) => {
+                let error = format!("{error:#}");
+                ensure!(error.contains(what), "the error does not name it: {error}");
+                return Ok(());
+            }
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(10), "pods still run");
+    }
 }
 
 async fn cni_failing_plugin_fails_the_pod(case: &mut Case) -> Result<()> {
@@ -230,20 +255,16 @@ async fn cni_failing_plugin_fails_the_pod(case: &mut Case) -> Result<()> {
     let text = std::fs::read_to_string(&file)?;
     // The second plugin of the chain fails: what the first one did must be undone.
     std::fs::write(&file, text.replace("\"portmap\"", "\"no-such-plugin\""))?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let error = instance
-        .cri()?
-        .run_pod(&pod_config(instance, "x"))
-        .await
-        .err();
-    let error = error.context("the pod runs")?;
-    ensure!(
-        error.message().contains("no-such-plugin"),
-        "the error does not name it: {error}"
-    );
+    fails_in_time(case, "no-such-plugin").await?;
     std::fs::write(&file, text)?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    new_pod(case, "again").await?.remove().await
+    let begun = Instant::now();
+    loop {
+        match new_pod(case, "again").await {
+            Ok(pod) => return pod.remove().await,
+            Err(error) if begun.elapsed() > Duration::from_secs(10) => return Err(error),
+            Err(_) => {}
+        }
+    }
 }
 
 async fn network_ready(case: &Case) -> Result<(bool, String)> {

@@ -97,6 +97,7 @@ async fn exit_while_the_daemon_is_dead(case: &mut Case) -> Result<()> {
     let running = pod.start(&script("sleep 1; exit 23")).await?;
     case.instance()?.kill().await?;
     let dead = Instant::now();
+    // So long that its end cannot be taken for the daemon's return.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     case.instance()?.launch().await?;
     let status = reopened(case, running).await?.wait().await?;
@@ -119,7 +120,7 @@ async fn log_goes_on_without_the_daemon(case: &mut Case) -> Result<()> {
         .await?;
     running.wait_for_log("10").await?;
     case.instance()?.kill().await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    running.wait_for_log("100").await?;
     case.instance()?.launch().await?;
     let running = reopened(case, running).await?;
     running.wait().await?;
@@ -133,8 +134,9 @@ async fn out_of_memory_while_the_daemon_is_dead(case: &mut Case) -> Result<()> {
     let mut config = script("sleep 1; exec dd if=/dev/zero of=/dev/null bs=64M count=9");
     berth_tests::pods::resources(&mut config).memory_limit_in_bytes = 16 << 20;
     let running = pod.start(&config).await?;
+    let pid = running.pid().await?;
     case.instance()?.kill().await?;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    process::gone(pid).await?;
     case.instance()?.launch().await?;
     let status = reopened(case, running).await?.wait().await?;
     ensure_eq!(
@@ -152,7 +154,7 @@ async fn pause_dies_while_the_daemon_is_dead(case: &mut Case) -> Result<()> {
         Pid::from_raw(i32::try_from(pause)?).context("pid")?,
         Signal::KILL,
     )?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    process::gone(pause).await?;
     case.instance()?.launch().await?;
     let cri = case.cri()?;
     ensure_eq!(

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use berth_skip::Lack;
 use berth_tests::images::trees::{self, IMPLIED, SPARSE};
 use berth_tests::machine::{Mounted, run};
 use berth_tests::oci::{self, Flavor, Layer, Pack, Recipe};
@@ -29,11 +30,11 @@ pub(crate) const TESTS: &[Test] = &[
         .berth_only("the limit is Berth's"),
 ];
 
-fn lacks_containerd() -> Option<&'static str> {
+fn lacks_containerd() -> Option<Lack> {
     ["containerd", "ctr", "runc"]
         .iter()
-        .any(|name| paths::tool(name).is_err())
-        .then_some("containerd is not built: run `hack/tools.sh containerd runc`")
+        .find_map(|name| paths::tool(name).err())
+        .map(|error| Lack::new("containerd", error.to_string()))
 }
 
 async fn push(case: &Case, tag: &str, layers: &[Layer]) -> Result<String> {

@@ -288,9 +288,10 @@ async fn cni_results_that_leave_things_out_are_taken(case: &mut Case) -> Result<
         ..case.options()
     };
     let instance = case.start_with(options).await?;
-    let plugins = instance.folder().join("plugins");
-    std::fs::create_dir(&plugins)?;
-    let (plugin, answer) = (plugins.join("odd"), plugins.join("answer"));
+    let (plugin, answer) = (
+        instance.plugins().join("odd"),
+        instance.folder().join("answer"),
+    );
     std::fs::write(
         &plugin,
         format!(
@@ -299,12 +300,6 @@ async fn cni_results_that_leave_things_out_are_taken(case: &mut Case) -> Result<
         ),
     )?;
     std::fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let bin = paths::cni_bin_dir()?.display().to_string();
-    edit(
-        instance,
-        &format!("\"{bin}\""),
-        &format!("\"{}\", \"{bin}\"", plugins.display()),
-    )?;
     let list = instance.folder().join("cni/10-bt.conflist");
     let kept = std::fs::read(&list)?;
     let write = |version: &str| {

@@ -206,8 +206,14 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(ended.load(Ordering::SeqCst), 3);
         drop(flights.join(1, Alone::Finish, work(20)));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(ended.load(Ordering::SeqCst), 4);
+        let four = async {
+            while ended.load(Ordering::SeqCst) < 4 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), four)
+            .await
+            .unwrap();
         assert!(flights.running.lock().unwrap().is_empty());
     }
 

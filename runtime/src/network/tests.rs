@@ -459,14 +459,22 @@ async fn an_instance_needs_a_plain_name() {
     assert!(gone.to_string().contains("/nonexistent"), "{gone}");
 }
 
-/// The plugins that clusters use, if `BERTH_TEST_CNI_BIN` names a directory with `bridge`,
-/// `host-local` and `portmap`. The pretended host is the test's own network namespace.
+/// Where `hack/tools.sh cni` puts the plugins that clusters use.
+fn plugins() -> PathBuf {
+    let build = std::env::var_os("BERTH_BUILD_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.build"),
+        PathBuf::from,
+    );
+    build.join("bin/cni")
+}
+
+/// With `bridge`, `host-local` and `portmap`. The pretended host is the test's own network namespace.
 #[test]
 fn real_plugins_connect_a_pod() {
-    let Some(bin) = std::env::var_os("BERTH_TEST_CNI_BIN") else {
-        println!("skipped: BERTH_TEST_CNI_BIN names no directory with CNI plugins");
-        return;
-    };
+    let bin = plugins();
+    if !bin.exists() {
+        berth_skip::skip!("cni-plugins", "{} is missing: run `hack/tools.sh cni`", bin.display());
+    }
     let mut node = Node::new();
     let host = node.path("host");
     netns::new_pinned(&host).unwrap();
@@ -492,7 +500,7 @@ fn real_plugins_connect_a_pod() {
     });
     let config = NetworkConfig {
         cni_conf_dir: node.path("conf"),
-        cni_bin_dirs: vec![bin.into()],
+        cni_bin_dirs: vec![bin],
         cache_dir: node.path("root/cni"),
         builtin: None,
         instance: "test".into(),

@@ -70,8 +70,7 @@ mod tests {
         // A frozen process of a v1 hierarchy stands for one in an uninterruptible wait.
         let group = std::path::Path::new("/sys/fs/cgroup/freezer");
         if !group.exists() {
-            println!("skipped: no cgroup v1 freezer on this machine");
-            return;
+            berth_skip::skip!("cgroup-v1", "no hierarchy of its freezer is mounted");
         }
         let group = group.join(format!("berth-hung-{}", std::process::id()));
         std::fs::create_dir(&group).unwrap();

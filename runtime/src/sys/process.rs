@@ -396,8 +396,7 @@ mod tests {
             .map(std::path::Path::new)
             .find(|p| p.join("cgroup.controllers").exists());
         let Some(root) = root else {
-            println!("skipped: no cgroup v2 hierarchy is mounted");
-            return;
+            berth_skip::skip!("cgroup-v2", "no hierarchy of it is mounted");
         };
         let name = format!("berth-born-{}", std::process::id());
         let dir = root.join(&name);

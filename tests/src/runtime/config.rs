@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde_json::json;
@@ -38,6 +40,25 @@ impl Instance {
         let builtin = self.options.net == Net::Builtin && self.options.kind == Kind::Berth;
         if self.options.net != Net::None && !builtin {
             fs::write(self.folder().join("cni/10-bt.conflist"), self.conflist()?)?;
+            self.link_plugins()?;
+        }
+        Ok(())
+    }
+
+    /// The folder of the plugins, which are links, so that a test can take one away.
+    #[must_use]
+    pub fn plugins(&self) -> PathBuf {
+        self.folder().join("plugins")
+    }
+
+    fn link_plugins(&self) -> Result<()> {
+        fs::create_dir_all(self.plugins())?;
+        for plugin in fs::read_dir(paths::cni_bin_dir()?)? {
+            let plugin = plugin?;
+            let link = self.plugins().join(plugin.file_name());
+            if fs::symlink_metadata(&link).is_err() {
+                symlink(plugin.path(), link)?;
+            }
         }
         Ok(())
     }
@@ -56,7 +77,7 @@ impl Instance {
             let _ = writeln!(
                 text,
                 "cni_bin_dirs = [\"{}\"]",
-                paths::cni_bin_dir()?.display()
+                self.plugins().display()
             );
         }
         let _ = writeln!(text, "\n[cgroup]\nshims = \"{}-shims\"", self.name);
@@ -97,7 +118,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.de
   options = {{ BinaryName = "{runc}" }}
 "#,
             hosts = self.options.hosts.display(),
-            cni = paths::cni_bin_dir()?.display(),
+            cni = self.plugins().display(),
             runc = paths::tool("runc")?.display(),
         ))
     }

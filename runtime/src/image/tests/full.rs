@@ -370,10 +370,7 @@ impl Broken {
 async fn an_image_is_absent_after_a_write_error_of_the_disk() {
     let mut disk = match Broken::new() {
         Ok(disk) => disk,
-        Err(why) => {
-            eprintln!("SKIP an_image_is_absent_after_a_write_error_of_the_disk: {why}");
-            return;
-        }
+        Err(why) => berth_skip::skip!("loop-disks", "{why}"),
     };
     let fake = Fake::http().await;
     fake.put_image("x", "1", &large());
@@ -450,12 +447,7 @@ impl Broken {
 async fn bad_blocks_of_the_disk_are_named_and_their_content_is_fetched_again() {
     let mut disk = match Broken::new() {
         Ok(disk) => disk,
-        Err(why) => {
-            eprintln!(
-                "SKIP bad_blocks_of_the_disk_are_named_and_their_content_is_fetched_again: {why}"
-            );
-            return;
-        }
+        Err(why) => berth_skip::skip!("loop-disks", "{why}"),
     };
     let fake = Fake::http().await;
     fake.put_image("x", "1", &large());
@@ -519,10 +511,7 @@ async fn bad_blocks_of_the_disk_are_named_and_their_content_is_fetched_again() {
 async fn an_image_is_removed_from_a_disk_on_which_no_name_can_be_added() {
     let disk = match Broken::new() {
         Ok(disk) => disk,
-        Err(why) => {
-            eprintln!("SKIP an_image_is_removed_from_a_disk_on_which_no_name_can_be_added: {why}");
-            return;
-        }
+        Err(why) => berth_skip::skip!("loop-disks", "{why}"),
     };
     let fake = Fake::http().await;
     fake.put_image("x", "1", &large());

@@ -22,7 +22,7 @@ impl Drop for Server {
     }
 }
 
-fn start() -> Option<Server> {
+fn start() -> Result<Server, String> {
     let dir = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -42,15 +42,12 @@ fn start() -> Option<Server> {
         .stderr(Stdio::null())
         .spawn();
     match child {
-        Ok(child) => Some(Server {
+        Ok(child) => Ok(Server {
             child,
             port,
             _dir: dir,
         }),
-        Err(error) => {
-            println!("skipped: docker-registry does not start: {error}");
-            None
-        }
+        Err(error) => Err(format!("it does not start: {error}")),
     }
 }
 
@@ -77,7 +74,10 @@ async fn push(client: &Client, base: &str, repo: &str, tag: &str, made: &Made) {
 
 #[tokio::test]
 async fn images_come_from_a_real_registry() {
-    let Some(server) = start() else { return };
+    let server = match start() {
+        Ok(server) => server,
+        Err(why) => berth_skip::skip!("docker-registry", "{why}"),
+    };
     let base = format!("http://127.0.0.1:{}", server.port);
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder().no_proxy().build().unwrap();

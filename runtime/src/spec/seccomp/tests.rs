@@ -476,12 +476,12 @@ fn the_compiler_keeps_programs_by_profile_and_capabilities() {
     );
 }
 
-/// Builds a helper program; `None`, with a reason printed, where it cannot be built.
+/// Builds a helper program, or says why it cannot be built.
 fn helper(
     name: &str,
     source: &str,
     libraries: &[&str],
-) -> Option<(tempfile::TempDir, std::path::PathBuf)> {
+) -> Result<(tempfile::TempDir, std::path::PathBuf), String> {
     let dir = tempfile::tempdir().unwrap();
     let (code, program) = (dir.path().join("helper.c"), dir.path().join(name));
     std::fs::write(&code, source).unwrap();
@@ -493,18 +493,12 @@ fn helper(
         .args(libraries)
         .output();
     match built {
-        Ok(output) if output.status.success() => Some((dir, program)),
-        Ok(output) => {
-            println!(
-                "skipped: cc says {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            None
-        }
-        Err(error) => {
-            println!("skipped: no cc: {error}");
-            None
-        }
+        Ok(output) if output.status.success() => Ok((dir, program)),
+        Ok(output) => Err(format!(
+            "cc says {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+        Err(error) => Err(format!("no cc: {error}")),
     }
 }
 
