@@ -1,4 +1,5 @@
-//! Releasing what was acquired: named steps, each with its own deadline, none skipped because another failed.
+//! Releasing what was acquired: named steps, each with its own deadline, none skipped because another failed, unless
+//! that one still needs what it would take away.
 
 use std::fmt;
 use std::future::Future;
@@ -13,6 +14,8 @@ type Work = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 struct Step {
     name: &'static str,
     limit: Duration,
+    /// The step that still needs, when it failed, what this one takes away.
+    after: Option<&'static str>,
     work: Work,
 }
 
@@ -52,7 +55,12 @@ impl Steps {
         work: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
         let work = Box::pin(async move { work.await.map_err(|e| e.to_string()) });
-        self.steps.push(Step { name, limit, work });
+        self.steps.push(Step {
+            name,
+            limit,
+            after: None,
+            work,
+        });
     }
 
     /// Adds a step that blocks its thread.
@@ -69,13 +77,23 @@ impl Steps {
         });
     }
 
-    /// Runs every step.
+    /// Leaves the step that was added last for the next time if another one, which needs what it takes away, fails.
+    pub fn only_after(&mut self, needed_by: &'static str) {
+        if let Some(step) = self.steps.last_mut() {
+            step.after = Some(needed_by);
+        }
+    }
+
+    /// Runs every step that may be run.
     ///
     /// # Errors
     /// The names and errors of the steps that failed or ran out of time.
     pub async fn run(self) -> Result<(), Failures> {
-        let mut failures = Vec::new();
+        let mut failures: Vec<(&'static str, String)> = Vec::new();
         for step in self.steps {
+            if failures.iter().any(|(name, _)| Some(*name) == step.after) {
+                continue;
+            }
             match tokio::time::timeout(step.limit, step.work).await {
                 Ok(Ok(())) => {}
                 Ok(Err(problem)) => failures.push((step.name, problem)),
@@ -129,6 +147,26 @@ mod tests {
             steps.run().await.unwrap_err().to_string(),
             "first: broken; third: too"
         );
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_step_still_needs_is_kept_for_it() {
+        for (needed_by, kept) in [("fails", true), ("works", false), ("nobody", false)] {
+            let ran = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let mut steps = Steps::of("test");
+            steps.push("works", async { Ok::<(), String>(()) });
+            steps.push("fails", async { Err::<(), _>("broken") });
+            let run = ran.clone();
+            steps.push_blocking("needed", move || {
+                run.store(true, std::sync::atomic::Ordering::Relaxed);
+                Ok::<(), String>(())
+            });
+            steps.only_after(needed_by);
+            let failures = steps.run().await.unwrap_err().to_string();
+            assert_eq!(failures, "fails: broken");
+            let ran = ran.load(std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(ran, !kept, "{needed_by}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use berth_skip::Lack;
 use berth_cri_api::v1::*;
+use berth_skip::Lack;
 use berth_tests::pods::{Pod, container, pod_config};
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::{Instance, Options};

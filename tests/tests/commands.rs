@@ -356,7 +356,10 @@ async fn flood(case: &mut Case, text: &'static str, streams: usize) -> Result<()
     let mut rest = process::pss_kib(daemon);
     while rest >= base + (8 << 10) {
         let took = begun.elapsed();
-        ensure!(took < Duration::from_secs(2), "{rest} KiB stay, of {base} before");
+        ensure!(
+            took < Duration::from_secs(2),
+            "{rest} KiB stay, of {base} before"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
         rest = process::pss_kib(daemon);
     }

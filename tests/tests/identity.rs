@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use berth_skip::Lack;
 use berth_cri_api::v1::*;
+use berth_skip::Lack;
 use berth_tests::cri::image_spec;
 use berth_tests::oci::{Flavor, Image, Layer, Pack, Recipe, Tree};
 use berth_tests::pods::{

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use berth_skip::Lack;
 use berth_cri_api::v1::*;
+use berth_skip::Lack;
 use berth_tests::pods::{Ctr, script};
 use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, process, test};

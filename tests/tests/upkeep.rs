@@ -7,9 +7,9 @@ use berth_cri_api::v1::*;
 use berth_tests::pods::{Pod, pod_config};
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::{Instance, Net, Options};
-use berth_tests::{ensure_eq, paths, test};
+use berth_tests::{ensure_eq, test};
 
-use crate::beside::{OWN, bridge_of, edit, mkfifo, reached_within, run, server};
+use crate::beside::{OWN, bridge_of, mkfifo, reached_within, run, server};
 
 pub(crate) const TESTS: &[Test] = &[
     test!(a_bridge_that_went_while_the_daemon_was_dead_is_put_back).berth_only(OWN),

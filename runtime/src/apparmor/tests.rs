@@ -262,7 +262,10 @@ fn the_real_parser_takes_the_profile() {
     let parser = ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"].map(Path::new);
     let parser = parser.into_iter().find(|path| path.exists());
     let Some(parser) = parser.filter(|_| Path::new(FEATURES).exists()) else {
-        berth_skip::skip!("apparmor-parser", "none of AppArmor 3 or later is installed");
+        berth_skip::skip!(
+            "apparmor-parser",
+            "none of AppArmor 3 or later is installed"
+        );
     };
     let with_abi = text(Path::new("/etc/apparmor.d"));
     for text in [PROFILE, &with_abi] {

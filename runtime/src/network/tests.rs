@@ -473,7 +473,11 @@ fn plugins() -> PathBuf {
 fn real_plugins_connect_a_pod() {
     let bin = plugins();
     if !bin.exists() {
-        berth_skip::skip!("cni-plugins", "{} is missing: run `hack/tools.sh cni`", bin.display());
+        berth_skip::skip!(
+            "cni-plugins",
+            "{} is missing: run `hack/tools.sh cni`",
+            bin.display()
+        );
     }
     let mut node = Node::new();
     let host = node.path("host");

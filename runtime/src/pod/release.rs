@@ -1,4 +1,5 @@
-//! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed.
+//! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed, but for the
+//! network namespace while the network still needs it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -107,7 +108,9 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
         steps.push_within("network", NETWORK_LIMIT, async move {
             inner.deps.network.forget(&id).await.map_err(|e| chain(&e))
         });
+        // Plugins without a namespace give back less: bridge leaves its rules for masquerading.
         steps.push_blocking("network namespace", move || sys::netns::unpin(&netns));
+        steps.only_after("network");
     }
     let dir = inner.state_dir(&pod.id);
     for name in ["ns/ipc", "ns/uts", "ns/pid"] {

@@ -249,7 +249,10 @@ fn leftovers_that_nobody_can_touch_do_not_stop_the_start() {
         chattr.is_ok_and(|output| output.status.success())
     };
     if !lock("+i") {
-        berth_skip::skip!("chattr", "the file system of the temporary directory has no immutable files");
+        berth_skip::skip!(
+            "chattr",
+            "the file system of the temporary directory has no immutable files"
+        );
     }
     drop(storage);
     let opened = std::panic::catch_unwind(|| Storage::open(&dir.path().join("berth")));

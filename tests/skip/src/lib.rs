@@ -58,7 +58,12 @@ impl Lack {
             .append(true)
             .open(&file)
             .and_then(|mut file| file.write_all(line.as_bytes()))
-            .map_err(|e| format!("{test} is skipped, but {} cannot say so: {e}", file.display()))
+            .map_err(|e| {
+                format!(
+                    "{test} is skipped, but {} cannot say so: {e}",
+                    file.display()
+                )
+            })
     }
 }
 
@@ -90,7 +95,10 @@ macro_rules! skip {
 pub fn skipped(module: &str, lack: &Lack) {
     // libtest names the thread after the test, in its module.
     let thread = std::thread::current();
-    let test = thread.name().filter(|name| *name != "main").unwrap_or(module);
+    let test = thread
+        .name()
+        .filter(|name| *name != "main")
+        .unwrap_or(module);
     println!("SKIP {test}: {lack}");
     if let Err(error) = lack.note(test) {
         panic!("{error}");

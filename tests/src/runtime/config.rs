@@ -74,11 +74,7 @@ impl Instance {
         if self.options.net == Net::Builtin {
             let _ = writeln!(text, "builtin = \"{}\"", self.subnet);
         } else {
-            let _ = writeln!(
-                text,
-                "cni_bin_dirs = [\"{}\"]",
-                self.plugins().display()
-            );
+            let _ = writeln!(text, "cni_bin_dirs = [\"{}\"]", self.plugins().display());
         }
         let _ = writeln!(text, "\n[cgroup]\nshims = \"{}-shims\"", self.name);
         let hosts = self.options.hosts.display();

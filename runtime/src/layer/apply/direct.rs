@@ -256,7 +256,10 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let mut direct = Direct::with(0, |_, _| Err(Errno::NOSPC));
         if !direct.begin(file.as_fd(), LARGE) {
-            berth_skip::skip!("direct-io", "the file system of the temporary directory knows no O_DIRECT");
+            berth_skip::skip!(
+                "direct-io",
+                "the file system of the temporary directory knows no O_DIRECT"
+            );
         }
         let error = direct.write(file.as_fd(), &content(PIECE)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
@@ -271,7 +274,10 @@ mod tests {
             // tmpfs and its like have nothing but the page cache.
             let kind = rustix::fs::statfs(dir.path()).unwrap().f_type;
             assert_ne!(kind, 0xef53, "ext4 writes past the page cache");
-            berth_skip::skip!("direct-io", "the file system of {dir:?} writes through the page cache");
+            berth_skip::skip!(
+                "direct-io",
+                "the file system of {dir:?} writes through the page cache"
+            );
         }
         let small = dir.path().join("small");
         assert!(!written(

@@ -76,7 +76,10 @@ fn a_download_that_cannot_be_removed_fails_no_collection() {
         chattr.is_ok_and(|output| output.status.success())
     };
     if !lock("+i") {
-        berth_skip::skip!("chattr", "the file system of the temporary directory has no immutable files");
+        berth_skip::skip!(
+            "chattr",
+            "the file system of the temporary directory has no immutable files"
+        );
     }
     let collected = storage.collect();
     let refused = storage.remove_partials();
