@@ -21,7 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(cni_addresses_and_reach),
     test!(cni_host_ports),
     test!(cni_delete_without_the_plugin),
-    test!(cni_delete_under_another_configuration),
+    test!(cni_delete_under_another_configuration)
+        .berth_only("containerd asks the plugins that are configured now"),
     test!(cni_failing_plugin_fails_the_pod)
         .berth_only("containerd leaves the first plugin's lease and rule"),
     test!(no_configuration_is_not_ready)
