@@ -11,7 +11,7 @@ const LEVELS: &[(&str, &[&str])] = &[
     (
         "2 mechanism",
         &[
-            "apparmor", "cgroup", "layer", "network", "registry", "shim", "spec", "storage",
+            "apparmor", "cgroup", "layer", "network", "registry", "runtime", "spec", "storage",
         ],
     ),
     (
@@ -55,13 +55,15 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     (
         "cri",
         &[
-            "apparmor", "cgroup", "layer", "network", "registry", "shim", "spec", "storage", "sys",
+            "apparmor", "cgroup", "layer", "network", "registry", "runtime", "spec", "storage",
+            "sys",
         ],
     ),
     (
         "admin",
         &[
-            "apparmor", "cgroup", "layer", "network", "registry", "shim", "spec", "storage", "sys",
+            "apparmor", "cgroup", "layer", "network", "registry", "runtime", "spec", "storage",
+            "sys",
         ],
     ),
 ];
