@@ -51,6 +51,10 @@ impl Bench {
 
     /// The daemon is gone, something happens, and another one comes.
     async fn restart(&mut self, meanwhile: impl FnOnce(&Self)) {
+        // Its tasks go on here, and must not write any more.
+        for container in self.containers.0.containers.all() {
+            *container.saving.lock().await = true;
+        }
         self.events = Events::default();
         self.heard = self.events.subscribe();
         // It is not heard by anybody any more.
@@ -67,7 +71,7 @@ impl Bench {
             netns: None,
             ipcns: None,
             utsns: None,
-            pidns: None,
+            pidns: Some("/ns/pid".into()),
             hostname: "web-0".into(),
             // The files of a pod are on a mount of their own.
             files: "/proc".into(),

@@ -140,9 +140,13 @@ impl Fake {
 
     /// Waits until it has been asked this so often.
     pub async fn is_asked(&self, call: Call, times: usize) {
-        while self.asked(call) < times {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let asked = async {
+            while self.asked(call) < times {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let asked = tokio::time::timeout(6 * PATIENCE, asked).await;
+        asked.unwrap_or_else(|_| panic!("nobody asks it {call:?}"));
     }
 
     /// How often it has been asked this.

@@ -43,6 +43,10 @@ impl Bench {
 
     /// The daemon is gone, something happens, and another one comes.
     async fn restart(&mut self, meanwhile: impl FnOnce(&Self)) {
+        // Its tasks go on here, and must not write any more.
+        for pod in self.pods.0.pods.all() {
+            *pod.saving.lock().await = true;
+        }
         meanwhile(self);
         let events = Events::default();
         self.heard = events.subscribe();
