@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::host::HostFacts;
 use crate::model::{ContainerMetadata, ContainerSpec, Digest, ImageConfig, ResolvedImage};
-use crate::runtime::fake::Fake;
+pub(crate) use crate::runtime::fake::{Call, Fake};
 use crate::spec;
 use crate::storage::Storage;
 use crate::store::Programs;
@@ -29,6 +29,11 @@ pub(crate) fn deps(dir: &Path, runtime: &Fake, storage: &Storage, events: &Event
         events: events.clone(),
         metrics: Arc::default(),
     }
+}
+
+/// The store that they need.
+pub(crate) fn storage(dir: &Path) -> Storage {
+    Storage::open_flat(&dir.join("root")).unwrap()
 }
 
 /// An image without layers.

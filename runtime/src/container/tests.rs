@@ -37,7 +37,7 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (runtime, events) = (Fake::default(), Events::default());
-        let storage = Storage::open_flat(&dir.path().join("root")).unwrap();
+        let storage = ground::storage(dir.path());
         Self {
             containers: open(&dir, &runtime, &storage, &events),
             heard: events.subscribe(),

@@ -95,6 +95,7 @@ struct World {
     containers: BTreeMap<ContainerId, Container>,
     mishaps: Vec<(Call, Mishap)>,
     asked: Vec<Call>,
+    signals: Vec<i32>,
     events: Option<mpsc::UnboundedSender<MonitorEvent>>,
 }
 
@@ -152,6 +153,11 @@ impl Fake {
     /// How often it has been asked this.
     pub fn asked(&self, call: Call) -> usize {
         self.world().asked.iter().filter(|c| **c == call).count()
+    }
+
+    /// The signals that were sent to any process, in their order.
+    pub fn signals(&self) -> Vec<i32> {
+        self.world().signals.clone()
     }
 
     /// Pids of all processes that live: pause processes, monitors, first processes of containers.
@@ -439,6 +445,7 @@ impl Runtime for Fake {
     fn signal(&self, process: &Process, signal: i32) -> io::Result<bool> {
         let container = {
             let mut world = self.world();
+            world.signals.push(signal);
             let Some(life) = world.processes.get(&process.pid) else {
                 return Ok(false);
             };

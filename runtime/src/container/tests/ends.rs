@@ -30,6 +30,8 @@ async fn a_later_stop_may_be_shorter_and_a_caller_that_leaves_ends_nothing() {
     long.await.unwrap().unwrap();
     assert!(began.elapsed() < Duration::from_secs(5));
     assert_eq!(bench.end(&id).await.code, 137);
+    let (term, kill) = (libc::SIGTERM, libc::SIGKILL);
+    assert_eq!(bench.runtime.signals(), [term, kill]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use berth_cri_api::v1;
 use tonic::Code;
 
 use super::super::{remove_pod_sandbox, stop_pod_sandbox};
+use crate::container::fake::{Call, Fake};
 use crate::container::{self, ContainerManager};
 use crate::cri::{Deps, NetworkReport, Ready};
 use crate::events::{Event, Events, Listener};
@@ -15,9 +16,7 @@ use crate::image::{self, ImageManager};
 use crate::model::{ContainerState, PodMetadata, PodSpec, PodState};
 use crate::pod::fake::{Flat, Step};
 use crate::pod::{self, PodManager};
-use crate::runtime::fake::{Call, Fake};
 use crate::stats::Stats;
-use crate::storage::Storage;
 
 struct Bench {
     _dir: tempfile::TempDir,
@@ -31,7 +30,7 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (runtime, ground, events) = (Fake::default(), Arc::default(), Events::default());
-        let storage = Storage::open_flat(&dir.path().join("root")).unwrap();
+        let storage = container::fake::storage(dir.path());
         let pods = PodManager::open(pod::fake::deps(dir.path(), &runtime, &ground, &events));
         let beneath = container::fake::deps(dir.path(), &runtime, &storage, &events);
         let facts = beneath.facts.clone();
