@@ -143,15 +143,8 @@ pub(super) async fn past_monitor(
         // A daemon before this one may have lost it for a moment only. What it says is told to `over`.
         let _ = super::restore::reach(inner, container).await;
     }
-    match end_of(
-        inner,
-        container,
-        init_of(container),
-        TREE_DEATH,
-        LAST_REPORT,
-    )
-    .await
-    {
+    let init = init_of(container);
+    match end_of(inner, container, init, TREE_DEATH, LAST_REPORT).await {
         End::Reported => Ok(()),
         End::Alive => Err(failed(format!(
             "its first process is alive {} s after SIGKILL: it waits in the kernel, is a disk or a mount of its hanging?",

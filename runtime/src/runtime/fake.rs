@@ -263,39 +263,45 @@ impl Fake {
         if let (Some(Mishap::Hangs), Some(id)) = (&mishap, id) {
             self.hang(id);
         }
-        if let Some(id) = id {
-            let container = self.world().containers.get(id).map(|c| c.hangs);
-            match container {
-                Some(true) => {
-                    tokio::time::sleep(PATIENCE).await;
-                    return Err(silent());
-                }
-                Some(false) => {}
-                None => return Err(gone()),
+        let monitor = match id {
+            Some(id) => {
+                let world = self.world();
+                let container = world.containers.get(id).ok_or_else(gone)?;
+                Some((container.monitor.clone(), container.hangs))
             }
-        }
+            None => None,
+        };
+        let hangs = monitor.as_ref().is_some_and(|(_, hangs)| *hangs);
+        // Whoever waits is told when there is nobody to wait for any more.
+        let dead = async {
+            match &monitor {
+                Some((monitor, _)) => drop(self.ended(monitor).await),
+                None => std::future::pending().await,
+            }
+        };
         match mishap {
+            _ if hangs => match tokio::time::timeout(PATIENCE, dead).await {
+                Ok(()) => Err(gone()),
+                Err(_) => Err(silent()),
+            },
+            Some(Mishap::Hangs) => {
+                tokio::time::sleep(PATIENCE).await;
+                Err(silent())
+            }
             Some(Mishap::Refused(kind)) => {
                 let message = "refused by the test".to_owned();
                 let kind = kind.into();
                 Err(Error::refused(&name, Failure { kind, message }))
             }
-            Some(Mishap::Hangs) => {
-                tokio::time::sleep(PATIENCE).await;
-                Err(silent())
-            }
             Some(Mishap::Dies) => {
                 id.inspect(|id| self.lose(id));
                 Err(gone())
             }
-            Some(Mishap::Waits(go)) => {
+            Some(Mishap::Waits(go)) => tokio::select! {
                 // Given up is as good as sent.
-                let _ = go.await;
-                match id.is_some_and(|id| !self.world().containers.contains_key(id)) {
-                    true => Err(gone()),
-                    false => Ok(None),
-                }
-            }
+                _ = go => Ok(None),
+                () = dead => Err(gone()),
+            },
             other => Ok(other),
         }
     }

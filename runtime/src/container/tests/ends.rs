@@ -72,39 +72,31 @@ async fn a_stop_lets_a_start_be_answered_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_that_hangs_is_ended_by_stop_and_by_remove() {
+async fn a_start_that_is_not_answered_is_ended_by_stop_and_by_remove() {
     let mut bench = Bench::new();
     for removed in [false, true] {
         let id = bench.create("web").await.unwrap();
-        let go = bench.runtime.hold(Call::Start);
+        let _go = bench.runtime.hold(Call::Start);
         let asked = bench.runtime.asked(Call::Start);
         let start = {
             let id = id.clone();
             bench.spawn(|c| async move { c.start(id.as_str()).await })
         };
         bench.runtime.is_asked(Call::Start, asked + 1).await;
-        if removed {
-            // Joined: both wait for the same end.
-            let remove = {
-                let id = id.clone();
-                bench.spawn(|c| async move { c.remove(id.as_str()).await })
-            };
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            drop(go);
+        if !removed {
+            bench.stop(&id, 30).await.unwrap().unwrap();
+            let exit = bench.end(&id).await;
+            assert_eq!(exit.code, 137);
+            assert!(exit.message.contains("while it was being started"));
             start.await.unwrap().unwrap_err();
-            remove.await.unwrap().unwrap();
+            assert_eq!(bench.end(&id).await, exit, "the first end is the end");
+            assert_eq!(bench.events(&id).await, "created stopped");
+            bench.containers.remove(id.as_str()).await.unwrap();
+        } else {
+            bench.containers.remove(id.as_str()).await.unwrap();
+            start.await.unwrap().unwrap_err();
             assert_eq!(bench.events(&id).await, "created stopped removed");
-            continue;
         }
-        bench.stop(&id, 30).await.unwrap().unwrap();
-        let exit = bench.end(&id).await;
-        assert_eq!(exit.code, 137);
-        assert!(exit.message.contains("while it was being started"));
-        drop(go);
-        start.await.unwrap().unwrap_err();
-        assert_eq!(bench.end(&id).await, exit, "the first end is the end");
-        assert_eq!(bench.events(&id).await, "created stopped");
-        bench.containers.remove(id.as_str()).await.unwrap();
     }
     bench.is_clean();
 }
@@ -170,16 +162,21 @@ async fn a_monitor_that_hangs_keeps_nothing_from_being_stopped_and_removed() {
     bench.is_clean();
 }
 
-#[tokio::test]
-async fn a_created_container_is_removed_past_a_monitor_that_refuses() {
-    let bench = Bench::new();
-    let id = bench.create("web").await.unwrap();
-    bench
-        .runtime
-        .next(Call::Destroy, Mishap::Refused(FailureKind::Internal));
-    bench.containers.remove(id.as_str()).await.unwrap();
-    assert!(bench.containers.status(id.as_str()).is_err());
-    // Its processes die with its cgroup, which a table does not have.
-    bench.runtime.lose(&id);
-    bench.is_clean();
+#[tokio::test(start_paused = true)]
+async fn a_created_container_is_removed_whatever_its_monitor_does() {
+    let mut bench = Bench::new();
+    let refused = Mishap::Refused(FailureKind::Internal);
+    for mishap in [Mishap::Hangs, Mishap::Dies, refused] {
+        let id = bench.create("web").await.unwrap();
+        let refused = matches!(mishap, Mishap::Refused(_));
+        bench.runtime.next(Call::Destroy, mishap);
+        bench.containers.remove(id.as_str()).await.unwrap();
+        assert!(bench.containers.status(id.as_str()).is_err());
+        assert_eq!(bench.events(&id).await, "created stopped removed");
+        if refused {
+            // Its processes die with its cgroup, which a table does not have.
+            bench.runtime.lose(&id);
+        }
+        bench.is_clean();
+    }
 }

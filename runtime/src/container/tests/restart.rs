@@ -167,6 +167,26 @@ async fn a_monitor_that_does_not_answer_is_asked_until_it_does() {
     bench.is_clean();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_monitor_that_refuses_is_asked_again_and_one_that_dies_is_gone() {
+    let mut bench = Bench::new();
+    let id = bench.run("web").await;
+    let refused = Mishap::Refused(FailureKind::Version);
+    bench
+        .restart(|bench| bench.runtime.next(Call::Connect, refused))
+        .await;
+    assert_eq!(bench.state(&id), ContainerState::Unknown);
+    while bench.state(&id) != ContainerState::Running {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bench
+        .restart(|bench| bench.runtime.next(Call::Connect, Mishap::Dies))
+        .await;
+    assert_eq!(bench.end(&id).await.code, 255);
+    bench.containers.remove(id.as_str()).await.unwrap();
+    bench.is_clean();
+}
+
 #[tokio::test]
 async fn one_whose_record_cannot_be_read_is_shown_stopped_and_removed() {
     let mut bench = Bench::new();

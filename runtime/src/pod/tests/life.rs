@@ -180,9 +180,9 @@ async fn a_pod_of_the_host_has_neither_network_nor_pins() {
         bench.names(&format!("state/pods/{id}/ns")),
         [] as [String; 0]
     );
-    let (ready, _entry) = bench.pods.enter(id.as_str()).unwrap();
+    let (ready, entry) = bench.pods.enter(id.as_str()).unwrap();
     assert_eq!((ready.netns, ready.ipcns, ready.pidns), (None, None, None));
-    drop(_entry);
+    drop(entry);
     bench.pods.remove(&id).await.unwrap();
     bench.is_clean();
 }
@@ -231,7 +231,7 @@ async fn a_run_whose_caller_left_goes_on_and_is_given_to_the_next() {
 /// One way in which a run can fail.
 type Way = (&'static str, fn(&Bench, &mut PodSpec));
 
-const WAYS: [Way; 13] = [
+const WAYS: [Way; 14] = [
     ("at most 64", |_, spec| spec.hostname = "x".repeat(65)),
     ("kernel.pid_max", |_, spec| {
         spec.sysctls.insert("kernel.pid_max".into(), "1".into());
@@ -266,6 +266,9 @@ const WAYS: [Way; 13] = [
     ("start the pause process", |bench, _| {
         let refused = Mishap::Refused(FailureKind::Invalid);
         bench.runtime.next(Call::Pause, refused);
+    }),
+    ("start the pause process", |bench, _| {
+        bench.runtime.next(Call::Pause, Mishap::Hangs);
     }),
     ("start the pause process", |bench, _| {
         bench.runtime.next(Call::Pause, Mishap::Dies);
