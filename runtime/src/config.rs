@@ -152,6 +152,20 @@ impl Config {
         Self::build(values)
     }
 
+    /// All defaults, with every place below `dir`: for tests without root.
+    #[cfg(test)]
+    pub(crate) fn for_tests(dir: &Path) -> Self {
+        let place = |name: &str| dir.join(name).display().to_string();
+        let file = dir.join("config.toml");
+        std::fs::write(&file, "").unwrap();
+        let flags = [
+            ("root", "--root", place("root")),
+            ("state", "--state", place("state")),
+            ("network.netns_dir", "--netns-dir", place("netns")),
+        ];
+        Self::load(Some(&file), &flags).unwrap()
+    }
+
     fn build(mut given: BTreeMap<&'static str, (Value, Origin)>) -> Result<Self, Error> {
         let state = given
             .get("state")

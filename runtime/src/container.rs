@@ -8,6 +8,8 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+#[cfg(test)]
+pub(crate) mod fake;
 mod log;
 mod measure;
 mod mounts;
@@ -18,6 +20,8 @@ mod restore;
 mod start;
 mod state;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod update;
 mod users;
 mod volumes;
@@ -39,7 +43,7 @@ use crate::model::{
     ContainerFilter, ContainerMetadata, ContainerSpec, ContainerState, ContainerStatus,
     ExecRequest, Kind, Kinded, PodSpec, ReadyPod, ResolvedImage, Resources, has_labels,
 };
-use crate::shim::{Launcher, Monitor, MonitorEvent};
+use crate::runtime::{Monitor, MonitorEvent, Runtime};
 use crate::spec::seccomp::Compiler;
 use crate::storage::Storage;
 use crate::store::{Names, Programs, Records, Table};
@@ -143,8 +147,8 @@ pub struct Deps {
     pub config: Arc<Config>,
     /// The machine.
     pub facts: Arc<HostFacts>,
-    /// Starts monitors.
-    pub launcher: Arc<Launcher>,
+    /// Makes containers.
+    pub runtime: Arc<dyn Runtime>,
     /// Layers and writable layers.
     pub storage: Storage,
     /// Compiles system call filters.
@@ -205,8 +209,8 @@ struct Container {
     problem: Option<String>,
 }
 
-type Status = state::Status<Monitor>;
-type Change = state::Change<Monitor>;
+type Status = state::Status<Arc<dyn Monitor>>;
+type Change = state::Change<Arc<dyn Monitor>>;
 
 impl Container {
     fn new(id: ContainerId, record: ContainerRecord) -> Arc<Self> {
@@ -239,7 +243,7 @@ impl Container {
     }
 
     /// The monitor of a container in the wanted state.
-    fn live(&self, wanted: ContainerState) -> Result<Monitor, Error> {
+    fn live(&self, wanted: ContainerState) -> Result<Arc<dyn Monitor>, Error> {
         let status = self.status();
         let state = status.state();
         match &status.monitor {
@@ -455,7 +459,7 @@ impl ContainerManager {
         crash_point!("reopen_log.file.after");
         match reopened {
             Ok(()) => Ok(()),
-            Err(e) => Err(exit::refused(&container, STEP, e).await),
+            Err(e) => Err(exit::refused(&self.0, &container, STEP, e).await),
         }
     }
 

@@ -29,12 +29,12 @@ use crate::metrics::Metrics;
 use crate::model::chain;
 use crate::network::Network;
 use crate::pod::PodManager;
-use crate::shim::Launcher;
+use crate::runtime::Launcher;
 use crate::stats::Stats;
 use crate::storage::Storage;
 use crate::store::Programs;
 use crate::{
-    admin, blocking, container, cri, image, network, pod, recover, shim, spec, sys, telemetry,
+    admin, blocking, container, cri, image, network, pod, recover, runtime, spec, sys, telemetry,
 };
 use disks::Disks;
 use driver::Driver;
@@ -268,7 +268,7 @@ impl Ground {
         make_dir(&stage.join("rootfs"))
     }
 
-    fn launch(&mut self, config: shim::LauncherConfig) -> Result<Arc<Launcher>, String> {
+    fn launch(&mut self, config: runtime::LauncherConfig) -> Result<Arc<Launcher>, String> {
         let launcher = Arc::new(Launcher::open(config).map_err(|e| chain(&e))?);
         Ok(self.launcher.insert(launcher).clone())
     }
@@ -307,7 +307,7 @@ impl Parts {
         let network = Arc::new(network.map_err(|e| chain(&e))?);
         ground.make_stage(&config.state)?;
         let (sender, receiver) = mpsc::unbounded_channel();
-        let launcher = ground.launch(shim::LauncherConfig {
+        let launcher = ground.launch(runtime::LauncherConfig {
             shim: helper("berth-shim")?,
             worker: helper("berth-worker")?,
             state_dir: config.state.clone(),
@@ -320,8 +320,8 @@ impl Parts {
         let pods = PodManager::open(pod::Deps {
             config: config.clone(),
             facts: facts.clone(),
-            network: network.clone(),
-            launcher: launcher.clone(),
+            ground: Arc::new(pod::Kernel::new(network.clone())),
+            runtime: launcher.clone(),
             seccomp: seccomp.clone(),
             programs: programs.clone(),
             apparmor: apparmor.clone(),
@@ -334,7 +334,7 @@ impl Parts {
             container::Deps {
                 config: config.clone(),
                 facts: facts.clone(),
-                launcher: launcher.clone(),
+                runtime: launcher,
                 storage: storage.clone(),
                 seccomp,
                 programs,

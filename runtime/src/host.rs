@@ -82,6 +82,31 @@ impl HostFacts {
     }
 }
 
+#[cfg(test)]
+impl HostFacts {
+    /// A machine for tests without root: what is done to cgroups is done to directories below `dir`.
+    pub(crate) fn for_tests(dir: &std::path::Path) -> Self {
+        let root = dir.join("cgroup");
+        std::fs::create_dir_all(&root).unwrap();
+        Self {
+            kernel: (6, 12),
+            cgroup: CgroupFacts::V2 {
+                root,
+                controllers: Vec::new(),
+                swap: false,
+            },
+            apparmor: false,
+            selinux: Selinux::default(),
+            capabilities: 0,
+            hugepage_sizes: Vec::new(),
+            min_oom_score_adj: -1000,
+            systemd: false,
+            boot_id: "this boot".to_owned(),
+            hostname: "node".to_owned(),
+        }
+    }
+}
+
 impl CgroupFacts {
     /// Is this v2 alone?
     pub fn is_v2(&self) -> bool {

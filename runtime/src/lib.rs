@@ -28,7 +28,7 @@ pub mod cgroup;
 pub mod layer;
 pub mod network;
 pub mod registry;
-pub mod shim;
+pub mod runtime;
 pub mod spec;
 pub mod storage;
 

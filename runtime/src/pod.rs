@@ -6,7 +6,10 @@
 
 mod acquire;
 mod cgroups;
+#[cfg(test)]
+pub(crate) mod fake;
 mod files;
+mod ground;
 mod measure;
 mod parents;
 mod record;
@@ -34,12 +37,12 @@ use crate::model::{
     Kind, Kinded, NamespaceMode, PodFilter, PodMetadata, PodSpec, PodState, PodStatus, ReadyPod,
     has_labels,
 };
-use crate::network::Network;
-use crate::shim::Launcher;
+use crate::runtime::Runtime;
 use crate::spec::seccomp::Compiler;
 use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
 pub use cgroups::PodCgroups;
+pub use ground::{Ground, Kernel};
 use record::Parts;
 pub use record::PodRecord;
 use state::{Change, Stage};
@@ -119,10 +122,10 @@ pub struct Deps {
     pub config: Arc<Config>,
     /// The machine.
     pub facts: Arc<HostFacts>,
-    /// CNI or the built-in network.
-    pub network: Arc<Network>,
-    /// Starts workers.
-    pub launcher: Arc<Launcher>,
+    /// What they stand on in the kernel beside their processes.
+    pub ground: Arc<dyn Ground>,
+    /// Makes namespaces and pause processes.
+    pub runtime: Arc<dyn Runtime>,
     /// Compiles system call filters.
     pub seccomp: Arc<Compiler>,
     /// Keeps them.

@@ -295,6 +295,20 @@ impl Storage {
     /// # Errors
     /// [`Error::InUse`] when another process has it; what the file system says; an index of a later version.
     pub fn open(root: &Path) -> Result<Self, Error> {
+        Self::open_with(root, None)
+    }
+
+    /// The same without overlayfs: a container's root is its writable layer alone, and nothing of it needs root.
+    ///
+    /// # Errors
+    /// See [`Storage::open`].
+    #[cfg(test)]
+    pub(crate) fn open_flat(root: &Path) -> Result<Self, Error> {
+        Self::open_with(root, Some(Method::Never))
+    }
+
+    /// How overlays are made is found out, unless it is given.
+    fn open_with(root: &Path, given: Option<Method>) -> Result<Self, Error> {
         make_dir(root, 0o711)?;
         let dir = |name: &str| -> Result<OwnedFd, Error> {
             let path = root.join(name);
@@ -317,8 +331,11 @@ impl Storage {
             staging: dir("staging")?,
         };
         let index = Index::open(&root.join("index.redb"), dir("images")?)?;
-        let (init, empty) = init::make(&root.join("init"))?;
-        let method = probe_overlay(empty.as_fd()).map_err(failed("use overlayfs in", root))?;
+        let (init, empty) = init::make(&root.join("init"), given.is_none())?;
+        let method = match given {
+            Some(method) => method,
+            None => probe_overlay(empty.as_fd()).map_err(failed("use overlayfs in", root))?,
+        };
         let shared = Shared {
             root: root.to_owned(),
             dirs,

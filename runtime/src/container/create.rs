@@ -18,10 +18,10 @@ use super::{
 use crate::blocking;
 use crate::id::ContainerId;
 use crate::model::{
-    ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, Process,
-    ReadyPod, ResolvedImage, SignalName, chain, now_nanos,
+    ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, ReadyPod,
+    ResolvedImage, SignalName, chain, now_nanos,
 };
-use crate::shim::ContainerLaunch;
+use crate::runtime::ContainerLaunch;
 use crate::spec;
 use crate::store::{Refused, Reservation};
 use crate::sys;
@@ -334,20 +334,15 @@ impl Making {
             log_dir: prepared.log.map(|l| l.dir),
         };
         let clock = deps.metrics.step("create_container", "monitor");
-        let (handle, started) = deps
-            .launcher
+        let (monitor, init) = deps
+            .runtime
             .create(launch)
             .await
             .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
         drop(clock);
         crash_point!("create_container.made.after");
-        container.attach(&deps.events, handle);
-        let made = Change::Made {
-            init: Process {
-                pid: started.pid,
-                start_time: started.start_time,
-            },
-        };
+        container.attach(&deps.events, monitor);
+        let made = Change::Made { init: init.clone() };
         // What is heard of is on disk.
         let saved = self.inner.save_after(container, Some(made.clone())).await;
         crash_point!("create_container.ready.after");
@@ -357,9 +352,7 @@ impl Making {
             table.insert(&container.id, container)
         });
         // One that ended before it was inserted was reported to nobody.
-        let gone =
-            sys::process::is_alive(started.pid, started.start_time).is_ok_and(|alive| !alive);
-        if gone {
+        if deps.runtime.is_alive(&init).is_ok_and(|alive| !alive) {
             super::exit::await_end(&self.inner, container).await;
         }
         Ok(())

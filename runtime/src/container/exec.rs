@@ -15,7 +15,7 @@ use super::{Container, Error, Inner};
 use crate::host::CgroupFacts;
 use crate::id::ContainerId;
 use crate::model::{ContainerState, ExecRequest, Kind, chain};
-use crate::shim::{ExecStdio, Monitor};
+use crate::runtime::{self, ExecStdio, Monitor};
 use crate::spec;
 
 /// v1 hierarchies in which an exec may have a group of its own without losing a limit of its container.
@@ -47,17 +47,17 @@ pub(super) async fn exec_sync(
         Ok(handle) => handle,
         Err(error) => {
             // Refused, it does not run; unanswered, it may.
-            if let crate::shim::Error::Refused { .. } = error {
+            if let runtime::Error::Refused { .. } = error {
                 tie.cut();
             }
-            return Err(super::exit::refused(container, what, error).await);
+            return Err(super::exit::refused(inner, container, what, error).await);
         }
     };
     crash_point!("exec_sync.start.after");
     let (ended, ending) = watch::channel(false);
     let (exit, stdout, stderr) = tokio::join!(
         async {
-            let exit = handle.wait(request.timeout).await;
+            let exit = handle.wait().await;
             ended.send_replace(true);
             exit
         },
@@ -76,7 +76,7 @@ pub(super) async fn exec_sync(
             timed_out: true,
             ..Default::default()
         },
-        (Err(error), None) => return Err(super::exit::refused(container, what, error).await),
+        (Err(error), None) => return Err(super::exit::refused(inner, container, what, error).await),
     };
     if exit.timed_out {
         let seconds = request.timeout.map_or(0, |t| t.as_secs());
@@ -105,13 +105,13 @@ struct Tie {
 /// A command that may run.
 struct Command {
     container: ContainerId,
-    monitor: Monitor,
+    monitor: Arc<dyn Monitor>,
     exec_id: String,
     cgroup: Vec<String>,
 }
 
 impl Tie {
-    fn new(container: &Container, monitor: &Monitor, exec: &monitor::Exec) -> Self {
+    fn new(container: &Container, monitor: &Arc<dyn Monitor>, exec: &monitor::Exec) -> Self {
         let cgroup = exec.exec.as_ref().map(|exec| exec.own_cgroup.clone());
         Self {
             since: tokio::time::Instant::now(),

@@ -8,8 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{Change, Container, Error, Inner};
 use crate::model::{ContainerExit, ContainerState, ExitReason, Kind, Kinded, chain, now_nanos};
-use crate::shim::{self, MonitorEvent, MonitorEventKind};
-use crate::sys;
+use crate::runtime::{self, MonitorEvent, MonitorEventKind};
 
 /// Exit code of a container that was lost (as containerd reports it).
 const LOST: i32 = 255;
@@ -122,7 +121,7 @@ async fn lost(inner: &Arc<Inner>, container: &Arc<Container>, message: &str) {
         if let Err(error) = crate::cgroup::kill(&leaves) {
             tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");
         }
-        crate::shim::read_exit(&dir)
+        runtime::read_exit(&dir)
     })
     .await;
     if container.status().is_over() {
@@ -163,8 +162,8 @@ pub(super) async fn end_monitor(inner: &Arc<Inner>, container: &Arc<Container>) 
     let Some(monitor) = container.status().found.clone() else {
         return;
     };
-    let found = (monitor.pid, monitor.start_time);
-    if let Err(error) = inner.deps.launcher.kill_monitor(&container.id, found).await {
+    let killed = inner.deps.runtime.kill_monitor(&container.id, &monitor);
+    if let Err(error) = killed.await {
         tracing::warn!(container.id = %container.id, pid = monitor.pid, %error, "cannot look for the container's monitor");
     }
 }
@@ -178,29 +177,33 @@ async fn told(container: &Container, limit: Duration) -> bool {
 
 /// What a monitor's failure means for a call about a running container: that this has ended meanwhile, if it has.
 pub(super) async fn refused(
+    inner: &Inner,
     container: &Container,
     step: &'static str,
-    error: shim::Error,
+    error: runtime::Error,
 ) -> Error {
     use shim_protocol::monitor::FailureKind;
     let limit = match error {
         // It ends with its container, or the container with it.
-        shim::Error::Gone { .. } => TELLING,
+        runtime::Error::Gone { .. } => TELLING,
         // An init on its way out makes calls fail in many ways before it is seen to have ended.
-        shim::Error::Refused {
+        runtime::Error::Refused {
             kind: FailureKind::Internal | FailureKind::Memory,
             ..
         } => DYING,
         _ => Duration::ZERO,
     };
     told(container, limit).await;
-    ended_or(container, container.step(step, error.kind(), chain(&error)))
+    let failed = container.step(step, error.kind(), chain(&error));
+    ended_or(inner, container, failed)
 }
 
 /// A failure as it is to be answered: where the container has ended that is what is the matter.
-pub(super) fn ended_or(container: &Container, error: Error) -> Error {
+pub(super) fn ended_or(inner: &Inner, container: &Container, error: Error) -> Error {
     match error.kind() {
-        Kind::Unknown | Kind::Unavailable | Kind::ResourceExhausted if has_ended(container) => {
+        Kind::Unknown | Kind::Unavailable | Kind::ResourceExhausted
+            if has_ended(inner, container) =>
+        {
             Error::State {
                 id: container.id.clone(),
                 state: super::state_name(ContainerState::Exited),
@@ -213,14 +216,13 @@ pub(super) fn ended_or(container: &Container, error: Error) -> Error {
 }
 
 /// Whether it is over, or about to be reported so.
-fn has_ended(container: &Container) -> bool {
+fn has_ended(inner: &Inner, container: &Container) -> bool {
     let (over, init) = {
         let status = container.status();
         (status.is_over(), status.init.clone())
     };
-    over || init.is_some_and(|init| {
-        sys::process::is_alive(init.pid, init.start_time).is_ok_and(|alive| !alive)
-    })
+    let runtime = &inner.deps.runtime;
+    over || init.is_some_and(|init| runtime.is_alive(&init).is_ok_and(|alive| !alive))
 }
 
 /// Init is dead; its monitor says so once the log is written. If it does not, it is dead too, or hangs.

@@ -9,7 +9,7 @@ use super::state::Stage;
 use super::{Change, Container, ContainerManager, Inner, create, remove, start, stop};
 use crate::id::ContainerId;
 use crate::model::chain;
-use crate::shim::ConnectError;
+use crate::runtime::ConnectError;
 use crate::store::Loaded;
 
 /// How long a monitor that does not answer is left alone before it is asked again, at first and at most.
@@ -66,7 +66,7 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
         if same_boot
             && let Ok((monitor, _)) = inner
                 .deps
-                .launcher
+                .runtime
                 .connect(&container.id, &inner.state_dir(&container.id))
                 .await
         {
@@ -123,9 +123,9 @@ pub(super) async fn reach(
     inner: &Arc<Inner>,
     container: &Arc<Container>,
 ) -> Result<(), ConnectError> {
-    let launcher = &inner.deps.launcher;
+    let runtime = &inner.deps.runtime;
     let dir = inner.state_dir(&container.id);
-    let (monitor, state) = match launcher.connect(&container.id, &dir).await {
+    let (monitor, state) = match runtime.connect(&container.id, &dir).await {
         Err(ConnectError::Gone) => {
             monitor_is_gone(inner, container).await;
             return Ok(());
@@ -164,14 +164,14 @@ async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
         if dead && let Err(error) = stop::past_monitor(inner, container).await {
             tracing::error!(container.id = %container.id, error = %chain(&error), "the container is dead but not over: its monitor hangs");
         }
-        dead = stop::is_dead(container);
+        dead = stop::is_dead(inner, container);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
 /// Without record and identity nobody could ever name it, nor end it.
 async fn drop_lost(inner: &Arc<Inner>, id: &ContainerId) {
-    if let Ok((monitor, _)) = inner.deps.launcher.connect(id, &inner.state_dir(id)).await {
+    if let Ok((monitor, _)) = inner.deps.runtime.connect(id, &inner.state_dir(id)).await {
         // What is left of it dies with the cgroup.
         let _ = monitor.destroy().await;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Change, Container, Error, Inner};
 use crate::model::{ContainerState, Kind, Kinded as _, chain};
-use crate::shim;
+use crate::runtime;
 
 pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
     let _turn = container.turn.lock().await;
@@ -18,7 +18,7 @@ pub(super) async fn start(inner: &Arc<Inner>, container: &Arc<Container>) -> Res
         Err(error) => {
             let kind = match &error {
                 // The container has ended with its monitor.
-                shim::Error::Gone { .. } => Kind::FailedPrecondition,
+                runtime::Error::Gone { .. } => Kind::FailedPrecondition,
                 error => error.kind(),
             };
             let failed = container.step("start the process", kind, chain(&error));

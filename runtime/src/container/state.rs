@@ -16,12 +16,14 @@
 //! The CRI hears of a start as soon as it is known, and before the end: a container that has run and is over by the time
 //! that the monitor says so leaves both events, in this order.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 use super::Container;
 use crate::events::{Event, Events};
 use crate::model::{ContainerExit, ContainerState, Process};
-use crate::shim::Monitor;
+use crate::runtime::Monitor;
 
 /// How far a container has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -233,7 +235,7 @@ fn started<M>(next: &mut Status<M>, at: i64, heard: &mut Vec<Heard>) {
 
 impl Container {
     /// Not to be kept: nothing changes while it is looked at.
-    pub(super) fn status(&self) -> watch::Ref<'_, Status<Monitor>> {
+    pub(super) fn status(&self) -> watch::Ref<'_, super::Status> {
         self.status.borrow()
     }
 
@@ -241,12 +243,12 @@ impl Container {
         self.status().state()
     }
 
-    pub(super) fn monitor(&self) -> Option<Monitor> {
+    pub(super) fn monitor(&self) -> Option<Arc<dyn Monitor>> {
         self.status().monitor.clone()
     }
 
     /// Notes what has happened, and gives the status before it.
-    pub(super) fn change(&self, events: &Events, change: Change<Monitor>) -> Status<Monitor> {
+    pub(super) fn change(&self, events: &Events, change: super::Change) -> super::Status {
         self.change_and(events, change, || {})
     }
 
@@ -254,9 +256,9 @@ impl Container {
     pub(super) fn change_and(
         &self,
         events: &Events,
-        change: Change<Monitor>,
+        change: super::Change,
         step: impl FnOnce(),
-    ) -> Status<Monitor> {
+    ) -> super::Status {
         let mut before = None;
         // Whoever changes it next waits: events leave in the order of the changes.
         self.status.send_modify(|status| {
@@ -281,9 +283,8 @@ impl Container {
     }
 
     /// Takes a monitor up, and notes where it is found if it ever does not answer.
-    pub(super) fn attach(&self, events: &Events, monitor: Monitor) {
+    pub(super) fn attach(&self, events: &Events, monitor: Arc<dyn Monitor>) {
         let found = monitor.process();
-        let found = found.map(|(pid, start_time)| Process { pid, start_time });
         self.change(events, Change::Attached { monitor, found });
     }
 }

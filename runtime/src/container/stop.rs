@@ -1,13 +1,11 @@
 //! StopContainer: the stop signal once, the grace time, SIGKILL.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::state::Stage;
 use super::{Change, Container, Error, Inner};
-use crate::model::{ContainerState, Kind, chain};
-use crate::sys;
+use crate::model::{ContainerState, Kind, Process, chain};
 
 /// How long a killed process may take to die before its cgroup is looked at, and everything in that then.
 const DEATH: Duration = Duration::from_secs(5);
@@ -48,11 +46,11 @@ pub(super) async fn stop(
         let signal = container.parts().stop_signal.number;
         let before = container.change(&inner.deps.events, Change::StopSent);
         let init = match before.stop_sent {
-            false => signal_init(container, signal)?,
-            true => find_init(container)?,
+            false => signal_init(inner, container, signal)?,
+            true => init_of(container),
         };
         crash_point!("stop_container.signal.after");
-        match end_of(container, init, grace, REPORT).await {
+        match end_of(inner, container, init, grace, REPORT).await {
             End::Reported => return Ok(()),
             End::Silent => return past_monitor(inner, container).await,
             End::Alive => {}
@@ -71,9 +69,9 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
         }
         ContainerState::Running | ContainerState::Unknown => {}
     }
-    let init = signal_init(container, rustix::process::Signal::KILL.as_raw())?;
+    let init = signal_init(inner, container, rustix::process::Signal::KILL.as_raw())?;
     crash_point!("stop_container.kill.after");
-    match end_of(container, init, DEATH, REPORT).await {
+    match end_of(inner, container, init, DEATH, REPORT).await {
         End::Reported => Ok(()),
         End::Silent | End::Alive => past_monitor(inner, container).await,
     }
@@ -93,8 +91,9 @@ enum End {
 /// Waits for the monitor's word: `limit` while the first process lives; once it is dead (`None`) `report`, if there is a
 /// monitor to be heard.
 async fn end_of(
+    inner: &Inner,
     container: &Container,
-    init: Option<OwnedFd>,
+    init: Option<Process>,
     limit: Duration,
     report: Duration,
 ) -> End {
@@ -107,8 +106,8 @@ async fn end_of(
     };
     let dead = async {
         if let Some(init) = init {
-            match tokio::time::timeout(limit, sys::process::ended(init)).await {
-                Ok(Ok(_)) => {}
+            match tokio::time::timeout(limit, inner.deps.runtime.ended(&init)).await {
+                Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return End::Alive,
             }
         }
@@ -144,7 +143,8 @@ pub(super) async fn past_monitor(
         // A daemon before this one may have lost it for a moment only. What it says is told to `over`.
         let _ = super::restore::reach(inner, container).await;
     }
-    match end_of(container, find_init(container)?, TREE_DEATH, LAST_REPORT).await {
+    let init = init_of(container);
+    match end_of(inner, container, init, TREE_DEATH, LAST_REPORT).await {
         End::Reported => Ok(()),
         End::Alive => Err(failed(format!(
             "its first process is alive {} s after SIGKILL: it waits in the kernel, is a disk or a mount of its hanging?",
@@ -194,34 +194,30 @@ async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
 }
 
 /// Sends a signal to the first process, which can be watched then. `None`: it has ended.
-fn signal_init(container: &Container, signal: i32) -> Result<Option<OwnedFd>, Error> {
-    let Some(init) = find_init(container)? else {
+fn signal_init(
+    inner: &Inner,
+    container: &Container,
+    signal: i32,
+) -> Result<Option<Process>, Error> {
+    let Some(init) = init_of(container) else {
         return Ok(None);
     };
-    match sys::process::send_signal(init.as_fd(), signal) {
+    match inner.deps.runtime.signal(&init, signal) {
         Ok(lives) => Ok(lives.then_some(init)),
         Err(error) => {
-            let problem = format!("signal {signal}: {error}");
+            let problem = format!("signal {signal} to pid {}: {error}", init.pid);
             Err(container.step("signal the process", Kind::Unknown, problem))
         }
     }
 }
 
 /// The first process has ended.
-pub(super) fn is_dead(container: &Container) -> bool {
-    find_init(container).is_ok_and(|init| {
-        init.is_none_or(|init| {
-            sys::process::has_ended(init.as_fd(), Duration::ZERO).unwrap_or(false)
-        })
-    })
+pub(super) fn is_dead(inner: &Inner, container: &Container) -> bool {
+    let runtime = &inner.deps.runtime;
+    init_of(container).is_none_or(|init| runtime.is_alive(&init).is_ok_and(|alive| !alive))
 }
 
-/// The first process; `None` when it has ended and been reaped.
-fn find_init(container: &Container) -> Result<Option<OwnedFd>, Error> {
-    let init = container.status().init.clone();
-    let Some(init) = init else { return Ok(None) };
-    sys::process::open_same(init.pid, init.start_time).map_err(|error| {
-        let problem = format!("pid {}: {error}", init.pid);
-        container.step("find the process", Kind::Unknown, problem)
-    })
+/// The first process, as far as one is known.
+fn init_of(container: &Container) -> Option<Process> {
+    container.status().init.clone()
 }

@@ -46,6 +46,7 @@ pub(super) async fn update(
     .await;
     let resources = applied.map_err(|(kind, problem): (Kind, String)| {
         super::exit::ended_or(
+            inner,
             container,
             container.step("update the limits", kind, problem),
         )

@@ -7,7 +7,7 @@ use crate::config::{CgroupDriver, Config};
 use crate::host::{CgroupFacts, HostFacts};
 use crate::model::chain;
 use crate::pod::PodCgroups;
-use crate::shim::Shims;
+use crate::runtime::Shims;
 use crate::systemd::Systemd;
 use crate::{cgroup, spec};
 

@@ -10,12 +10,12 @@ use shim_protocol::worker;
 use super::run::{print, watch};
 use super::state::Change;
 use super::sysctl::{self, Sysctls};
-use super::{Error, Inner, Pod, files};
+use super::{Error, Ground, Inner, Pod};
 use crate::blocking;
 use crate::host::Cpuset;
 use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, Process, SeccompProfile, chain};
-use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
-use crate::shim::{PauseHandle, PodWorker};
+use crate::network::{self, Bandwidth, NetworkResult, PodNetwork};
+use crate::runtime::PodWorker;
 use crate::spec;
 use crate::sys::fs::make_own_dir;
 use crate::systemd;
@@ -123,9 +123,12 @@ impl<'a> Acquiring<'a> {
     async fn files(&self) -> Result<(), Error> {
         let (dir, spec) = (self.dir.clone(), self.pod.spec.clone());
         let hostname = self.pod.parts().hostname.clone();
-        let netns_dir = self.inner.deps.config.netns_dir.clone();
+        let (ground, netns_dir) = {
+            let deps = &self.inner.deps;
+            (deps.ground.clone(), deps.config.netns_dir.clone())
+        };
         let made = blocking::run("make the files of a pod", move || {
-            make_files(&dir, &hostname, &spec)?;
+            make_files(&*ground, &dir, &hostname, &spec)?;
             std::fs::create_dir_all(&netns_dir).map_err(|e| format!("{}: {e}", netns_dir.display()))
         });
         made.await
@@ -140,7 +143,7 @@ impl<'a> Acquiring<'a> {
         }
     }
 
-    async fn namespaces(&self, sysctls: &Sysctls) -> Result<PodWorker, Error> {
+    async fn namespaces(&self, sysctls: &Sysctls) -> Result<Box<dyn PodWorker>, Error> {
         let _clock = self.inner.deps.metrics.step(OPERATION, "namespaces");
         let (netns, hostname) = {
             let parts = self.pod.parts();
@@ -159,15 +162,15 @@ impl<'a> Acquiring<'a> {
             hostname: netns.map(|_| hostname).unwrap_or_default(),
             sysctls: sysctls.early.clone(),
         };
-        let worker = self.inner.deps.launcher.pod(request).await;
+        let worker = self.inner.deps.runtime.pod(request).await;
         worker.map_err(|e| self.failed("make the namespaces", e.kind(), chain(&e)))
     }
 
     async fn network_and_pause(
         &self,
-        worker: PodWorker,
+        worker: Box<dyn PodWorker>,
         plan: spec::PausePlan,
-    ) -> Result<(Option<NetworkResult>, PauseHandle), Error> {
+    ) -> Result<(Option<NetworkResult>, Process), Error> {
         let (inner, profile) = (self.inner.clone(), plan.seccomp.clone());
         let program = blocking::run("prepare a pod's system call filter", move || {
             seccomp_program(&inner, &profile)
@@ -188,11 +191,8 @@ impl<'a> Acquiring<'a> {
             paused.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))
         });
         // Both are looked at before either error is returned: what one of them made must be known to the undo.
-        if let Ok(handle) = &pause {
-            self.pod.parts().pause = Some(Process {
-                pid: handle.pid,
-                start_time: handle.start_time,
-            });
+        if let Ok(pause) = &pause {
+            self.pod.parts().pause = Some(pause.clone());
         }
         let network =
             network.map_err(|e| self.failed("set up the network", e.kind(), chain(&e)))?;
@@ -236,7 +236,7 @@ impl<'a> Acquiring<'a> {
             annotations: spec.annotations.clone(),
         };
         let _clock = self.inner.deps.metrics.step(OPERATION, "network");
-        self.inner.deps.network.setup(&attachment).await.map(Some)
+        self.inner.deps.ground.connect(&attachment).await.map(Some)
     }
 
     /// What can be set only once the network is there.
@@ -245,8 +245,9 @@ impl<'a> Acquiring<'a> {
         let (Some(network), Some(netns)) = (network, netns) else {
             return Ok(());
         };
+        let ground = self.inner.deps.ground.clone();
         let set = blocking::run("set the network sysctls of a pod", move || {
-            set_sysctls(&netns, &sysctls.net)
+            ground.set_sysctls(&netns, &sysctls.net)
         });
         set.await
             .map_err(|e| self.failed("set the network sysctls", e.kind(), chain(&e)))?;
@@ -256,14 +257,14 @@ impl<'a> Acquiring<'a> {
         Ok(())
     }
 
-    async fn ready(&self, pause: PauseHandle) -> Result<(), Error> {
+    async fn ready(&self, pause: Process) -> Result<(), Error> {
         // What is heard of is on disk.
         self.save(Some(Change::Made)).await?;
         crash_point!("run_pod.ready.after");
         let (table, events) = (&self.inner.pods, &self.inner.deps.events);
         let publish = || table.insert(&self.pod.id, self.pod);
         self.pod.change_and(events, Change::Made, publish);
-        watch(self.inner, self.pod, pause);
+        watch(self.inner, self.pod, &pause);
         Ok(())
     }
 }
@@ -291,8 +292,13 @@ fn log_directory(path: &str, error: &std::io::Error) -> String {
     }
 }
 
-fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {
-    files::make(dir, hostname, spec)?;
+fn make_files(
+    ground: &dyn Ground,
+    dir: &Path,
+    hostname: &str,
+    spec: &PodSpec,
+) -> Result<(), String> {
+    ground.make_files(dir, hostname, spec)?;
     crash_point!("run_pod.files.after");
     if !spec.log_directory.is_empty() {
         let made = make_own_dir(Path::new(&spec.log_directory));

@@ -1,15 +1,18 @@
 //! Giving back what a pod holds. Every step may be repeated, and none is left out because another failed, but for the
 //! network namespace while the network still needs it.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::state::{Change, Stage};
-use super::{Error, Inner, Pod, files};
+use super::{Error, Inner, Pod};
 use crate::model::{Process, chain};
-use crate::sys;
 use crate::undo::{Failures, Steps};
+
+/// How long a killed pause process may take to die.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// How long systemd may take to see that a scope is empty, and how often that is looked at.
 const SCOPE_END: Duration = Duration::from_secs(1);
@@ -74,11 +77,12 @@ pub(super) async fn undo(inner: &Arc<Inner>, pod: &Arc<Pod>) -> bool {
 
 fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
     let mut steps = Steps::of("stop_pod");
-    let parts = pod.parts().clone();
+    let (parts, runtime) = (pod.parts().clone(), &inner.deps.runtime);
     let same_boot = parts.boot_id == inner.deps.facts.boot_id;
     if same_boot {
         if let Some(pause) = parts.pause.clone() {
-            steps.push_blocking("pause process", move || kill(&pause));
+            let inner = inner.clone();
+            steps.push("pause process", async move { kill(&inner, &pause).await });
         }
         let leaves = parts.cgroup.clone();
         steps.push_blocking("cgroup", move || {
@@ -106,18 +110,27 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
     if let Some(netns) = parts.netns {
         let (inner, id) = (inner.clone(), pod.id.clone());
         steps.push_within("network", NETWORK_LIMIT, async move {
-            inner.deps.network.forget(&id).await.map_err(|e| chain(&e))
+            inner
+                .deps
+                .ground
+                .disconnect(&id)
+                .await
+                .map_err(|e| chain(&e))
         });
+        let runtime = runtime.clone();
         // Plugins without a namespace give back less: bridge leaves its rules for masquerading.
-        steps.push_blocking("network namespace", move || sys::netns::unpin(&netns));
+        steps.push_blocking("network namespace", move || runtime.unpin(&netns));
         steps.only_after("network");
     }
     let dir = inner.state_dir(&pod.id);
     for name in ["ns/ipc", "ns/uts", "ns/pid"] {
-        let path = dir.join(name);
-        steps.push_blocking("namespace", move || sys::netns::unpin(&path));
+        let (runtime, path) = (runtime.clone(), dir.join(name));
+        steps.push_blocking("namespace", move || runtime.unpin(&path));
     }
-    steps.push_blocking("files and shared memory", move || files::unmount(&dir));
+    let ground = inner.deps.ground.clone();
+    steps.push_blocking("files and shared memory", move || {
+        ground.unmount_files(&dir)
+    });
     steps
 }
 
@@ -148,7 +161,18 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
     steps.run().await
 }
 
-fn kill(pause: &Process) -> Result<(), String> {
-    sys::process::kill_and_wait(pause.pid, pause.start_time)
-        .map_err(|e| format!("pid {}: {e}", pause.pid))
+async fn kill(inner: &Inner, pause: &Process) -> Result<(), String> {
+    let runtime = &inner.deps.runtime;
+    let told = |problem: &dyn Display| format!("pid {}: {problem}", pause.pid);
+    let lives = runtime.signal(pause, rustix::process::Signal::KILL.as_raw());
+    if !lives.map_err(|e| told(&e))? {
+        return Ok(());
+    }
+    match tokio::time::timeout(DEATH, runtime.ended(pause)).await {
+        Ok(ended) => ended.map_err(|e| told(&e)),
+        Err(_) => {
+            let limit = DEATH.as_secs();
+            Err(told(&format!("it is still there {limit} s after SIGKILL")))
+        }
+    }
 }

@@ -6,12 +6,10 @@ use std::sync::Arc;
 use super::record::Parts;
 use super::run::watch;
 use super::state::{Change, Stage};
-use super::{Inner, Pod, PodManager, files, release};
+use super::{Inner, Pod, PodManager, release};
 use crate::id::PodId;
-use crate::model::chain;
-use crate::shim::PauseHandle;
+use crate::model::{Process, chain};
 use crate::store::Loaded;
-use crate::sys;
 
 impl PodManager {
     /// Takes up every pod on disk as the kernel shows it, undoes half-made ones, and releases what
@@ -87,14 +85,14 @@ impl PodManager {
     async fn sweep(&self) {
         let inner = self.0.clone();
         let known: BTreeSet<PodId> = inner.pods.all().iter().map(|pod| pod.id.clone()).collect();
-        let attached = inner.deps.network.known().unwrap_or_else(|error| {
+        let attached = inner.deps.ground.connected().unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "cannot tell which pods are attached to the network");
             Vec::new()
         });
         for id in attached {
             if !known.contains(&id) {
                 tracing::info!(pod.id = %id, "releasing the network of a pod that is not there any more");
-                if let Err(error) = inner.deps.network.forget(&id).await {
+                if let Err(error) = inner.deps.ground.disconnect(&id).await {
                     tracing::warn!(pod.id = %id, error = %chain(&error), "cannot release it");
                 }
             }
@@ -110,10 +108,11 @@ impl PodManager {
                 }
                 let dir = dir.join(&name);
                 for mount in ["ns/ipc", "ns/uts", "ns/pid"] {
-                    report(&id, sys::netns::unpin(&dir.join(mount)));
+                    report(&id, inner.deps.runtime.unpin(&dir.join(mount)));
                 }
-                report(&id, sys::netns::unpin(&super::run::netns_path(&inner, &id)));
-                report(&id, files::unmount(&dir));
+                let netns = super::run::netns_path(&inner, &id);
+                report(&id, inner.deps.runtime.unpin(&netns));
+                report(&id, inner.deps.ground.unmount_files(&dir));
                 report(&id, std::fs::remove_dir_all(&dir));
             }
         })
@@ -154,10 +153,10 @@ fn report(id: &PodId, outcome: std::io::Result<()>) {
 
 fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
     if pod.is_ready() {
-        let pause = alive(&pod.parts(), &inner.deps.facts.boot_id);
+        let pause = alive(inner, &pod.parts());
         match pause {
             Some(pause) => {
-                watch(inner, pod, pause);
+                watch(inner, pod, &pause);
                 keep_files(inner, pod);
             }
             None => {
@@ -174,20 +173,15 @@ fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
 /// A pod that an earlier version made has its files elsewhere, and somebody may have unmounted them.
 fn keep_files(inner: &Inner, pod: &Pod) {
     let hostname = pod.parts().hostname.clone();
-    if let Err(problem) = files::make(&inner.state_dir(&pod.id), &hostname, &pod.spec) {
+    let dir = inner.state_dir(&pod.id);
+    if let Err(problem) = inner.deps.ground.make_files(&dir, &hostname, &pod.spec) {
         tracing::error!(pod.id = %pod.id, problem, "the pod's files are not there: no container can be put into it");
     }
 }
 
-fn alive(parts: &Parts, boot_id: &str) -> Option<PauseHandle> {
-    if parts.boot_id != boot_id {
-        return None;
-    }
-    let pause = parts.pause.as_ref()?;
-    let pidfd = sys::process::open_same(pause.pid, pause.start_time).ok()??;
-    Some(PauseHandle {
-        pid: pause.pid,
-        start_time: pause.start_time,
-        pidfd,
-    })
+fn alive(inner: &Inner, parts: &Parts) -> Option<Process> {
+    let same_boot = parts.boot_id == inner.deps.facts.boot_id;
+    let pause = parts.pause.clone().filter(|_| same_boot)?;
+    let alive = inner.deps.runtime.is_alive(&pause);
+    alive.is_ok_and(|alive| alive).then_some(pause)
 }

@@ -8,10 +8,8 @@ use super::record::{Parts, PodRecord};
 use super::state::{Change, Stage};
 use super::{Error, Inner, Pod, PodManager, release};
 use crate::id::PodId;
-use crate::model::{Kind, NamespaceMode, PodSpec, chain, now_nanos};
-use crate::shim::PauseHandle;
+use crate::model::{Kind, NamespaceMode, PodSpec, Process, chain, now_nanos};
 use crate::store::{Refused, Reservation};
-use crate::sys;
 
 pub(super) type NameReservation = Reservation<crate::model::PodMetadata, PodId, PodSpec, Error>;
 
@@ -120,12 +118,13 @@ pub(super) fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
 }
 
 /// The pod is NotReady as soon as its pause process is gone.
-pub(super) fn watch(inner: &Arc<Inner>, pod: &Arc<Pod>, pause: PauseHandle) {
+pub(super) fn watch(inner: &Arc<Inner>, pod: &Arc<Pod>, pause: &Process) {
+    let ended = inner.deps.runtime.ended(pause);
     let (inner, pod) = (inner.clone(), pod.clone());
     tokio::spawn(async move {
         let mut stage = pod.stage.subscribe();
         tokio::select! {
-            ended = sys::process::ended(pause.pidfd) => {
+            ended = ended => {
                 if let Err(error) = ended {
                     tracing::error!(pod.id = %pod.id, %error, "cannot watch the pause process");
                     return;

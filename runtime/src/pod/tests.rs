@@ -1,5 +1,7 @@
 //! What the tests of this module share.
 
+mod life;
+
 use crate::model::{
     AppArmorProfile, GroupsPolicy, NamespaceModes, PodMetadata, PodSpec, SeccompProfile,
 };

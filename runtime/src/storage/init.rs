@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use super::{Error, failed, make_dir, open};
 use crate::sys::fs::{open_dir_path, tree_usage};
 
-/// The init layer and an empty directory, which is the lowest layer of every overlay that could have too few.
-pub(super) fn make(path: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
+/// The init layer and an empty directory, which is the lowest layer of every overlay that could have too few. Its
+/// directories are `opaque`, except for tests, which may not say so.
+pub(super) fn make(path: &Path, opaque: bool) -> Result<(OwnedFd, OwnedFd), Error> {
     make_dir(path, 0o700)?;
     let empty = path.join("empty");
     make_dir(&empty, 0o755)?;
@@ -19,7 +20,7 @@ pub(super) fn make(path: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
     make_dir(&layer, 0o755)?;
     let dir = open_dir_path(&layer).map_err(failed("open", &layer))?;
     for (name, mode) in [("dev", 0o755), ("proc", 0o555), ("sys", 0o555)] {
-        directory(&dir, name, mode).map_err(failed("create", layer.join(name)))?;
+        directory(&dir, name, mode, opaque).map_err(failed("create", layer.join(name)))?;
     }
     let usage = tree_usage(dir.as_fd()).map_err(failed("look at", &layer))?;
     if usage.inodes != 4 {
@@ -30,7 +31,7 @@ pub(super) fn make(path: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
     Ok((dir, empty))
 }
 
-fn directory(parent: &OwnedFd, name: &str, mode: u32) -> io::Result<()> {
+fn directory(parent: &OwnedFd, name: &str, mode: u32, opaque: bool) -> io::Result<()> {
     let mode = Mode::from_raw_mode(mode);
     match rustix::fs::mkdirat(parent, name, mode) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -38,6 +39,8 @@ fn directory(parent: &OwnedFd, name: &str, mode: u32) -> io::Result<()> {
     }
     let dir = open(parent, name)?;
     rustix::fs::fchmod(&dir, mode)?;
-    rustix::fs::fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
+    if opaque {
+        rustix::fs::fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
+    }
     Ok(())
 }

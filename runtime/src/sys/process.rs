@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 /// Flag of clone3(2) (`linux/sched.h`).
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// How long a killed process may take to die before [`kill_and_wait`] gives up.
+/// How long a process that could not become its program may take to end.
 const DEATH: Duration = Duration::from_secs(10);
 
 /// The limit of open files that this process was started with.
@@ -173,23 +173,6 @@ pub fn has_ended(pidfd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
             ready => return Ok(ready? > 0),
         }
     }
-}
-
-/// Kills the process that has this pid and start time and waits, on this thread, until it is dead.
-/// One that is gone already is fine.
-///
-/// # Errors
-/// `TimedOut` when it does not die in time, else what the kernel says.
-pub fn kill_and_wait(pid: i32, start: u64) -> io::Result<()> {
-    let Some(pidfd) = open_same(pid, start)? else {
-        return Ok(());
-    };
-    send_signal(pidfd.as_fd(), libc::SIGKILL)?;
-    if has_ended(pidfd.as_fd(), DEATH)? {
-        return Ok(());
-    }
-    let text = format!("it is still there {} s after SIGKILL", DEATH.as_secs());
-    Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
 /// Waits until the process has ended.
@@ -371,12 +354,14 @@ mod tests {
         assert!(!is_alive(pid, start + 1).unwrap());
         assert!(!signal_same(pid, start + 1, libc::SIGKILL).unwrap());
         assert!(is_alive(pid, start).unwrap());
-        kill_and_wait(pid, start).unwrap();
+        assert!(signal_same(pid, start, libc::SIGKILL).unwrap());
+        let pidfd = open_same(pid, start).unwrap().unwrap();
+        assert!(has_ended(pidfd.as_fd(), DEATH).unwrap());
         // A zombie has ended; one that is reaped too.
         assert!(!is_alive(pid, start).unwrap());
         child.wait().unwrap();
         assert!(open_same(pid, start).unwrap().is_none());
-        kill_and_wait(pid, start).unwrap();
+        assert!(!signal_same(pid, start, libc::SIGKILL).unwrap());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The RPCs that tell of the node itself.
 
+mod sandboxes;
+
 use std::sync::{Arc, Mutex};
 
 use berth_cri_api::v1;

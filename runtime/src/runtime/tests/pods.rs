@@ -17,7 +17,7 @@ async fn a_pod_has_namespaces_and_a_pause_process() {
         hostname: "podhost".into(),
         sysctls: Vec::new(),
     };
-    let worker = bench.launcher().pod(pod).await.unwrap();
+    let worker = bench.runtime().pod(pod).await.unwrap();
     let own = fs::read_link("/proc/self/ns/net").unwrap();
     let path = format!("/{}", unique("pause"));
     let leaves = everywhere(&path);
@@ -33,18 +33,18 @@ async fn a_pod_has_namespaces_and_a_pause_process() {
         process: Some(process(&[])),
     };
     let pause = worker.pause(pause, None).await.unwrap();
-    assert!(sys::process::is_alive(pause.pid, pause.start_time).unwrap());
+    assert!(bench.runtime().is_alive(&pause).unwrap());
     let net = fs::read_link(format!("/proc/{}/ns/net", pause.pid)).unwrap();
     assert_ne!(net, own);
     let comm = fs::read_to_string(format!("/proc/{}/comm", pause.pid)).unwrap();
     assert_eq!(comm, "pause\n");
-    sys::process::send_signal(pause.pidfd.as_fd(), libc::SIGKILL).unwrap();
-    tokio::time::timeout(LIMIT, sys::process::ended(pause.pidfd))
-        .await
-        .unwrap()
-        .unwrap();
+    let runtime = bench.runtime();
+    let ended = runtime.ended(&pause);
+    assert!(runtime.signal(&pause, libc::SIGKILL).unwrap());
+    tokio::time::timeout(LIMIT, ended).await.unwrap().unwrap();
+    assert!(!runtime.is_alive(&pause).unwrap());
     for name in ["net", "ipc", "uts", "pid"] {
-        rustix::mount::unmount(dir.path().join(name), UnmountFlags::DETACH).unwrap();
+        runtime.unpin(&dir.path().join(name)).unwrap();
     }
     rustix::mount::unmount(dir.path(), UnmountFlags::DETACH).unwrap();
     for leaf in &leaves {
@@ -64,7 +64,7 @@ async fn a_pod_that_cannot_be_made_is_an_error() {
         net: "/no/such/dir/net".into(),
         ..worker::Pod::default()
     };
-    let error = bench.launcher().pod(pod).await.unwrap_err();
+    let error = bench.runtime().pod(pod).await.unwrap_err();
     assert!(error.to_string().starts_with("pod p: "), "{error}");
 }
 
@@ -74,7 +74,7 @@ async fn workers_and_monitors_are_in_their_own_control_groups() {
     let mut fixture = Fixture::script("exit 0");
     let (monitor, _) = fixture.create(&bench).await.unwrap();
     let (_, state) = bench
-        .launcher()
+        .runtime()
         .connect(&fixture.id, fixture.dir.path())
         .await
         .unwrap();

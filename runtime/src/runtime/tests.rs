@@ -2,7 +2,7 @@
 //! busybox, and both programs beside the test's own directory (or in `BERTH_SHIM`, `BERTH_WORKER`).
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::id::ContainerId;
-use crate::model::{Kind, Kinded};
+use crate::model::{Kind, Kinded, Process};
 use crate::sys::{self, process::OpenFiles};
 
 mod containers;
@@ -93,7 +93,8 @@ impl Bench {
         }
     }
 
-    fn launcher(&self) -> &Launcher {
+    /// As the domain knows it.
+    fn runtime(&self) -> &dyn Runtime {
         self.running.as_ref().unwrap()
     }
 
@@ -217,11 +218,11 @@ impl Fixture {
         }
     }
 
-    async fn create(&mut self, bench: &Bench) -> Result<(Monitor, worker::Started), Error> {
-        bench.launcher().create(self.launch()).await
+    async fn create(&mut self, bench: &Bench) -> Result<(Arc<dyn Monitor>, Process), Error> {
+        bench.runtime().create(self.launch()).await
     }
 
-    async fn run(&mut self, bench: &Bench) -> (Monitor, worker::Started) {
+    async fn run(&mut self, bench: &Bench) -> (Arc<dyn Monitor>, Process) {
         let (monitor, started) = self.create(bench).await.unwrap();
         monitor.start().await.unwrap();
         (monitor, started)
@@ -368,7 +369,7 @@ fn pipe() -> (tokio::net::unix::pipe::Receiver, OwnedFd) {
 }
 
 /// Runs a command in the container: its output and how it ended.
-async fn run(monitor: &Monitor, exec: monitor::Exec) -> (String, monitor::ExecExit) {
+async fn run(monitor: &Arc<dyn Monitor>, exec: monitor::Exec) -> (String, monitor::ExecExit) {
     let (mut read, write) = pipe();
     let stderr = write.try_clone().unwrap();
     let stdio = ExecStdio {
@@ -379,15 +380,15 @@ async fn run(monitor: &Monitor, exec: monitor::Exec) -> (String, monitor::ExecEx
     let handle = monitor.exec(exec, stdio, None).await.unwrap();
     let mut text = String::new();
     let read = tokio::time::timeout(LIMIT, read.read_to_string(&mut text));
-    let (_, exit) = tokio::join!(async { read.await.unwrap().unwrap() }, handle.wait(None));
+    let (_, exit) = tokio::join!(async { read.await.unwrap().unwrap() }, handle.wait());
     (text, exit.unwrap())
 }
 
 /// The kernel knows the process no more, or as a zombie.
-async fn dies(pid: i32, start_time: u64) {
+async fn dies(bench: &Bench, process: &Process) {
     let give_up = Instant::now() + LIMIT;
-    while sys::process::is_alive(pid, start_time).unwrap() {
-        assert!(Instant::now() < give_up, "{pid} is alive");
+    while bench.runtime().is_alive(process).unwrap() {
+        assert!(Instant::now() < give_up, "{process:?} is alive");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

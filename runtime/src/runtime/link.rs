@@ -18,9 +18,9 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::hung;
-use super::monitor::{MonitorEvent, MonitorEventKind, Shared};
+use super::monitor::Client;
 use super::record::read_exit;
+use super::{MonitorEvent, MonitorEventKind, hung};
 use crate::blocking;
 use crate::sys::process;
 
@@ -60,7 +60,7 @@ pub(super) struct Pending {
 
 /// What the task works with. It lives until the monitor is dead, whoever else still holds a handle.
 pub(super) struct Link {
-    pub(super) shared: Arc<Shared>,
+    pub(super) client: Arc<Client>,
     pub(super) asks: mpsc::UnboundedReceiver<Box<Ask>>,
     pub(super) events: mpsc::UnboundedSender<MonitorEvent>,
     pub(super) stream: UnixStream,
@@ -153,7 +153,7 @@ impl Link {
     }
 
     fn on_frame(&mut self, frame: Frame) -> io::Result<()> {
-        self.shared.heard();
+        self.client.heard();
         let message = FromMonitor::decode(&*frame.message).map_err(io::Error::other)?;
         let roles = message
             .fds
@@ -207,7 +207,7 @@ impl Link {
         if self.armed {
             // Without a receiver the daemon is ending; the exit record tells the next one.
             let _ = self.events.send(MonitorEvent {
-                id: self.shared.id.clone(),
+                id: self.client.id.clone(),
                 kind,
             });
         }
@@ -236,14 +236,14 @@ impl Link {
                 // Ends of execs meanwhile were missed; whoever waits for one is told that it is gone.
                 self.execs.clear();
                 self.stream = stream;
-                self.shared.heard();
+                self.client.heard();
                 return true;
             }
         }
     }
 
     async fn is_dead(&self, limit: Duration) -> bool {
-        match self.shared.pidfd.as_ref().map(OwnedFd::try_clone) {
+        match self.client.pidfd.as_ref().map(OwnedFd::try_clone) {
             Some(Ok(pidfd)) => tokio::time::timeout(limit, process::ended(pidfd))
                 .await
                 .is_ok(),
@@ -255,14 +255,14 @@ impl Link {
     /// Reaps the monitor, if it is our child. One that hangs after its last word has nothing more to do.
     async fn bury(self) {
         drop(self.stream);
-        let pidfd = || self.shared.pidfd.as_ref()?.try_clone().ok();
+        let pidfd = || self.client.pidfd.as_ref()?.try_clone().ok();
         let Some(watched) = pidfd() else { return };
         match tokio::time::timeout(FAREWELL, process::ended(watched)).await {
             Ok(Ok(pidfd)) => drop(process::reap(pidfd.as_fd())),
             Ok(Err(_)) => {}
             Err(_) => {
                 if let Some(pidfd) = pidfd() {
-                    hung::kill(pidfd, &self.shared.id, &self.shared.left_behind).await;
+                    hung::kill(pidfd, &self.client.id, &self.client.left_behind).await;
                 }
             }
         }

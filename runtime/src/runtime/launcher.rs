@@ -9,25 +9,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rustix::fs::Mode;
 use rustix::mount::MountAttrFlags;
 use sha2::{Digest, Sha256};
 use shim_protocol::Fd;
-use shim_protocol::monitor::{self, State};
+use shim_protocol::monitor::State;
 use shim_protocol::worker::{self, Started};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::link::{dial, greet, pair, short_path};
-use super::monitor::{Monitor, MonitorEvent, Opening};
+use super::monitor::{Client, Opening};
 use super::pause::PAUSE;
-use super::pod::PodWorker;
+use super::pod::Worker;
 use super::scope::Scope;
 use super::spawner::{Birth, Groups, Spawner};
-use super::{ConnectError, Error, hung};
+use super::{
+    ConnectError, ContainerLaunch, Error, Monitor, MonitorEvent, PodWorker, Runtime, hung,
+};
 use crate::blocking;
 use crate::id::ContainerId;
 use crate::metrics::Gauge;
+use crate::model::Process;
 use crate::sys::process::{self, OpenFiles};
 use crate::sys::{self, mount};
 use crate::systemd::Systemd;
@@ -73,23 +77,6 @@ pub enum Shims {
         /// Its directory.
         dir: PathBuf,
     },
-}
-
-/// A container to be made.
-#[derive(Debug)]
-pub struct ContainerLaunch {
-    /// Its id.
-    pub id: ContainerId,
-    /// Its directory below the state directory: the monitor's socket and exit record, the bundle.
-    pub dir: PathBuf,
-    /// What to make.
-    pub create: monitor::Create,
-    /// Detached mount of its root file system.
-    pub rootfs: OwnedFd,
-    /// Its system call filter.
-    pub seccomp: Option<OwnedFd>,
-    /// Directory of its log.
-    pub log_dir: Option<OwnedFd>,
 }
 
 /// Starts monitors and workers.
@@ -140,14 +127,6 @@ impl Launcher {
         self.spawner.close();
     }
 
-    /// Has a worker make a pod's namespaces.
-    ///
-    /// # Errors
-    /// What the worker says; it has undone its part then.
-    pub async fn pod(&self, pod: worker::Pod) -> Result<PodWorker, Error> {
-        PodWorker::start(self, pod).await
-    }
-
     /// Starts a worker that makes a pod. Under systemd it will be moved into the pod's scope.
     pub(super) async fn spawn_worker(&self, stdin: OwnedFd) -> io::Result<(i32, OwnedFd)> {
         let birth = match self.scope {
@@ -175,12 +154,7 @@ impl Launcher {
         self.pause.clone()
     }
 
-    /// Makes a container: when this returns, its init waits for [`Monitor::start`].
-    ///
-    /// # Errors
-    /// Everything that can be wrong with a container; its monitor is gone then. When this future is
-    /// dropped the monitor is killed.
-    pub async fn create(&self, launch: ContainerLaunch) -> Result<(Monitor, Started), Error> {
+    async fn create(&self, launch: ContainerLaunch) -> Result<(Arc<Client>, Process), Error> {
         let name = format!("container {}", launch.id);
         let io = |what| {
             let name = name.clone();
@@ -215,7 +189,7 @@ impl Launcher {
             .into_iter()
             .filter_map(|(role, fd)| Some((role, fd?)))
             .collect();
-        let monitor = Monitor::open(Opening {
+        let monitor = Client::open(Opening {
             id: launch.id,
             dir: launch.dir.clone(),
             stream,
@@ -234,9 +208,9 @@ impl Launcher {
             create.boot_id.clone_from(&self.boot_id);
         }
         match monitor.create(create, fds).await {
-            Ok(started) => {
+            Ok(Started { pid, start_time }) => {
                 guard.pidfd = None;
-                Ok((monitor, started))
+                Ok((monitor, Process { pid, start_time }))
             }
             Err(error) => {
                 // It ends by itself after a failure; this is for one that hangs.
@@ -247,15 +221,11 @@ impl Launcher {
         }
     }
 
-    /// Finds the monitor of a container again.
-    ///
-    /// # Errors
-    /// [`ConnectError::Gone`] when there is none, [`ConnectError::Hung`] when it does not answer in 2 s.
-    pub async fn connect(
+    async fn connect(
         &self,
         id: &ContainerId,
         dir: &Path,
-    ) -> Result<(Monitor, State), ConnectError> {
+    ) -> Result<(Arc<Client>, State), ConnectError> {
         let reach = async {
             let stream = match dial(dir).await {
                 Ok(stream) => stream,
@@ -277,7 +247,7 @@ impl Launcher {
                 _ => {}
             }
         }
-        let monitor = Monitor::open(Opening {
+        let monitor = Client::open(Opening {
             id: id.clone(),
             dir: dir.to_owned(),
             stream,
@@ -291,21 +261,70 @@ impl Launcher {
         });
         Ok((monitor, state))
     }
+}
 
-    /// Kills a monitor to which there is no connection, found by its pid and start time. One that is gone is fine.
-    /// False when it does not die: it is left behind, counted, and reaped once it does.
-    ///
-    /// # Errors
-    /// When the kernel does not let it be found.
-    pub async fn kill_monitor(
+impl Runtime for Launcher {
+    fn pod(&self, pod: worker::Pod) -> BoxFuture<'_, Result<Box<dyn PodWorker>, Error>> {
+        Box::pin(async move {
+            let worker = Worker::start(self, pod).await?;
+            Ok(Box::new(worker) as Box<dyn PodWorker>)
+        })
+    }
+
+    fn unpin(&self, path: &Path) -> io::Result<()> {
+        sys::netns::unpin(path)
+    }
+
+    fn create(
         &self,
-        id: &ContainerId,
-        (pid, start_time): (i32, u64),
-    ) -> io::Result<bool> {
-        match process::open_same(pid, start_time)? {
-            Some(pidfd) => Ok(hung::kill(pidfd, id, &self.left_behind).await),
-            None => Ok(true),
-        }
+        launch: ContainerLaunch,
+    ) -> BoxFuture<'_, Result<(Arc<dyn Monitor>, Process), Error>> {
+        Box::pin(async move {
+            let (monitor, init) = self.create(launch).await?;
+            Ok((monitor as Arc<dyn Monitor>, init))
+        })
+    }
+
+    fn connect<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        dir: &'a Path,
+    ) -> BoxFuture<'a, Result<(Arc<dyn Monitor>, State), ConnectError>> {
+        Box::pin(async move {
+            let (monitor, state) = self.connect(id, dir).await?;
+            Ok((monitor as Arc<dyn Monitor>, state))
+        })
+    }
+
+    fn kill_monitor<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        monitor: &'a Process,
+    ) -> BoxFuture<'a, io::Result<bool>> {
+        Box::pin(async move {
+            match process::open_same(monitor.pid, monitor.start_time)? {
+                Some(pidfd) => Ok(hung::kill(pidfd, id, &self.left_behind).await),
+                None => Ok(true),
+            }
+        })
+    }
+
+    fn signal(&self, process: &Process, signal: i32) -> io::Result<bool> {
+        process::signal_same(process.pid, process.start_time, signal)
+    }
+
+    fn ended(&self, process: &Process) -> BoxFuture<'static, io::Result<()>> {
+        let opened = process::open_same(process.pid, process.start_time);
+        Box::pin(async move {
+            match opened? {
+                Some(pidfd) => process::ended(pidfd).await.map(drop),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn is_alive(&self, process: &Process) -> io::Result<bool> {
+        process::is_alive(process.pid, process.start_time)
     }
 }
 

@@ -47,8 +47,8 @@ async fn thirty_containers() {
     let growth = memory("self", "Private_Dirty:").saturating_sub(warm.unwrap());
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let mut pss = 0;
-    for (fixture, monitor) in fixtures.iter().zip(&monitors) {
-        let connect = bench.launcher().connect(monitor.id(), fixture.dir.path());
+    for fixture in &fixtures {
+        let connect = bench.runtime().connect(&fixture.id, fixture.dir.path());
         pss += memory(&connect.await.unwrap().1.monitor_pid.to_string(), "Pss:");
     }
     println!(

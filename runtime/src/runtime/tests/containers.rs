@@ -24,7 +24,7 @@ async fn a_container_runs_from_create_to_exit() {
     assert_eq!((record.boot_id.as_str(), record.exit), ("this boot", exit));
     // All calls say that it is over; destroying it is fine.
     assert!(monitor.start().await.is_err() && monitor.reopen_log(None).await.is_err());
-    assert!(!monitor.signal(libc::SIGKILL).unwrap());
+    assert!(!bench.runtime().signal(&started, libc::SIGKILL).unwrap());
     monitor.destroy().await.unwrap();
 }
 
@@ -66,7 +66,7 @@ async fn a_container_that_cannot_be_made_leaves_nothing() {
     assert!(error.to_string().contains(fixture.id.as_str()), "{error}");
     fixture.is_clean(false).await;
     let gone = bench
-        .launcher()
+        .runtime()
         .connect(&fixture.id, fixture.dir.path())
         .await;
     assert!(matches!(gone, Err(ConnectError::Gone)), "{gone:?}");
@@ -78,7 +78,7 @@ async fn a_created_container_is_destroyed_without_a_trace() {
     let mut fixture = Fixture::script("exit 0");
     let (monitor, started) = fixture.create(&bench).await.unwrap();
     monitor.destroy().await.unwrap();
-    assert!(!sys::process::is_alive(started.pid, started.start_time).unwrap());
+    assert!(!bench.runtime().is_alive(&started).unwrap());
     fixture.is_clean(false).await;
 }
 
@@ -86,7 +86,7 @@ async fn a_created_container_is_destroyed_without_a_trace() {
 async fn commands_run_in_the_container() {
     let mut bench = Bench::new();
     let mut fixture = Fixture::script("trap 'exit 3' TERM; while :; do sleep 0.05; done");
-    let (monitor, _) = fixture.run(&bench).await;
+    let (monitor, started) = fixture.run(&bench).await;
     let (text, exit) = run(
         &monitor,
         fixture.exec("a", &["sh", "-c", "pwd; ls -d /bin; exit 5"]),
@@ -113,7 +113,7 @@ async fn commands_run_in_the_container() {
         ),
         "{missing:?}"
     );
-    assert!(monitor.signal(libc::SIGTERM).unwrap());
+    assert!(bench.runtime().signal(&started, libc::SIGTERM).unwrap());
     assert_eq!(bench.exit().await.code, 3);
     fixture.is_clean(true).await;
     let late = monitor
@@ -164,7 +164,7 @@ async fn a_command_may_have_a_terminal() {
         }
         String::from_utf8(text).unwrap()
     });
-    assert_eq!(handle.wait(None).await.unwrap().code, 4);
+    assert_eq!(handle.wait().await.unwrap().code, 4);
     assert_eq!(text.await.unwrap(), "/dev/pts/0\r\n33 99\r\n");
     monitor.destroy().await.unwrap();
 }
@@ -186,11 +186,15 @@ async fn a_monitor_is_found_again() {
     let mut fixture = Fixture::script("while :; do sleep 0.05; done");
     let (first, started) = fixture.run(&bench).await;
     let connect = bench
-        .launcher()
+        .runtime()
         .connect(&fixture.id, fixture.dir.path())
         .await;
     let (second, state) = connect.unwrap();
-    assert_eq!(state.init.as_ref(), Some(&started));
+    let init = state.init.unwrap();
+    assert_eq!(
+        (init.pid, init.start_time),
+        (started.pid, started.start_time)
+    );
     assert!(state.started_at > 0 && state.exit.is_none());
     drop(first);
     let (text, _) = run(&second, fixture.exec("a", &["echo", "there"])).await;
@@ -205,12 +209,12 @@ async fn a_monitor_is_found_again() {
     // One that is stopped is there but does not answer.
     let pid = rustix::process::Pid::from_raw(state.monitor_pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-    let connect = bench.launcher().connect(&fixture.id, fixture.dir.path());
+    let connect = bench.runtime().connect(&fixture.id, fixture.dir.path());
     let hung = tokio::time::timeout(LIMIT, connect).await;
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     let hung = hung.unwrap();
     assert!(matches!(hung, Err(ConnectError::Hung(_))), "{hung:?}");
-    assert!(second.signal(libc::SIGKILL).unwrap());
+    assert!(bench.runtime().signal(&started, libc::SIGKILL).unwrap());
     // Both connections tell.
     assert_eq!(bench.exit().await.code, 137);
     assert_eq!(bench.exit().await.code, 137);
@@ -222,15 +226,14 @@ async fn a_monitor_that_hangs_is_asked_little_and_killed_in_the_end() {
     let mut bench = Bench::new();
     let mut fixture = Fixture::script("while :; do sleep 0.05; done");
     let (monitor, started) = fixture.run(&bench).await;
-    let (pid, start_time) = monitor.process().unwrap();
-    assert!(sys::process::is_alive(pid, start_time).unwrap());
+    let process = monitor.process().unwrap();
+    assert!(bench.runtime().is_alive(&process).unwrap());
     let exec = |id| {
         let mut exec = fixture.exec(id, &["true"]);
         exec.timeout_ms = 100;
         monitor.exec(exec, ExecStdio::default(), None)
     };
-    let process = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    assert!(bench.runtime().signal(&process, libc::SIGSTOP).unwrap());
     let began = Instant::now();
     let silent = exec("a").await.unwrap_err();
     assert!(matches!(silent, Error::Silent { .. }), "{silent:?}");
@@ -249,11 +252,9 @@ async fn a_monitor_that_hangs_is_asked_little_and_killed_in_the_end() {
         began.elapsed()
     );
     assert!(matches!(bench.event().await, MonitorEventKind::Lost));
-    dies(pid, start_time).await;
-    dies(started.pid, started.start_time).await;
-    let gone = bench
-        .launcher()
-        .kill_monitor(&fixture.id, (pid, start_time));
+    dies(&bench, &process).await;
+    dies(&bench, &started).await;
+    let gone = bench.runtime().kill_monitor(&fixture.id, &process);
     assert!(gone.await.unwrap());
     remove_leaves(&fixture);
 }
@@ -263,13 +264,13 @@ async fn a_monitor_that_resumes_is_asked_again() {
     let bench = Bench::new();
     let mut fixture = Fixture::script("while :; do sleep 0.05; done");
     let (monitor, _) = fixture.run(&bench).await;
-    let process = rustix::process::Pid::from_raw(monitor.process().unwrap().0).unwrap();
-    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let process = monitor.process().unwrap();
+    assert!(bench.runtime().signal(&process, libc::SIGSTOP).unwrap());
     let mut exec = fixture.exec("a", &["true"]);
     exec.timeout_ms = 1;
     let silent = monitor.exec(exec, ExecStdio::default(), None).await;
     assert!(matches!(silent, Err(Error::Silent { .. })), "{silent:?}");
-    rustix::process::kill_process(process, rustix::process::Signal::CONT).unwrap();
+    assert!(bench.runtime().signal(&process, libc::SIGCONT).unwrap());
     let give_up = Instant::now() + LIMIT;
     // What it was asked before it answers now, and with that it is heard of.
     while monitor.kill_exec("a").await.is_err() {
@@ -306,12 +307,12 @@ async fn a_monitor_that_dies_takes_its_container_along() {
     let exec = exec.await.unwrap();
     monitor.kill().await;
     assert!(matches!(bench.event().await, MonitorEventKind::Lost));
-    let gone = exec.wait(None).await;
+    let gone = exec.wait().await;
     assert!(matches!(gone, Err(Error::Gone { .. })), "{gone:?}");
-    dies(started.pid, started.start_time).await;
+    dies(&bench, &started).await;
     assert!(read_exit(fixture.dir.path()).unwrap().is_none());
     let gone = bench
-        .launcher()
+        .runtime()
         .connect(&fixture.id, fixture.dir.path())
         .await;
     assert!(matches!(gone, Err(ConnectError::Gone)), "{gone:?}");

@@ -5,16 +5,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shim_protocol::frame::{Decoder, take_fd};
+use futures_util::future::BoxFuture;
+use shim_protocol::frame::Decoder;
 use shim_protocol::worker::{self, Outcome, Reply, Started};
 use shim_protocol::{Fd, Message};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::Error;
 use super::launcher::Launcher;
 use super::link::{next_frame, pair, send_frame};
+use super::{Error, PodWorker};
+use crate::model::Process;
 use crate::sys::process;
 
 /// How long each half may take.
@@ -23,9 +25,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How long a worker that nobody needs any more may take to end by itself.
 const END: Duration = Duration::from_secs(5);
 
-/// A worker that has made a pod's namespaces. Dropping it ends it and leaves what it has pinned.
+/// The client of a worker that has made a pod's namespaces.
 #[derive(Debug)]
-pub struct PodWorker {
+pub(super) struct Worker {
     name: String,
     stream: UnixStream,
     decoder: Decoder,
@@ -37,18 +39,7 @@ pub struct PodWorker {
     burial: Option<JoinHandle<()>>,
 }
 
-/// A pod's pause process.
-#[derive(Debug)]
-pub struct PauseHandle {
-    /// Its pid.
-    pub pid: i32,
-    /// Its start time in clock ticks since boot.
-    pub start_time: u64,
-    /// Readable when it has ended.
-    pub pidfd: OwnedFd,
-}
-
-impl PodWorker {
+impl Worker {
     /// Starts a worker and has it make the namespaces.
     pub(super) async fn start(launcher: &Launcher, pod: worker::Pod) -> Result<Self, Error> {
         let name = format!("pod {}", pod.id);
@@ -78,27 +69,16 @@ impl PodWorker {
             .call(worker::Call::Pod(pod), Vec::new(), "make namespaces")
             .await?
         {
-            (Outcome::Namespaces(_), _) => Ok(worker),
+            Outcome::Namespaces(_) => Ok(worker),
             _ => Err(worker.nonsense("make namespaces")),
         }
     }
 
-    /// The worker's pid.
-    #[must_use]
-    pub fn pid(&self) -> i32 {
-        self.pid
-    }
-
-    /// Has the worker start the pause process. `seccomp` is its system call filter. Under systemd the worker
-    /// is gone when this returns: nothing but the pod's own cgroups is left in its scope.
-    ///
-    /// # Errors
-    /// What the worker says; it has undone its part then.
-    pub async fn pause(
+    async fn pause(
         mut self,
         pause: worker::Pause,
         seccomp: Option<OwnedFd>,
-    ) -> Result<PauseHandle, Error> {
+    ) -> Result<Process, Error> {
         let what = "start pause";
         let exe = self.pause.try_clone();
         let exe = exe.map_err(|source| Error::Io {
@@ -109,7 +89,7 @@ impl PodWorker {
         let mut fds = vec![(Fd::PauseExe, exe)];
         fds.extend(seccomp.map(|fd| (Fd::Seccomp, fd)));
         let answer = self.call(worker::Call::Pause(pause), fds, what).await?;
-        let (Outcome::Started(Started { pid, start_time }), Some(pidfd)) = answer else {
+        let Outcome::Started(Started { pid, start_time }) = answer else {
             return Err(self.nonsense(what));
         };
         drop((self.stream, self.unused));
@@ -117,11 +97,7 @@ impl PodWorker {
             // It is killed when it does not end by itself; what cannot be killed is not waited for.
             let _ = tokio::time::timeout(2 * END, burial).await;
         }
-        Ok(PauseHandle {
-            pid,
-            start_time,
-            pidfd,
-        })
+        Ok(Process { pid, start_time })
     }
 
     async fn call(
@@ -129,7 +105,7 @@ impl PodWorker {
         call: worker::Call,
         fds: Vec<(Fd, OwnedFd)>,
         what: &'static str,
-    ) -> Result<(Outcome, Option<OwnedFd>), Error> {
+    ) -> Result<Outcome, Error> {
         let roles = fds.iter().map(|(role, _)| *role as i32).collect();
         let request = worker::Request {
             call: Some(call),
@@ -165,11 +141,10 @@ impl PodWorker {
                 });
             }
         };
-        let mut fds = frame.fds;
-        let mut reply = Reply::decode(&*frame.message).map_err(|_| self.nonsense(what))?;
+        let reply = Reply::decode(&*frame.message).map_err(|_| self.nonsense(what))?;
         match reply.outcome {
             Some(Outcome::Failure(failure)) => Err(Error::refused(&self.name, failure)),
-            Some(outcome) => Ok((outcome, take_fd(&mut reply.fds, &mut fds, Fd::Pidfd))),
+            Some(outcome) => Ok(outcome),
             None => Err(self.nonsense(what)),
         }
     }
@@ -179,6 +154,20 @@ impl PodWorker {
             name: self.name.clone(),
             what,
         }
+    }
+}
+
+impl PodWorker for Worker {
+    fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn pause(
+        self: Box<Self>,
+        pause: worker::Pause,
+        seccomp: Option<OwnedFd>,
+    ) -> BoxFuture<'static, Result<Process, Error>> {
+        Box::pin((*self).pause(pause, seccomp))
     }
 }
 

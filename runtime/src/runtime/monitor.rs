@@ -1,21 +1,23 @@
-//! The handle of one container's monitor.
+//! The client of one container's monitor.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use shim_protocol::Fd;
-use shim_protocol::monitor::{self, Call, Empty, ExecExit, Exit, KillExec, Outcome};
+use shim_protocol::monitor::{self, Call, Empty, ExecExit, KillExec, Outcome};
 use shim_protocol::worker::Started;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::link::{Answer, Ask, Link};
-use super::{Error, hung};
+use super::{Error, ExecHandle, ExecStdio, Monitor, MonitorEvent, hung};
 use crate::id::ContainerId;
 use crate::metrics::Gauge;
+use crate::model::Process;
 use crate::sys::process;
 
 /// Limits on calls. The monitor has shorter ones of its own for everything but a hanging disk.
@@ -35,52 +37,17 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long a monitor that was silent is not asked again: each request that it does not read costs descriptors.
 const SHUNNED: Duration = Duration::from_secs(30);
 
-/// Something that a monitor says unasked.
-#[derive(Clone, Debug)]
-pub struct MonitorEvent {
-    /// Its container.
-    pub id: ContainerId,
-    /// What.
-    pub kind: MonitorEventKind,
-}
-
-/// What a monitor says unasked.
-#[derive(Clone, Debug)]
-pub enum MonitorEventKind {
-    /// The container is over, its log complete, its exit record written.
-    Exited(Exit),
-    /// The kernel killed a process of the container, which goes on: kills so far.
-    Oom(u64),
-    /// The monitor died without a word, and the container with it; its control group may need a kill.
-    Lost,
-    /// The container's first process has been dead for a while, and its monitor does not say so: it hangs.
-    Silent,
-}
-
-/// Descriptors for an exec'd process; an absent one is `/dev/null`.
-#[derive(Debug, Default)]
-pub struct ExecStdio {
-    /// Standard input.
-    pub stdin: Option<OwnedFd>,
-    /// Standard output.
-    pub stdout: Option<OwnedFd>,
-    /// Standard error.
-    pub stderr: Option<OwnedFd>,
-}
-
-/// What all clones of a handle share with its task.
+/// The handle of a monitor, shared with the task that serves it.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct Client {
     pub(super) id: ContainerId,
     /// The monitor's, where the kernel gave one.
     pub(super) pidfd: Option<OwnedFd>,
-    /// The monitor's pid and start time, by which a later daemon finds one that does not answer.
-    process: Option<(i32, u64)>,
-    /// The container's, once it exists.
-    init: OnceLock<OwnedFd>,
+    process: Option<Process>,
     worker: Arc<OwnedFd>,
     voice: Mutex<Voice>,
     pub(super) left_behind: Gauge,
+    asks: mpsc::UnboundedSender<Box<Ask>>,
 }
 
 /// Whether a monitor speaks.
@@ -92,7 +59,7 @@ struct Voice {
     silent: Option<Instant>,
 }
 
-impl Shared {
+impl Client {
     fn voice(&self) -> MutexGuard<'_, Voice> {
         // Every change is a plain assignment.
         self.voice.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,13 +71,6 @@ impl Shared {
         voice.heard += 1;
         voice.silent = None;
     }
-}
-
-/// A container's monitor. Clones are cheap and mean the same one.
-#[derive(Clone, Debug)]
-pub struct Monitor {
-    shared: Arc<Shared>,
-    asks: mpsc::UnboundedSender<Box<Ask>>,
 }
 
 /// What a new handle needs.
@@ -128,23 +88,23 @@ pub(super) struct Opening {
     pub(super) armed: bool,
 }
 
-impl Monitor {
+impl Client {
     /// Starts the task that serves a connection on which hello has been said.
-    pub(super) fn open(opening: Opening) -> Self {
+    pub(super) fn open(opening: Opening) -> Arc<Self> {
         let (asks, queue) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
+        let pid = opening.pid;
+        let start_time = process::start_time(pid).ok();
+        let client = Arc::new(Self {
             id: opening.id,
             pidfd: opening.pidfd,
-            process: process::start_time(opening.pid)
-                .ok()
-                .map(|time| (opening.pid, time)),
-            init: opening.init.map_or_else(OnceLock::new, OnceLock::from),
+            process: start_time.map(|start_time| Process { pid, start_time }),
             worker: opening.worker,
             voice: Mutex::default(),
             left_behind: opening.left_behind,
+            asks,
         });
         let mut link = Link {
-            shared: shared.clone(),
+            client: client.clone(),
             asks: queue,
             events: opening.events,
             stream: opening.stream,
@@ -156,25 +116,15 @@ impl Monitor {
             next: 0,
             over: false,
         };
-        if let Some(Ok(init)) = shared.init.get().map(OwnedFd::try_clone) {
+        if let Some(init) = opening.init {
             link.watch(init);
         }
         tokio::spawn(link.run());
-        Self { shared, asks }
-    }
-
-    /// Whose monitor it is.
-    pub fn id(&self) -> &ContainerId {
-        &self.shared.id
-    }
-
-    /// The monitor's pid and start time.
-    pub fn process(&self) -> Option<(i32, u64)> {
-        self.shared.process
+        client
     }
 
     fn name(&self) -> String {
-        format!("container {}", self.shared.id)
+        format!("container {}", self.id)
     }
 
     async fn ask(
@@ -190,7 +140,7 @@ impl Monitor {
             what,
         };
         let heard = {
-            let voice = self.shared.voice();
+            let voice = self.voice();
             if voice.silent.is_some_and(|at| at.elapsed() < SHUNNED) {
                 let name = self.name();
                 return Err(Error::Hung { name, what });
@@ -210,7 +160,7 @@ impl Monitor {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(gone()),
             Err(_) => {
-                let mut voice = self.shared.voice();
+                let mut voice = self.voice();
                 if voice.heard == heard {
                     voice.silent = Some(Instant::now());
                 }
@@ -246,24 +196,16 @@ impl Monitor {
         let answer = self
             .ask(Call::Create(create), fds, None, (what, CREATE))
             .await?;
-        let (Outcome::Created(started), fds) = answer else {
-            return Err(Error::Nonsense {
+        match answer {
+            (Outcome::Created(started), _) => Ok(started),
+            _ => Err(Error::Nonsense {
                 name: self.name(),
                 what,
-            });
-        };
-        if let Some((_, pidfd)) = fds.into_iter().find(|(role, _)| *role == Fd::Pidfd) {
-            let _ = self.shared.init.set(pidfd);
+            }),
         }
-        Ok(started)
     }
 
-    /// Lets the container run. Gives the time at which its command was executed, in nanoseconds since
-    /// the Unix epoch.
-    ///
-    /// # Errors
-    /// When the command cannot be executed; the container is over then, and its exit event has been sent.
-    pub async fn start(&self) -> Result<i64, Error> {
+    async fn start(&self) -> Result<i64, Error> {
         let what = "start";
         let answered = self.ask(Call::Start(Empty {}), Vec::new(), None, (what, START));
         let hung = self.hung_after(TELLING);
@@ -293,12 +235,7 @@ impl Monitor {
         std::future::pending().await
     }
 
-    /// Runs a process in the container; returns when it has been executed. `exec.exec_id` must be unique
-    /// for the monitor's life. `seccomp` is the filter that the container has.
-    ///
-    /// # Errors
-    /// When it cannot be executed; `Kind::DeadlineExceeded` when its time limit was over before that.
-    pub async fn exec(
+    async fn exec(
         &self,
         exec: monitor::Exec,
         stdio: ExecStdio,
@@ -310,7 +247,7 @@ impl Monitor {
             what: "share the worker",
             source,
         };
-        let worker = self.shared.worker.try_clone().map_err(io)?;
+        let worker = self.worker.try_clone().map_err(io)?;
         let given = [
             (Fd::WorkerExe, Some(worker)),
             (Fd::Seccomp, seccomp),
@@ -324,18 +261,14 @@ impl Monitor {
             .collect();
         let (exit, ended) = oneshot::channel();
         let exec_id = exec.exec_id.clone();
-        let limit = match exec.timeout_ms {
-            0 => EXEC,
-            limit => EXEC.min(Duration::from_millis(limit) + TELLING),
-        };
+        let time = (exec.timeout_ms > 0).then(|| Duration::from_millis(exec.timeout_ms));
+        let limit = time.map_or(EXEC, |time| EXEC.min(time + TELLING));
         let answer = self
             .ask(Call::Exec(exec), fds, Some(exit), (what, limit))
             .await;
         if let Err(Error::Silent { .. }) = &answer {
             // If it starts after all, nobody wants it any more.
-            let call = Call::KillExec(KillExec {
-                exec_id: exec_id.clone(),
-            });
+            let call = Call::KillExec(KillExec { exec_id });
             let kill = Ask {
                 call,
                 fds: Vec::new(),
@@ -358,45 +291,33 @@ impl Monitor {
                 _ => {}
             }
         }
+        let running = Running {
+            monitor: self.name(),
+            pidfd,
+            ended,
+        };
         Ok(ExecHandle {
             pid: started.pid,
             console,
-            pidfd,
-            exec_id,
-            ended,
-            monitor: self.clone(),
+            ended: Box::pin(running.end(time)),
         })
     }
 
-    /// Kills one exec'd process with everything that it started. One that is over is fine.
-    ///
-    /// # Errors
-    /// When the monitor does not answer.
-    pub async fn kill_exec(&self, exec_id: &str) -> Result<(), Error> {
+    async fn kill_exec(&self, exec_id: &str) -> Result<(), Error> {
         let call = Call::KillExec(KillExec {
             exec_id: exec_id.to_owned(),
         });
         self.ask_done(call, ("kill an exec", KILL)).await
     }
 
-    /// Opens the log anew, in the directory that is given, else in the one that it was in; when this returns the new
-    /// file exists and takes all further output.
-    ///
-    /// # Errors
-    /// When the file cannot be opened; the old one stays in use.
-    pub async fn reopen_log(&self, dir: Option<OwnedFd>) -> Result<(), Error> {
+    async fn reopen_log(&self, dir: Option<OwnedFd>) -> Result<(), Error> {
         let what = "reopen the log";
         let fds = dir.map(|dir| (Fd::LogDir, dir)).into_iter().collect();
         let asked = self.ask(Call::ReopenLog(Empty {}), fds, None, (what, REOPEN));
         self.done(asked.await?, what)
     }
 
-    /// Ends the container, whatever it is doing, and then the monitor: one that does not answer is killed. One that
-    /// has ended is fine.
-    ///
-    /// # Errors
-    /// When not even that ends it: it is left behind, counted, and reaped later.
-    pub async fn destroy(&self) -> Result<(), Error> {
+    async fn destroy(&self) -> Result<(), Error> {
         let about = ("destroy", DESTROY);
         match self.ask_done(Call::Destroy(Empty {}), about).await {
             Err(Error::Gone { .. }) => Ok(()),
@@ -405,64 +326,63 @@ impl Monitor {
         }
     }
 
-    /// Sends a signal to the container's first process, past the monitor. False when it has ended.
-    ///
-    /// # Errors
-    /// When the kernel refuses the signal, or the container was not made.
-    pub fn signal(&self, signal: i32) -> Result<bool, Error> {
-        let what = "signal its first process";
-        let Some(pidfd) = self.shared.init.get() else {
-            return Err(Error::Gone {
-                name: self.name(),
-                what,
-            });
-        };
-        process::send_signal(pidfd.as_fd(), signal).map_err(|source| Error::Io {
-            name: self.name(),
-            what,
-            source,
-        })
-    }
-
-    /// Kills the monitor, and with it the container, and waits until it is dead. False when it does not die: it is
-    /// left behind, counted, and reaped later.
-    pub async fn kill(&self) -> bool {
-        match self.shared.pidfd.as_ref().map(OwnedFd::try_clone) {
-            Some(Ok(pidfd)) => hung::kill(pidfd, &self.shared.id, &self.shared.left_behind).await,
+    async fn kill(&self) -> bool {
+        match self.pidfd.as_ref().map(OwnedFd::try_clone) {
+            Some(Ok(pidfd)) => hung::kill(pidfd, &self.id, &self.left_behind).await,
             // Then a closed connection is all that is known of its end, as everywhere.
             _ => true,
         }
     }
 }
 
-/// A process that runs in a container.
-#[derive(Debug)]
-pub struct ExecHandle {
-    /// Its pid.
-    pub pid: i32,
-    /// The master of its terminal, if it has one.
-    pub console: Option<OwnedFd>,
-    /// Readable when it has ended.
-    pidfd: Option<OwnedFd>,
-    exec_id: String,
-    ended: oneshot::Receiver<ExecExit>,
-    monitor: Monitor,
-}
-
-impl ExecHandle {
-    /// Its id.
-    pub fn exec_id(&self) -> &str {
-        &self.exec_id
+impl Monitor for Client {
+    fn process(&self) -> Option<Process> {
+        self.process.clone()
     }
 
-    /// Waits for its end: `limit` at most and a little more, where it has one.
-    ///
-    /// # Errors
-    /// When the monitor dies, or hangs up for a moment, before it could tell; when it does not tell although the
-    /// process has ended, or its time is up.
-    pub async fn wait(mut self, limit: Option<Duration>) -> Result<ExecExit, Error> {
+    fn start(&self) -> BoxFuture<'_, Result<i64, Error>> {
+        Box::pin(self.start())
+    }
+
+    fn exec(
+        &self,
+        exec: monitor::Exec,
+        stdio: ExecStdio,
+        seccomp: Option<OwnedFd>,
+    ) -> BoxFuture<'_, Result<ExecHandle, Error>> {
+        Box::pin(self.exec(exec, stdio, seccomp))
+    }
+
+    fn kill_exec<'a>(&'a self, exec_id: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.kill_exec(exec_id))
+    }
+
+    fn reopen_log(&self, dir: Option<OwnedFd>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.reopen_log(dir))
+    }
+
+    fn destroy(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.destroy())
+    }
+
+    fn kill(&self) -> BoxFuture<'_, bool> {
+        Box::pin(self.kill())
+    }
+}
+
+/// A command that runs.
+struct Running {
+    /// Whose container it is in.
+    monitor: String,
+    /// Readable when it has ended.
+    pidfd: Option<OwnedFd>,
+    ended: oneshot::Receiver<ExecExit>,
+}
+
+impl Running {
+    async fn end(mut self, limit: Option<Duration>) -> Result<ExecExit, Error> {
         let what = "wait for a command";
-        let (name, began) = (self.monitor.name(), Instant::now());
+        let (name, began) = (self.monitor.clone(), Instant::now());
         let mut dead = false;
         loop {
             if let Ok(told) = tokio::time::timeout(LOOK, &mut self.ended).await {
