@@ -168,7 +168,15 @@ impl Case {
     /// # Errors
     /// When any of that fails.
     pub async fn start_with(&mut self, options: Options) -> Result<&mut Instance> {
-        let instance = Instance::start(options).await?;
+        self.start_prepared(Instance::prepare(options)?).await
+    }
+
+    /// The same with a daemon that was prepared already.
+    ///
+    /// # Errors
+    /// When any of that fails.
+    pub async fn start_prepared(&mut self, mut instance: Instance) -> Result<&mut Instance> {
+        instance.launch().await?;
         self.instances.push((instance, Snapshot::default()));
         let (instance, before) = self.instances.last_mut().context("no instance")?;
         let cri = instance.cri()?;

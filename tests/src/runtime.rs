@@ -71,6 +71,8 @@ pub struct Instance {
     pub options: Options,
     /// its name: bridge, nftables table, cgroups
     pub name: String,
+    /// folder with Berth's programs
+    pub programs: PathBuf,
     folder: tempfile::TempDir,
     subnet: Subnet,
     child: Option<Child>,
@@ -112,6 +114,7 @@ impl Instance {
         let instance = Self {
             options,
             name,
+            programs: paths::berth_dir(),
             folder,
             subnet: Subnet::claim()?,
             child: None,
@@ -192,7 +195,7 @@ impl Instance {
     /// When a tool is missing.
     pub fn command(&self) -> Result<Command> {
         let (program, args) = match self.options.kind {
-            Kind::Berth => (paths::berth_dir().join("berth"), vec!["serve"]),
+            Kind::Berth => (self.programs.join("berth"), vec!["serve"]),
             Kind::Containerd => (paths::tool("containerd")?, Vec::new()),
         };
         ensure!(

@@ -16,9 +16,15 @@ pub(crate) const TESTS: &[Test] = &[
     test!(what_nobody_can_name_is_ended).berth_only("it damages Berth's records"),
 ];
 
+/// Where the daemon keeps pods or containers.
+fn kept(case: &mut Case, kind: &str) -> Result<PathBuf> {
+    let root = case.instance()?.folder().join("root");
+    Ok(root.join("records").join(kind))
+}
+
 /// The directory of a pod or container.
 fn dir(case: &mut Case, kind: &str, id: &str) -> Result<PathBuf> {
-    Ok(case.instance()?.folder().join("root").join(kind).join(id))
+    Ok(kept(case, kind)?.join(id))
 }
 
 /// Changes the records of a pod and a container while no daemon runs.
@@ -116,7 +122,7 @@ async fn what_is_shown_is_stopped_and_removed(case: &mut Case) -> Result<()> {
         "{created:?} is left"
     );
     for kind in ["pods", "containers"] {
-        let left = std::fs::read_dir(case.instance()?.folder().join("root").join(kind))?.count();
+        let left = std::fs::read_dir(kept(case, kind)?)?.count();
         ensure_eq!(left, 0);
     }
     Ok(())

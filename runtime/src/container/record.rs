@@ -93,7 +93,7 @@ impl Kept for ContainerRecord {
     const KIND: &'static str = "container";
     type Form = v2::Container;
 
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable> {
         let old: v1::Container = v1::object(file, Self::KIND)?;
         Ok(Self {
             process: old.process,
@@ -191,5 +191,60 @@ impl Object for ContainerRecord {
             chain: identity.layers,
             seccomp: identity.seccomp,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ExitReason;
+    use crate::record::golden;
+
+    #[test]
+    fn containers_in_every_state_are_read_as_each_version_wrote_them() {
+        for found in golden::check::<ContainerRecord>("containers") {
+            let state = |name: &str| {
+                let record = &found[name];
+                let exit = record.exit.as_ref().map(|e| (e.code, e.reason));
+                (record.state, record.init.is_some(), exit)
+            };
+            let all = found.keys().map(|name| (name.as_str(), state(name)));
+            let runs = (ContainerState::Running, true, None);
+            let waits = (ContainerState::Created, true, None);
+            let over = |code, reason| (ContainerState::Exited, true, Some((code, reason)));
+            let wanted = [
+                ("configured", waits),
+                ("confined", runs),
+                ("created", waits),
+                ("exited", over(3, ExitReason::Error)),
+                ("failed", over(128, ExitReason::StartError)),
+                ("half-made", (ContainerState::Created, false, None)),
+                ("killed", over(137, ExitReason::Error)),
+                ("privileged", runs),
+                ("running", runs),
+                ("target", runs),
+                ("terminal", runs),
+                ("volumes", runs),
+            ];
+            assert_eq!(all.collect::<Vec<_>>(), wanted);
+            assert!(found["half-made"].creating && !found["running"].creating);
+            assert!(found["terminal"].process.terminal && found["terminal"].spec.tty);
+            assert_eq!(found["volumes"].spec.mounts.len(), 2);
+            assert_eq!(found["confined"].process.uid, 1000);
+            assert_eq!(
+                found["running"].process.env.last().unwrap(),
+                "NAME=wert ü".as_bytes()
+            );
+        }
+    }
+
+    #[test]
+    fn identities_of_containers_are_what_they_were() {
+        let [_, found] = golden::check::<ContainerRecord>("containers");
+        for (name, file) in golden::files(2, "identities/containers") {
+            let kept = Identity::decode(&file).unwrap();
+            assert_eq!(kept, found[&name].identity(&kept.id), "{name}");
+            assert_eq!(kept.encode().unwrap(), file, "{name}");
+        }
     }
 }

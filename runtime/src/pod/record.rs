@@ -107,7 +107,7 @@ impl Kept for PodRecord {
     const KIND: &'static str = "pod";
     type Form = v2::Pod;
 
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable> {
         let form: v1::Pod = v1::object(file, Self::KIND)?;
         Ok(form.thaw()?)
     }
@@ -180,5 +180,55 @@ impl Object for PodRecord {
             ips: Vec::new(),
             cni_result: None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::golden;
+
+    #[test]
+    fn pods_in_every_state_are_read_as_each_version_wrote_them() {
+        for found in golden::check::<PodRecord>("pods") {
+            let state = |record: &PodRecord| {
+                (
+                    record.phase,
+                    record.state,
+                    record.netns.is_some(),
+                    record.pause.is_some(),
+                )
+            };
+            let all = found
+                .iter()
+                .map(|(name, record)| (name.as_str(), state(record)));
+            let (made, ready) = (Phase::Made, PodState::Ready);
+            let wanted = [
+                (
+                    "half-made",
+                    (Phase::Creating, PodState::NotReady, false, false),
+                ),
+                ("host", (made, ready, false, true)),
+                ("not-ready", (made, PodState::NotReady, true, true)),
+                ("ready", (made, ready, true, true)),
+                ("stopped", (Phase::Released, PodState::NotReady, true, true)),
+            ];
+            assert_eq!(all.collect::<Vec<_>>(), wanted);
+            let of_ready = &found["ready"];
+            assert_eq!(of_ready.ips.len(), 1);
+            assert_eq!(of_ready.spec.port_mappings.len(), 2);
+            assert_eq!(of_ready.spec.sysctls.len(), 1);
+            assert!(of_ready.spec.overhead.is_some() && of_ready.cni_result.is_some());
+        }
+    }
+
+    #[test]
+    fn identities_of_pods_are_what_they_were() {
+        let [_, found] = golden::check::<PodRecord>("pods");
+        for (name, file) in golden::files(2, "identities/pods") {
+            let kept = Identity::decode(&file).unwrap();
+            assert_eq!(kept, found[&name].identity(&kept.id), "{name}");
+            assert_eq!(kept.encode().unwrap(), file, "{name}");
+        }
     }
 }

@@ -21,7 +21,7 @@ impl Kept for Thing {
     const KIND: &'static str = "thing";
     type Form = ThingForm;
 
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable> {
         let form: ThingForm = v1::network(file)?;
         Ok(form.thaw()?)
     }
