@@ -53,7 +53,7 @@ pub enum Error {
         text: String,
     },
     /// A value was refused.
-    #[error("{value:?} could not be written to {path}: the kernel refused it{}", if *restored { "; the old limits are in force again" } else { "" })]
+    #[error("{value:?} could not be written to {path}: the kernel refused it{}{}", refused(path, source), if *restored { "; the old limits are in force again" } else { "" })]
     Write {
         /// The file.
         path: PathBuf,
@@ -87,6 +87,12 @@ pub enum Error {
     },
 }
 
+/// Why a value is none for its file, where that is the request's fault; empty where it is not.
+fn refused(path: &std::path::Path, source: &io::Error) -> String {
+    let why = shim_protocol::limits::refused(&path.to_string_lossy(), source);
+    why.map_or_else(String::new, |why| format!(" ({why})"))
+}
+
 /// Whether an error says that a cgroup is not there. It may never have been: a parent whose name is that of
 /// one of the kernel's files (`/cgroup.procs`, `/tasks/pod1`), or longer than a path can be.
 fn gone(error: &io::Error) -> bool {
@@ -100,7 +106,7 @@ fn gone(error: &io::Error) -> bool {
 impl Kinded for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+            Self::Write { path, source, .. } if !refused(path, source).is_empty() => {
                 Kind::InvalidArgument
             }
             Self::NotACgroup(_) => Kind::InvalidArgument,

@@ -16,13 +16,14 @@ mod record;
 mod remove;
 mod restore;
 mod start;
+mod state;
 mod stop;
 mod update;
 mod users;
 mod volumes;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
 pub use output::{Captured, ExecOutput, Held};
 pub use record::ContainerRecord;
+use record::Parts;
 
 /// Why a container operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -188,101 +190,69 @@ struct Container {
     id: ContainerId,
     pod: PodId,
     spec: Arc<ContainerSpec>,
-    /// Everything else, as it is on disk.
-    now: Mutex<ContainerRecord>,
+    /// What it is made of.
+    parts: Mutex<Parts>,
+    /// How far it has come, for those who wait for a change too. Written by [`Container::change`] only.
+    status: watch::Sender<Status>,
     /// Start, update and remove take turns; lists and statuses never wait for them.
     turn: tokio::sync::Mutex<()>,
     /// Writes of the record take turns, so that the last one written is the newest. True once the record is
     /// removed: then nothing is written any more.
     saving: Arc<tokio::sync::Mutex<bool>>,
-    /// The monitor, while there is one.
-    monitor: Mutex<Option<Monitor>>,
-    /// The state, for those who wait for a change.
-    state: watch::Sender<ContainerState>,
-    /// The stop signal was sent: it is sent once.
-    stop_sent: AtomicBool,
     /// Those that end a container past a silent monitor take turns.
     silence: tokio::sync::Mutex<()>,
-    /// A start is under way.
-    starting: AtomicBool,
     /// Why its record could not be read: it is known by its identity only, and the record is left as it is.
     problem: Option<String>,
 }
 
+type Status = state::Status<Monitor>;
+type Change = state::Change<Monitor>;
+
 impl Container {
-    fn new(id: ContainerId, record: ContainerRecord, monitor: Option<Monitor>) -> Arc<Self> {
-        Arc::new(Self::with(id, record, monitor, None))
+    fn new(id: ContainerId, record: ContainerRecord) -> Arc<Self> {
+        Self::with(id, record, None)
     }
 
     /// One of which only the identity could be read.
     fn shown(id: ContainerId, record: ContainerRecord, problem: String) -> Arc<Self> {
-        Arc::new(Self::with(id, record, None, Some(problem)))
+        Self::with(id, record, Some(problem))
     }
 
-    fn with(
-        id: ContainerId,
-        record: ContainerRecord,
-        monitor: Option<Monitor>,
-        problem: Option<String>,
-    ) -> Self {
-        Self {
+    fn with(id: ContainerId, record: ContainerRecord, problem: Option<String>) -> Arc<Self> {
+        let ContainerRecord { status, parts } = record;
+        Arc::new(Self {
             id,
-            pod: record.pod.clone(),
-            spec: record.spec.clone(),
-            state: watch::Sender::new(record.state),
-            now: Mutex::new(record),
+            pod: parts.pod.clone(),
+            spec: parts.spec.clone(),
+            parts: Mutex::new(parts),
+            status: watch::Sender::new(status.without_monitor()),
             turn: tokio::sync::Mutex::default(),
             saving: Arc::default(),
-            monitor: Mutex::new(monitor),
-            stop_sent: AtomicBool::new(false),
             silence: tokio::sync::Mutex::default(),
-            starting: AtomicBool::new(false),
             problem,
-        }
+        })
     }
 
-    fn now(&self) -> MutexGuard<'_, ContainerRecord> {
-        // Every change is a plain assignment: a panic in between leaves the record whole.
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn monitor(&self) -> Option<Monitor> {
-        self.monitor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// Takes a monitor up, and notes where it is found if it ever does not answer.
-    fn attach(&self, monitor: Monitor) {
-        if let Some((pid, start_time)) = monitor.process() {
-            self.now().monitor = Some(crate::model::Process { pid, start_time });
-        }
-        *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = Some(monitor);
-    }
-
-    fn drop_monitor(&self) {
-        *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        // Every change is a plain assignment: a panic in between leaves them whole.
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The monitor of a container in the wanted state.
     fn live(&self, wanted: ContainerState) -> Result<Monitor, Error> {
-        let (state, why) = {
-            let record = self.now();
-            let never_ran = record.exit.as_ref().filter(|_| record.started_at == 0);
-            (
-                record.state,
-                never_ran.map_or_else(String::new, exit::before_start),
-            )
-        };
-        match self.monitor() {
-            Some(monitor) if state == wanted => Ok(monitor),
-            _ => Err(Error::State {
-                id: self.id.clone(),
-                state: state_name(state),
-                wanted: state_name(wanted),
-                why,
-            }),
+        let status = self.status();
+        let state = status.state();
+        match &status.monitor {
+            Some(monitor) if state == wanted => Ok(monitor.clone()),
+            _ => {
+                let never_ran = status.exit.as_ref().filter(|_| status.started_at == 0);
+                Err(Error::State {
+                    id: self.id.clone(),
+                    state: state_name(state),
+                    wanted: state_name(wanted),
+                    why: never_ran.map_or_else(String::new, exit::before_start),
+                })
+            }
         }
     }
 
@@ -458,7 +428,7 @@ impl ContainerManager {
         let container = self.0.find(id)?;
         let monitor = container.live(ContainerState::Running)?;
         let (path, below) = (
-            container.now().log_path.clone(),
+            container.parts().log_path.clone(),
             container.spec.log_path.clone(),
         );
         let late = || {
@@ -480,7 +450,10 @@ impl ContainerManager {
             .await
             .map_err(|_| late())?
             .map_err(|e| container.step(STEP, Kind::Unknown, e))?;
-        match monitor.reopen_log(log.map(|log| log.dir)).await {
+        crash_point!("reopen_log.directory.after");
+        let reopened = monitor.reopen_log(log.map(|log| log.dir)).await;
+        crash_point!("reopen_log.file.after");
+        match reopened {
             Ok(()) => Ok(()),
             Err(e) => Err(exit::refused(&container, STEP, e).await),
         }
@@ -516,6 +489,15 @@ impl Inner {
 
     /// Writes a container's record as it is in memory.
     async fn save(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), crate::store::Error> {
+        self.save_after(container, None).await
+    }
+
+    /// The same, as it will be after a change.
+    async fn save_after(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        change: Option<Change>,
+    ) -> Result<(), crate::store::Error> {
         // The write goes on when this future is dropped, and so does its turn.
         let gone = container.saving.clone().lock_owned().await;
         // A Berth that can read what is there shall find it.
@@ -524,7 +506,15 @@ impl Inner {
         }
         let (inner, container) = (self.clone(), container.clone());
         crate::blocking::run("write the record of a container", move || {
-            let record = container.now().clone();
+            let status = container.status().clone();
+            let status = match change {
+                Some(change) => state::apply(status, change).0,
+                None => status,
+            };
+            let record = ContainerRecord {
+                status: status.without_monitor(),
+                parts: container.parts().clone(),
+            };
             let written = inner.records.write(container.id.as_str(), &record);
             drop(gone);
             written
@@ -559,27 +549,24 @@ fn limits(config: &Config) -> Vec<shim_protocol::worker::Rlimit> {
 }
 
 fn status_of(container: &Container) -> ContainerStatus {
-    let record = container.now();
+    let status = container.status().clone();
+    let parts = container.parts();
     ContainerStatus {
         id: container.id.clone(),
         pod: container.pod.clone(),
         spec: container.spec.clone(),
-        state: record.state,
-        created_at: record.created_at,
-        started_at: record.started_at,
-        exit: record.exit.clone(),
+        state: status.state(),
+        created_at: parts.created_at,
+        started_at: status.started_at,
         problem: container.problem.clone(),
-        image_id: record.image_id,
-        image_name: record.image_name.clone(),
-        image_ref: record.image_ref.clone(),
-        log_path: record.log_path.clone(),
-        user: record.user.clone(),
-        resources: record.resources.clone(),
-        stop_signal: record.stop_signal.clone(),
-        pid: record
-            .init
-            .as_ref()
-            .filter(|_| record.exit.is_none())
-            .map(|p| p.pid),
+        image_id: parts.image_id,
+        image_name: parts.image_name.clone(),
+        image_ref: parts.image_ref.clone(),
+        log_path: parts.log_path.clone(),
+        user: parts.user.clone(),
+        resources: parts.resources.clone(),
+        stop_signal: parts.stop_signal.clone(),
+        pid: status.init.filter(|_| status.exit.is_none()).map(|p| p.pid),
+        exit: status.exit,
     }
 }

@@ -82,6 +82,7 @@ pub fn main(load: Load) -> Result<(), String> {
 async fn serve(config: Arc<Config>, load: Load, log: telemetry::LogFilter) -> Result<(), String> {
     let signals = Signals::listen()?;
     places::check(&config)?;
+    places::check_beside(&config, &lock::others(&config))?;
     make_dir(&config.root)?;
     make_dir(&config.state)?;
     let locks = [lock::take(&config.root)?, lock::take(&config.state)?];
@@ -139,8 +140,10 @@ impl Front {
         let admin_server = tokio::spawn(admin::serve(self.admin_listener, admin_deps, stopping));
         let reload = Reload::new(self.load, live, self.log, parts.images.clone());
         let mut signals = self.signals;
+        let report = observe::report(signals.take_report(), parts);
         let served = tokio::select! {
             served = serve_until_told(config, parts, &ready, &reload, &mut signals) => Ok(served),
+            () = report => Err("the signals of the machine are not heard any more".to_owned()),
             ended = &mut cri_server => Err(format!("the CRI server ended by itself: {ended:?}")),
         };
         tracing::info!("stopping; containers go on");

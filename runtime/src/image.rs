@@ -473,6 +473,7 @@ impl Inner {
         blocking(move || {
             for (digest, bytes) in &documents {
                 inner.shelf.put_document(digest, bytes)?;
+                crash_point!("pull_image.document.after");
             }
             let _writer = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
             inner.change(change)

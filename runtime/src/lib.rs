@@ -3,6 +3,10 @@
 //! Read `ARCHITECTURE.md` first. Modules stand on levels, and an import only goes down;
 //! `tests/arrows.rs` holds the table and checks it.
 
+// Before all others: its macro is for all of them.
+#[macro_use]
+pub mod crash;
+
 // Level 5: process.
 pub mod cli;
 pub mod daemon;

@@ -194,6 +194,7 @@ impl Network {
             let (builtin, pod) = (Arc::clone(&self.builtin), pod.clone());
             return blocking::run("connect a pod to the built-in network", move || {
                 loopback(&netns)?;
+                crash_point!("run_pod.loopback.after");
                 builtin.setup(&pod)
             })
             .await;

@@ -13,12 +13,13 @@ mod record;
 mod release;
 mod restore;
 mod run;
+mod state;
 mod sysctl;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -39,7 +40,9 @@ use crate::spec::seccomp::Compiler;
 use crate::store::{Names, Programs, Records, Table};
 use crate::undo::Failures;
 pub use cgroups::PodCgroups;
+use record::Parts;
 pub use record::PodRecord;
+use state::{Change, Stage};
 
 /// Why a pod operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -152,18 +155,18 @@ struct Inner {
 struct Pod {
     id: PodId,
     spec: Arc<PodSpec>,
-    /// Everything else, as it is on disk.
-    now: Mutex<PodRecord>,
+    /// What it is made of.
+    parts: Mutex<Parts>,
+    /// How far it has come, for those who wait for a change too. Written by [`Pod::change`] only.
+    stage: watch::Sender<Stage>,
     /// Stop and remove take turns; lists and statuses never wait for them.
     turn: tokio::sync::Mutex<()>,
     /// Writes of the record take turns, so that the last one written is the newest. True once the record is
     /// removed: then nothing is written any more.
     saving: Arc<tokio::sync::Mutex<bool>>,
-    /// True once pause is gone or was told to go.
-    over: watch::Sender<bool>,
     /// Held for reading while a container is put into the pod.
     entrance: Arc<tokio::sync::RwLock<()>>,
-    /// Tells those who are being put into it that it closes.
+    /// Tells those who are being put into it that it is not ready any more.
     closing: Arc<AtomicBool>,
     /// Why its record could not be read: it is known by its identity only, and the record is left as it is.
     problem: Option<String>,
@@ -186,23 +189,23 @@ impl Pod {
     }
 
     fn with(id: PodId, record: PodRecord, problem: Option<String>) -> Arc<Self> {
-        let over = watch::Sender::new(record.state == PodState::NotReady);
+        let PodRecord { stage, parts } = record;
         Arc::new(Self {
             id,
-            spec: record.spec.clone(),
-            now: Mutex::new(record),
+            spec: parts.spec.clone(),
+            parts: Mutex::new(parts),
+            stage: watch::Sender::new(stage),
             turn: tokio::sync::Mutex::default(),
             saving: Arc::default(),
-            over,
             entrance: Arc::default(),
             closing: Arc::default(),
             problem,
         })
     }
 
-    fn now(&self) -> MutexGuard<'_, PodRecord> {
-        // Every change is a plain assignment: a panic in between leaves the record whole.
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        // Every change is a plain assignment: a panic in between leaves them whole.
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -237,13 +240,7 @@ impl PodManager {
         let Some(pod) = self.0.pods.get(id) else {
             return;
         };
-        let was = std::mem::replace(&mut pod.now().state, PodState::NotReady);
-        pod.over.send_replace(true);
-        pod.closing.store(true, Ordering::Relaxed);
-        if was == PodState::Ready {
-            let event = crate::events::Event::PodNotReady(pod.id.clone());
-            self.0.deps.events.send(event);
-        }
+        pod.change(&self.0.deps.events, Change::Lost);
         drop(pod.entrance.write().await);
     }
 
@@ -303,32 +300,31 @@ impl PodManager {
     /// Not found, or not ready.
     pub fn enter(&self, id: &str) -> Result<(ReadyPod, Entry), Error> {
         let pod = self.0.find(id)?;
-        // Before the state is looked at: `close` sets that first and waits for this.
+        // Before the stage is looked at: `close` sets that first and waits for this.
         let entry = pod.entrance.clone().try_read_owned();
         let entry = entry.map_err(|_| Error::NotReady(pod.id.clone()))?;
-        let record = pod.now();
-        if record.state != PodState::Ready {
+        if !pod.is_ready() {
             return Err(Error::NotReady(pod.id.clone()));
         }
-        let dir = self.0.state_dir(&pod.id);
+        let (dir, parts) = (self.0.state_dir(&pod.id), pod.parts());
         let modes = &pod.spec.namespaces;
         let own = |mode| mode != NamespaceMode::Node;
         let pin = |name: &str| dir.join("ns").join(name);
         let ready = ReadyPod {
             id: pod.id.clone(),
             spec: pod.spec.clone(),
-            netns: record.netns.clone(),
+            netns: parts.netns.clone(),
             ipcns: own(modes.ipc).then(|| pin("ipc")),
             utsns: own(modes.network).then(|| pin("uts")),
             pidns: own(modes.pid).then(|| pin("pid")),
-            hostname: record.hostname.clone(),
+            hostname: parts.hostname.clone(),
             shm: if own(modes.ipc) {
                 files::shm(&dir)
             } else {
                 PathBuf::from("/dev/shm")
             },
             files: files::place(&dir),
-            cgroup_parent: record.cgroup_parent.clone(),
+            cgroup_parent: parts.cgroup_parent.clone(),
             closing: pod.closing.clone(),
         };
         Ok((ready, Entry(entry)))
@@ -350,6 +346,15 @@ impl Inner {
 
     /// Writes a pod's record as it is in memory.
     async fn save(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<(), crate::store::Error> {
+        self.save_after(pod, None).await
+    }
+
+    /// The same, as it will be after a change.
+    async fn save_after(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        change: Option<Change>,
+    ) -> Result<(), crate::store::Error> {
         // The write goes on when this future is dropped, and so does its turn.
         let gone = pod.saving.clone().lock_owned().await;
         // A Berth that can read what is there shall find it.
@@ -357,7 +362,11 @@ impl Inner {
             return Ok(());
         }
         let (inner, id) = (self.clone(), pod.id.clone());
-        let record = pod.now().clone();
+        let stage = pod.stage();
+        let record = PodRecord {
+            stage: change.map_or(stage, |change| state::apply(stage, change).0),
+            parts: pod.parts().clone(),
+        };
         crate::blocking::run("write the record of a pod", move || {
             let written = inner.records.write(id.as_str(), &record);
             drop(gone);
@@ -368,20 +377,21 @@ impl Inner {
 }
 
 fn status_of(pod: &Pod) -> PodStatus {
-    let record = pod.now();
+    let state = pod.stage().state();
+    let parts = pod.parts();
     PodStatus {
         id: pod.id.clone(),
         spec: pod.spec.clone(),
-        state: record.state,
-        created_at: record.created_at,
-        ips: record.ips.clone(),
-        netns: record.netns.clone(),
-        pause_pid: record
+        state,
+        created_at: parts.created_at,
+        ips: parts.ips.clone(),
+        netns: parts.netns.clone(),
+        pause_pid: parts
             .pause
             .as_ref()
-            .filter(|_| record.state == PodState::Ready)
+            .filter(|_| state == PodState::Ready)
             .map(|p| p.pid),
-        cni_result: record.cni_result.clone(),
+        cni_result: parts.cni_result.clone(),
         problem: pod.problem.clone(),
     }
 }

@@ -74,8 +74,8 @@ pub(crate) trait Object: Kept {
 #[derive(Debug)]
 pub(crate) struct Records<T> {
     dir: PathBuf,
-    /// The identities as they were written last, so that they are written when they change.
-    identities: Mutex<HashMap<String, Identity>>,
+    /// Checksums of the identities as they were written last, so that they are written when they change.
+    identities: Mutex<HashMap<String, [u8; 32]>>,
     of: PhantomData<fn() -> T>,
 }
 
@@ -129,16 +129,23 @@ impl<T: Object> Records<T> {
     pub(crate) fn write(&self, id: &str, object: &T) -> Result<(), Error> {
         let dir = self.path(id);
         make_dir(&dir)?;
-        let identity = object.identity(id);
-        if self.known().get(id) != Some(&identity) {
-            put(&dir, IDENTITY, identity.encode())?;
-            self.known().insert(id.to_owned(), identity);
+        crash_point!("record.directory.after");
+        let in_words = |name| io_error("put into words", &dir.join(name));
+        let record = record::encode(object).map_err(in_words(RECORD))?;
+        let identity = object.identity(id).encode().map_err(in_words(IDENTITY))?;
+        // The record first: what a daemon began that died in between is undone by it, and not shown for what it never was.
+        put(&dir, RECORD, &record)?;
+        crash_point!("record.identity.before");
+        let sum = Sha256::digest(&identity).into();
+        if self.known().get(id) != Some(&sum) {
+            put(&dir, IDENTITY, &identity)?;
+            self.known().insert(id.to_owned(), sum);
         }
-        put(&dir, RECORD, record::encode(object))
+        Ok(())
     }
 
     // Every change is one insertion or removal.
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Identity>> {
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, [u8; 32]>> {
         self.identities
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -167,8 +174,8 @@ impl<T: Object> Records<T> {
     fn renew(&self, id: &str, object: &T, file: &[u8]) {
         let identity = object.identity(id);
         let is_known = self.read_identity(id).is_ok_and(|known| known == identity);
-        if is_known {
-            self.known().insert(id.to_owned(), identity);
+        if is_known && let Ok(bytes) = identity.encode() {
+            self.known().insert(id.to_owned(), Sha256::digest(bytes).into());
         }
         if is_known && !record::is_outdated(file) {
             return;
@@ -228,10 +235,10 @@ impl<T: Object> Records<T> {
 }
 
 /// Puts a file in the place of an older one.
-fn put(dir: &Path, name: &str, bytes: io::Result<Vec<u8>>) -> Result<(), Error> {
+fn put(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
     let (path, fresh) = (dir.join(name), dir.join(format!("{name}.tmp")));
-    let bytes = bytes.map_err(io_error("put into words", &path))?;
     std::fs::write(&fresh, bytes).map_err(io_error("write", &fresh))?;
+    crash_point!("record.file.after");
     std::fs::rename(&fresh, &path).map_err(io_error("replace", &path))
 }
 
@@ -256,7 +263,7 @@ fn make_dir(dir: &Path) -> Result<(), Error> {
         .map_err(io_error("make", dir))
 }
 
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::Io { what, path, source }
 }

@@ -17,8 +17,8 @@ struct Step {
 }
 
 /// Steps to be run in the order in which they were added.
-#[derive(Default)]
 pub struct Steps {
+    operation: &'static str,
     steps: Vec<Step>,
 }
 
@@ -27,6 +27,14 @@ pub struct Steps {
 pub struct Failures(pub Vec<(&'static str, String)>);
 
 impl Steps {
+    /// None yet, of what `operation` gives back.
+    pub fn of(operation: &'static str) -> Self {
+        Self {
+            operation,
+            steps: Vec::new(),
+        }
+    }
+
     /// Adds a step.
     pub fn push<E: fmt::Display>(
         &mut self,
@@ -76,6 +84,7 @@ impl Steps {
                     format!("not done after {} s", step.limit.as_secs()),
                 )),
             }
+            crash_point!(&format!("{}.{}.after", self.operation, step.name));
         }
         if failures.is_empty() {
             Ok(())
@@ -87,6 +96,7 @@ impl Steps {
 
 impl fmt::Debug for Steps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.operation)?;
         f.debug_list()
             .entries(self.steps.iter().map(|s| s.name))
             .finish()
@@ -111,7 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failing_step_does_not_keep_the_others_from_running() {
-        let mut steps = Steps::default();
+        let mut steps = Steps::of("test");
         steps.push("first", async { Err::<(), _>("broken") });
         steps.push_blocking("second", || Ok::<(), String>(()));
         steps.push("third", async { Err::<(), _>("too") });
@@ -123,7 +133,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_step_that_hangs_is_named() {
-        let mut steps = Steps::default();
+        let mut steps = Steps::of("test");
         steps.push("hangs", std::future::pending::<Result<(), String>>());
         assert!(
             steps

@@ -33,6 +33,7 @@ const LEVELS: &[(&str, &[&str])] = &[
         ],
     ),
     ("0 vocabulary", &["id", "model"]),
+    ("0 tests", &["crash"]),
     ("0 kernel", &["sys"]),
 ];
 

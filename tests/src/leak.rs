@@ -43,6 +43,8 @@ impl Snapshot {
         for one in process::marked(&marks)
             .iter()
             .filter(|one| Some(one.pid) != scope.daemon)
+            // Orphans that have ended are left by nobody: when they are reaped is the business of pid 1.
+            .filter(|one| one.parent != 1 || process::alive(one.pid))
         {
             snapshot.add(
                 "process",

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
@@ -67,17 +68,38 @@ impl Disk {
         })
     }
 
-    /// Mounts it.
+    /// Mounts it, as a disk that was taken out and put in again.
     ///
     /// # Errors
-    /// What `mount` said.
+    /// What `mount` said, or the last mount of it does not go.
     pub fn mount(&self, place: &Path) -> Result<Mounted> {
+        // `mount` would take the same loop device, with the state of the file system: whoever copied the mount namespace of
+        // this machine in between holds it for a moment.
+        let begun = Instant::now();
+        while self.is_held() {
+            ensure!(
+                begun.elapsed() < Duration::from_secs(10),
+                "{} is still mounted somewhere",
+                self.file.display()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let options = ["-o", "loop,errors=remount-ro"];
         run(Command::new("mount")
             .args(options)
             .arg(&self.file)
             .arg(place))?;
         Ok(Mounted(place.to_owned()))
+    }
+
+    /// A loop device stands for the file.
+    fn is_held(&self) -> bool {
+        let devices = std::fs::read_dir("/sys/block").into_iter().flatten();
+        let files = devices.flatten().filter_map(|device| {
+            std::fs::read_to_string(device.path().join("loop/backing_file")).ok()
+        });
+        let held = self.file.display().to_string();
+        files.into_iter().any(|file| file.trim_end() == held)
     }
 }
 

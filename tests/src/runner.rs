@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,7 +114,7 @@ pub struct Shared {
     pub hosts: PathBuf,
     kind: Kind,
     over: AtomicBool,
-    _work: tempfile::TempDir,
+    work: tempfile::TempDir,
 }
 
 impl Shared {
@@ -133,8 +133,14 @@ impl Shared {
             hosts,
             kind,
             over: AtomicBool::new(false),
-            _work: work,
+            work,
         })
+    }
+
+    /// A folder that goes with the run.
+    #[must_use]
+    pub fn work(&self) -> &Path {
+        self.work.path()
     }
 }
 
@@ -154,6 +160,7 @@ impl Case {
             net: Net::Builtin,
             hosts: self.shared.hosts.clone(),
             extra: String::new(),
+            program: None,
         }
     }
 
@@ -168,15 +175,7 @@ impl Case {
     /// # Errors
     /// When any of that fails.
     pub async fn start_with(&mut self, options: Options) -> Result<&mut Instance> {
-        self.start_prepared(Instance::prepare(options)?).await
-    }
-
-    /// The same with a daemon that was prepared already.
-    ///
-    /// # Errors
-    /// When any of that fails.
-    pub async fn start_prepared(&mut self, mut instance: Instance) -> Result<&mut Instance> {
-        instance.launch().await?;
+        let instance = Instance::start(options).await?;
         self.instances.push((instance, Snapshot::default()));
         let (instance, before) = self.instances.last_mut().context("no instance")?;
         let cri = instance.cri()?;

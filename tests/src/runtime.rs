@@ -62,6 +62,8 @@ pub struct Options {
     pub hosts: PathBuf,
     /// more lines for the configuration file (TOML), for Berth only; they begin in the table `[images]`
     pub extra: String,
+    /// another executable than that of the kind
+    pub program: Option<PathBuf>,
 }
 
 /// A daemon with a folder of its own.
@@ -71,8 +73,8 @@ pub struct Instance {
     pub options: Options,
     /// its name: bridge, nftables table, cgroups
     pub name: String,
-    /// folder with Berth's programs
-    pub programs: PathBuf,
+    /// where it dies once it is launched again, in the words of `FAILPOINTS`
+    pub crash_at: Option<String>,
     folder: tempfile::TempDir,
     subnet: Subnet,
     child: Option<Child>,
@@ -114,7 +116,7 @@ impl Instance {
         let instance = Self {
             options,
             name,
-            programs: paths::berth_dir(),
+            crash_at: None,
             folder,
             subnet: Subnet::claim()?,
             child: None,
@@ -194,10 +196,11 @@ impl Instance {
     /// # Errors
     /// When a tool is missing.
     pub fn command(&self) -> Result<Command> {
-        let (program, args) = match self.options.kind {
-            Kind::Berth => (self.programs.join("berth"), vec!["serve"]),
+        let (usual, args) = match self.options.kind {
+            Kind::Berth => (paths::berth_dir().join("berth"), vec!["serve"]),
             Kind::Containerd => (paths::tool("containerd")?, Vec::new()),
         };
+        let program = self.options.program.clone().unwrap_or(usual);
         ensure!(
             program.exists(),
             "{} is missing: run `make build`",
@@ -207,7 +210,9 @@ impl Instance {
             .create(true)
             .append(true)
             .open(self.log_file())?;
-        let mut command = Command::new(&program);
+        // containerd hands down to its containers what whoever ran the tests ignored (nohup).
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(&program);
         command
             .args(args)
             .arg("--config")
@@ -217,6 +222,9 @@ impl Instance {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if let Some(point) = &self.crash_at {
+            command.env("FAILPOINTS", point);
+        }
         if self.options.kind == Kind::Containerd {
             let path = std::env::var("PATH").unwrap_or_default();
             command.env(
@@ -298,6 +306,19 @@ impl Instance {
     pub async fn kill(&mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
         self.reap().await
+    }
+
+    /// Whether it dies by itself within this time.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn dies_within(&mut self, patience: Duration) -> Result<bool> {
+        let child = self.child.as_mut().context("the daemon does not run")?;
+        let died = tokio::time::timeout(patience, child.wait()).await.is_ok();
+        if died {
+            (self.child, self.cri) = (None, None);
+        }
+        Ok(died)
     }
 
     /// Sends the daemon a signal.

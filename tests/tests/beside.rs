@@ -27,6 +27,8 @@ pub(crate) const TESTS: &[Test] = &[
         .berth_only(OWN)
         .unless(helpers_are_installed),
     test!(sighup_reloads).berth_only(OWN),
+    test!(signals_that_mean_nothing_end_nothing).berth_only(OWN),
+    test!(a_root_within_anothers_is_refused).berth_only(OWN),
     test!(a_broken_configuration_is_not_taken_up).berth_only(OWN),
     test!(odd_files_as_configuration_are_refused).berth_only(OWN),
     test!(a_cgroup_parent_that_is_a_file_is_refused_and_released)
@@ -359,6 +361,66 @@ async fn logged(case: &Case, what: &str, since: usize) -> Result<String> {
 
 fn log_length(case: &Case) -> Result<usize> {
     Ok(std::fs::read_to_string(case.first()?.log_file())?.len())
+}
+
+async fn signals_that_mean_nothing_end_nothing(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod.start(&container(&["sleep", "1000"])).await?;
+    let pid = case.first()?.pid();
+    for signal in [
+        Signal::USR2,
+        Signal::ALARM,
+        Signal::PIPE,
+        Signal::VTALARM,
+        Signal::PROF,
+        Signal::POWER,
+        Signal::XFSZ,
+    ] {
+        case.first()?.signal(signal)?;
+        case.cri()?.status(false).await?;
+        ensure_eq!(case.first()?.pid(), pid);
+    }
+    let before = log_length(case)?;
+    case.first()?.signal(Signal::USR1)?;
+    let log = logged(case, "asked by SIGUSR1", before).await?;
+    let line = log.lines().next().unwrap_or_default();
+    for what in ["calls_under_way=", "pods=1", "running=1"] {
+        ensure!(line.contains(what), "{line}");
+    }
+    ensure_eq!(
+        running.status().await?.state(),
+        ContainerState::ContainerRunning
+    );
+    // The end that SIGTERM is.
+    case.first()?.signal(Signal::QUIT)?;
+    logged(case, "stopping; containers go on", before).await?;
+    case.instance()?.terminate().await?;
+    case.instance()?.launch().await?;
+    Ok(())
+}
+
+async fn a_root_within_anothers_is_refused(case: &mut Case) -> Result<()> {
+    case.start().await?;
+    let first = case.first()?.folder().join("root");
+    let second = Instance::prepare(case.options())?;
+    let own = second.folder().join("root").display().to_string();
+    let inner = first.join("second").display().to_string();
+    let text = std::fs::read_to_string(second.config_file())?;
+    for (place, how) in [
+        (inner, "lies in"),
+        (
+            case.first()?.folder().display().to_string(),
+            "has inside it",
+        ),
+    ] {
+        std::fs::write(second.config_file(), text.replace(&own, &place))?;
+        let said = refused(second.command()?).await?;
+        ensure!(
+            said.contains(how) && said.contains("another berth"),
+            "{place}: {said}"
+        );
+    }
+    Ok(())
 }
 
 const RELOADED: &str = "are reloaded";

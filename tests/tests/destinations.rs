@@ -29,6 +29,9 @@ pub(crate) const TESTS: &[Test] = &[
     test!(mount_on_dev_null).berth_only("runc refuses it"),
     test!(device_outside_dev),
     test!(device_where_something_is),
+    test!(devices_in_the_place_of_the_containers_own),
+    test!(devices_that_cannot_be_given).berth_only("runc says nothing"),
+    test!(directories_in_the_place_of_nodes),
     test!(links_into_processes).berth_only("runc follows them"),
     test!(odd_masked_paths)
         .berth_only("to runc a way back out of what does not exist leads nowhere"),
@@ -266,15 +269,29 @@ async fn masked_path_is_a_link(case: &mut Case) -> Result<()> {
 async fn what_cannot_be_masked_fails(case: &mut Case) -> Result<()> {
     let links = [("up", ".."), ("loop", "loop")];
     let (pod, mut config) = prepared(case, &links, "true").await?;
-    // A link that leads to itself leads to nothing, and below a file there is nothing.
-    security(&mut config).masked_paths = vec!["/loop".into(), "/etc/passwd/below".into()];
+    // Below a file there is nothing.
+    security(&mut config).masked_paths = vec!["/etc/passwd/below".into()];
     pod.output_of(&config).await?;
     again(&mut config);
-    for path in ["/up", "/", "/proc/1/root/etc"] {
+    for (path, why) in [
+        ("/up", "root itself"),
+        ("/", "root itself"),
+        ("/proc/1/root/etc", "is a link into a process"),
+        ("/loop", "lead in a circle"),
+    ] {
         security(&mut config).masked_paths = vec![path.into()];
         let error = refused(&pod, &config).await?;
-        ensure!(error.message().contains(&format!("mask {path}")), "{error}");
+        ensure_eq!(error.code(), Code::InvalidArgument);
+        let text = error.message();
+        ensure!(
+            text.contains(&format!("mask {path}")) && text.contains(why),
+            "{text}"
+        );
     }
+    security(&mut config).masked_paths.clear();
+    security(&mut config).readonly_paths = vec!["/loop".into()];
+    let error = refused(&pod, &config).await?;
+    ensure!(error.message().contains("make /loop read-only"), "{error}");
     Ok(())
 }
 
@@ -469,6 +486,70 @@ async fn device_where_something_is(case: &mut Case) -> Result<()> {
         device("/dev/zero", "/bin"),
     ];
     ensure_eq!(pod.output_of(&config).await?, "root:dir\n");
+    Ok(())
+}
+
+/// What is asked for is what the container sees, not what every container has.
+async fn devices_in_the_place_of_the_containers_own(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let mut config = script("cd /dev; stat -c %t:%T random zero tty full console x");
+    config.devices = vec![
+        device("/dev/urandom", "/dev/random"),
+        device("/dev/null", "/dev/zero"),
+        device("/dev/null", "/dev/tty"),
+        device("/dev/zero", "/dev/full"),
+        device("/dev/null", "/dev/console"),
+        device("/dev/zero", "/dev/x"),
+    ];
+    let want = "1:9\n1:3\n1:3\n1:5\n1:3\n1:5\n";
+    ensure_eq!(pod.output_of(&config).await?, want);
+    let mut privileged = pod.config.clone();
+    privileged.metadata.get_or_insert_default().name = "privileged".into();
+    let linux = privileged.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().privileged = true;
+    let pod = Pod::run(&pod.cri, privileged).await?;
+    security(&mut config).privileged = true;
+    again(&mut config);
+    ensure_eq!(pod.output_of(&config).await?, want);
+    pod.remove().await
+}
+
+async fn devices_that_cannot_be_given(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    for path in [
+        "/dev/pts/z",
+        "/dev/pts/ptmx",
+        "/dev/shm",
+        "/etc/hosts",
+        "/proc/uptime",
+    ] {
+        let mut config = script("true");
+        config.devices = vec![device("/dev/zero", path)];
+        let error = refused(&pod, &config).await?;
+        ensure_eq!(error.code(), Code::InvalidArgument);
+        ensure!(error.message().contains("ask for another path"), "{error}");
+    }
+    // The same path as on the host, where none is said.
+    let mut config = script("stat -c %t:%T /dev/full /dev/null");
+    config.devices = vec![device("/dev/full", ""), device("/dev/zero", "/dev/null")];
+    ensure_eq!(pod.output_of(&config).await?, "1:7\n1:5\n");
+    Ok(())
+}
+
+async fn directories_in_the_place_of_nodes(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let folder = volume(case, "d")?;
+    let places = ["urandom", "tty", "full", "random", "zero"];
+    let mut config = script("cd /dev; ls urandom tty full random zero; echo x > null");
+    let list = places.map(|name| mount(&folder, &format!("/dev/{name}"), false));
+    config.mounts = list.to_vec();
+    let text = pod.output_of(&config).await?;
+    ensure_eq!(text.matches("d\n").count(), places.len());
+    again(&mut config);
+    config.mounts = vec![mount(&folder, "/dev/null", false)];
+    if let Ok(id) = pod.cri.create(&pod.id, &config, &pod.config).await {
+        ensure!(pod.cri.start(&id).await.is_err(), "without a null device");
+    }
     Ok(())
 }
 

@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(documents_that_go_reads_make_images),
     test!(documents_of_two_meanings_are_refused).berth_only("containerd takes the last of two"),
     test!(one_odd_entry_spoils_no_index),
+    test!(entries_for_others_are_passed_over).berth_only("the words are Berth's"),
+    test!(a_stop_signal_that_is_none_is_sigterm).berth_only("containerd looks at it when it stops"),
     test!(machines_that_configurations_name),
     test!(blobs_beside_the_layers_are_passed_over),
     test!(archives_with_signatures_load).berth_only("a command of Berth"),
@@ -177,6 +179,55 @@ async fn one_odd_entry_spoils_no_index(case: &mut Case) -> Result<()> {
         let pulled = case.cri()?.pull(&name).await;
         pulled.with_context(|| format!("pulling {tag}"))?;
         run_echo(case, &name).await?;
+    }
+    Ok(())
+}
+
+/// An entry that claims this machine, and wants more than this runtime has.
+async fn entries_for_others_are_passed_over(case: &mut Case) -> Result<()> {
+    let image = images::Kit::new()?.busybox()?;
+    let arch = match std::env::consts::ARCH {
+        "aarch64" => "arm64",
+        _ => "amd64",
+    };
+    case.start().await?;
+    let wants = json!({
+        "mediaType": image.top.media_type, "digest": image.top.digest, "size": image.top.bytes.len(),
+        "platform": {"os": "linux", "architecture": arch, "os.features": ["erofs"]},
+    });
+    let good = index_of(&image, &[wants])?;
+    let name = push(case, "features", &good).await?;
+    case.cri()?.pull(&name).await?;
+    run_echo(case, &name).await?;
+    let mut alone = good.clone();
+    let mut text: Value = serde_json::from_slice(&alone.top.bytes)?;
+    let entries = text["manifests"].as_array_mut().context("no entries")?;
+    entries.truncate(1);
+    alone.manifests.pop();
+    alone.top = Blob::new(&alone.top.media_type, serde_json::to_vec(&text)?);
+    alone.manifests.push(alone.top.clone());
+    let name = push(case, "features-alone", &alone).await?;
+    let error = case.cri()?.pull(&name).await.err();
+    let error = error.context("it was pulled")?;
+    let said = error.message();
+    ensure!(
+        said.contains("no image for linux/") && said.contains("erofs"),
+        "{said}"
+    );
+    Ok(())
+}
+
+async fn a_stop_signal_that_is_none_is_sigterm(case: &mut Case) -> Result<()> {
+    let plain = images::Kit::new()?.busybox()?;
+    case.start().await?;
+    for (tag, signal) in [("signal-foo", "SIGFOO"), ("signal-99", "99")] {
+        let image = plain.changed(|config, _| config["config"]["StopSignal"] = json!(signal))?;
+        let name = push(case, tag, &image).await?;
+        case.cri()?.pull(&name).await?;
+        run_echo(case, &name).await?;
+        let log = std::fs::read_to_string(case.first()?.log_file())?;
+        let told = |line: &str| line.contains(signal) && line.contains("SIGTERM is taken");
+        ensure!(log.lines().any(told), "nothing is said of {signal}");
     }
     Ok(())
 }

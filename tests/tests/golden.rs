@@ -13,7 +13,7 @@ use berth_tests::pods::{Pod, container, mount, namespaces, pid_of, pod_config, r
 use berth_tests::pods::{script, security};
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::{Instance, Net, Options};
-use berth_tests::{images, test};
+use berth_tests::{ensure_eq, images, process, test};
 use redb::{ReadableDatabase as _, ReadableTable as _};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -66,10 +66,7 @@ async fn built_in_network(case: &mut Case) -> Result<()> {
     cri.stop_pod(&stopped.id).await?;
     let not_ready = Pod::run(&cri, pod_config(instance, "not-ready")).await?;
     let pause = pid_of(&cri.pod_status_verbose(&not_ready.id).await?.info)?;
-    kill_process(
-        Pid::from_raw(i32::try_from(pause)?).context("pid")?,
-        Signal::KILL,
-    )?;
+    kill(pause)?;
     while cri.pod_status(&not_ready.id).await?.state() == PodSandboxState::SandboxReady {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
@@ -109,6 +106,11 @@ async fn plugins(case: &mut Case) -> Result<()> {
         out("pod_cidrs")?.join("pod_cidrs.json"),
     )?;
     Ok(())
+}
+
+fn kill(pid: u32) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("pid")?;
+    Ok(kill_process(pid, Signal::KILL)?)
 }
 
 fn ports() -> Vec<PortMapping> {
@@ -194,6 +196,23 @@ async fn some_containers(instance: &Instance, pod: &Pod) -> Result<()> {
         .await?
         .wait()
         .await?;
+    pod.start(&named("completed", script("exit 0")))
+        .await?
+        .wait()
+        .await?;
+    let mut hungry = named(
+        "hungry",
+        script("exec dd if=/dev/zero of=/dev/null bs=64M count=9"),
+    );
+    resources(&mut hungry).memory_limit_in_bytes = 16 << 20;
+    let status = pod.start(&hungry).await?.wait().await?;
+    ensure_eq!(status.reason, "OOMKilled");
+    let lost = pod
+        .start(&named("lost", script("exec sleep 4321")))
+        .await?;
+    let monitor = process::process(lost.pid().await?).context("no process")?;
+    kill(monitor.parent)?;
+    lost.wait().await?;
     let failed = pod
         .create(&named("failed", container(&["/none/there"])))
         .await?;

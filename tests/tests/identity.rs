@@ -17,6 +17,8 @@ pub(crate) const TESTS: &[Test] = &[
     test!(odd_users_and_groups),
     test!(users_that_would_be_guessed_are_refused).berth_only("containerd takes them for root"),
     test!(groups_under_both_policies),
+    test!(groups_of_the_users_own_name),
+    test!(homes_without_an_account),
     test!(an_entrypoint_of_one_empty_word_is_none),
     test!(sysctls_as_they_are_printed),
     test!(the_domain_name_of_a_pod),
@@ -231,6 +233,66 @@ async fn groups_under_both_policies(case: &mut Case) -> Result<()> {
         let about = || format!("{policy:?} {user:?} {supplemental:?}");
         let seen = seen.with_context(about)?;
         ensure!(seen == want, "{}: {seen}, not {want}", about());
+    }
+    Ok(())
+}
+
+async fn groups_of_the_users_own_name(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let maker = Maker::new()?;
+    for (passwd, group, (uid, gid), want) in [
+        (
+            "root:x:0:0:::\n",
+            "root:x:0:root\nbin:x:1:root,bin\n",
+            (0, Some(1000)),
+            "0 1000 1 1000",
+        ),
+        ("app:x:7:8:::\n", "app:x:7:app\n", (7, None), "7 8 8"),
+        (
+            "app:x:7:8:::\n",
+            "app:x:7:app\napps:x:9:app\n",
+            (7, None),
+            "7 8 8 9",
+        ),
+        (
+            "\u{b}app:x:7:8:::\n",
+            "\u{a0}g:x:5:app\u{85}\n",
+            (7, None),
+            "7 8 5 8",
+        ),
+    ] {
+        let image = maker.with_user(case, passwd, group, "").await?;
+        let mut config = who(&image);
+        let given = security(&mut config);
+        given.run_as_user = Some(Int64Value { value: uid });
+        given.run_as_group = gid.map(|value| Int64Value { value });
+        let seen = identity(&pod, &config)
+            .await
+            .with_context(|| format!("{passwd:?}"))?;
+        ensure!(seen == want, "{passwd:?} {group:?}: {seen}, not {want}");
+    }
+    Ok(())
+}
+
+async fn homes_without_an_account(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let maker = Maker::new()?;
+    for (passwd, user, want) in [
+        ("app:x:7:8::/h:\n", "", "/"),
+        ("app:x:7:8::/h:\n", ":5", "/"),
+        ("app:x:7:8::/h:\n", "99", "/"),
+        ("", "0", "/"),
+        ("root:x:0:0::/r:\n", ":5", "/r"),
+        ("root:x:0:0::/r:\n", "", "/r"),
+    ] {
+        let image = maker.with_user(case, passwd, "", user).await?;
+        let mut config = script("echo $HOME");
+        config.image = Some(image_spec(&image));
+        let home = pod.output_of(&config).await?;
+        ensure!(
+            home.trim() == want,
+            "USER {user:?} of {passwd:?}: {home}, not {want}"
+        );
     }
     Ok(())
 }

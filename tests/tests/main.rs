@@ -10,6 +10,7 @@ mod beside;
 mod certificates;
 mod commands;
 mod container;
+mod crash;
 mod daemon;
 mod destinations;
 mod endings;
@@ -54,6 +55,9 @@ struct Args {
     /// Only print the names.
     #[arg(long)]
     list: bool,
+    /// Only print the places at which the tests of crashes have the daemon die.
+    #[arg(long)]
+    crash_points: bool,
     /// Parts of names; without any, everything runs.
     names: Vec<String>,
 }
@@ -75,6 +79,7 @@ fn tests() -> Vec<Test> {
         network::TESTS,
         records::TESTS,
         restart::TESTS,
+        crash::TESTS,
         logs::TESTS,
         endings::TESTS,
         exec::TESTS,
@@ -105,10 +110,26 @@ fn tests() -> Vec<Test> {
     .concat()
 }
 
+fn main() -> Result<ExitCode> {
+    // The daemon that dies is this very executable: it has the crash points, and what is released has not.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "serve")
+    {
+        return Ok(berth::cli::main());
+    }
+    run(Args::parse())
+}
+
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    let args = Args::parse();
+async fn run(args: Args) -> Result<ExitCode> {
     let tests = tests();
+    if args.crash_points {
+        for point in berth::crash::POINTS {
+            println!("{point}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.list {
         for test in &tests {
             println!("{}", test.name);

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(an_end_is_seen_past_a_hung_monitor).berth_only("containerd's shims are not these"),
     test!(pods_pass_a_hung_monitor).berth_only("containerd's shims are not these"),
     test!(calls_to_a_hung_monitor_are_bounded).berth_only("containerd's shims are not these"),
+    test!(a_start_by_a_hung_monitor_is_bounded).berth_only("containerd's shims are not these"),
     test!(a_restart_passes_a_hung_monitor).berth_only("containerd's shims are not these"),
     test!(a_monitor_that_does_not_die_is_left_behind)
         .berth_only("containerd's shims are not these")
@@ -191,6 +192,20 @@ async fn calls_to_a_hung_monitor_are_bounded(case: &mut Case) -> Result<()> {
     pod.cri.reopen_log(&running.id).await?;
     ensure_eq!(cgroups(&running.id), Vec::<PathBuf>::new());
     Ok(())
+}
+
+async fn a_start_by_a_hung_monitor_is_bounded(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let created = pod.create(&script("exec sleep 4321")).await?;
+    let monitor = monitor_of(&created).await?;
+    signal(monitor, Signal::STOP)?;
+    let start = Instant::now();
+    let failed = pod.cri.start(&created.id).await.err();
+    let took = start.elapsed();
+    ensure_eq!(failed.context("it was started")?.code(), Code::Unavailable);
+    ensure!(took < Duration::from_secs(20), "{took:?}");
+    pod.cri.stop(&created.id, 0).await?;
+    Ok(pod.cri.remove(&created.id).await?)
 }
 
 async fn a_restart_passes_a_hung_monitor(case: &mut Case) -> Result<()> {

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     test!(update_is_in_the_cgroup_files),
     test!(update_of_a_created_container),
     test!(update_that_the_kernel_refuses_changes_nothing),
+    test!(cpusets_that_cannot_be).berth_only("the words are Berth's"),
     test!(oom_score),
     test!(status_shows_the_limits),
 ];
@@ -136,6 +137,35 @@ async fn update_that_the_kernel_refuses_changes_nothing(case: &mut Case) -> Resu
     let quota = read(running.pid().await?, "cpu", "cpu.cfs_quota_us", "cpu.max")?;
     ensure!(quota.starts_with("50000"), "the quota is {quota}");
     ensure_eq!(limits(&running).await?.cpu_quota, 50_000);
+    Ok(())
+}
+
+/// At creation and for a living container: the request is to blame, and what there is is said.
+async fn cpusets_that_cannot_be(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let running = pod.start(&limited()).await?;
+    for (cpus, mems, said) in [
+        ("99", "", "this machine has CPUs 0"),
+        ("0-", "", "this machine has CPUs 0"),
+        ("", "9", "this machine has memory nodes 0"),
+        ("", "0-", "this machine has memory nodes 0"),
+    ] {
+        let wrong = LinuxContainerResources {
+            cpuset_cpus: cpus.into(),
+            cpuset_mems: mems.into(),
+            ..LinuxContainerResources::default()
+        };
+        let mut config = script("true");
+        config.metadata.get_or_insert_default().name = "wrong".into();
+        *resources(&mut config) = wrong.clone();
+        let created = pod.cri.create(&pod.id, &config, &pod.config).await;
+        let updated = pod.cri.update(&running.id, wrong).await;
+        for error in [created.err(), updated.err()] {
+            let error = error.with_context(|| format!("{cpus:?} {mems:?} was taken"))?;
+            ensure_eq!(error.code(), tonic::Code::InvalidArgument);
+            ensure!(error.message().contains(said), "{error}");
+        }
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use berth_tests::cri::{Cri, image_spec};
 use berth_tests::pods::{Ctr, Pod, container, mount, pod_config, script, use_host_network};
 use berth_tests::runner::{Case, Test};
 use berth_tests::runtime::{Instance, Net, Options};
-use berth_tests::{ensure_eq, images, paths, process, test};
+use berth_tests::{ensure_eq, images, process, test};
 
 /// The folder with the programs of the older version.
 const OLD: &str = "BERTH_TEST_OLD";
@@ -26,22 +26,23 @@ pub(crate) fn is_wanted() -> bool {
     std::env::var_os(OLD).is_some()
 }
 
-fn old_programs() -> Result<PathBuf> {
-    std::env::var_os(OLD).map(PathBuf::from).context(OLD)
+/// Its daemon; the others lie beside it.
+fn old_program() -> Result<Option<PathBuf>> {
+    let dir = std::env::var_os(OLD).map(PathBuf::from).context(OLD)?;
+    Ok(Some(dir.join("berth")))
 }
 
 /// Starts the older version.
 async fn old(case: &mut Case, options: Options) -> Result<&mut Instance> {
-    let mut instance = Instance::prepare(options)?;
-    instance.programs = old_programs()?;
-    case.start_prepared(instance).await
+    let program = old_program()?;
+    case.start_with(Options { program, ..options }).await
 }
 
 /// Ends the daemon, and starts this version in its place.
 async fn upgrade(case: &mut Case) -> Result<Cri> {
     let instance = case.instance()?;
     instance.terminate().await?;
-    instance.programs = paths::berth_dir();
+    instance.options.program = None;
     instance.launch().await?;
     Ok(instance.cri()?.clone())
 }
@@ -255,14 +256,14 @@ async fn the_older_version_does_not_start_again(case: &mut Case) -> Result<()> {
         }
         let instance = case.instance()?;
         instance.kill().await?;
-        instance.programs = old_programs()?;
+        instance.options.program = old_program()?;
         for _ in 0..2 {
             let refused = instance.launch().await.err().context("it started")?;
             let told = format!("{refused:#}");
             ensure!(told.contains("the daemon ended"), "{told}");
             ensure!(process::alive(known.pids.0), "the container was ended");
         }
-        instance.programs = paths::berth_dir();
+        instance.options.program = None;
         instance.launch().await?;
         let cri = instance.cri()?.clone();
         known.goes_on(&cri).await?;
@@ -290,7 +291,7 @@ async fn an_empty_node_can_go_back(case: &mut Case) -> Result<()> {
         );
         std::fs::remove_file(root.join(kind))?;
     }
-    instance.programs = old_programs()?;
+    instance.options.program = old_program()?;
     instance.launch().await?;
     let cri = instance.cri()?.clone();
     cri.pull(images::BUSYBOX).await?;

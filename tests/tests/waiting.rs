@@ -532,7 +532,11 @@ async fn names_that_are_no_capabilities(case: &mut Case) -> Result<()> {
     let pod = case.pod().await?;
     let mut config = script("grep -E 'Cap(Bnd|Amb)' /proc/self/status");
     security(&mut config).capabilities = Some(Capability {
-        add_capabilities: vec!["NO_SUCH\nTHING".into(), "cap_net_admin".into()],
+        add_capabilities: vec![
+            "NO_SUCH\nTHING".into(),
+            "cap_net_admin".into(),
+            String::new(),
+        ],
         drop_capabilities: vec!["CAP_NEITHER".into()],
         add_ambient_capabilities: vec!["NOR_THIS".into()],
     });

@@ -40,6 +40,7 @@ fn make_chain(mount: &Path, path: &str, made: &mut Vec<PathBuf>) -> Result<(), E
         match std::fs::create_dir(&dir) {
             Ok(()) => {
                 made.push(dir.clone());
+                crash_point!("run_pod.parent_directory.after");
                 enable(&above);
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}

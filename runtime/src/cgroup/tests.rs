@@ -204,6 +204,8 @@ fn a_refused_value_puts_the_old_ones_back() {
         matches!(error, Error::Write { restored: true, .. }),
         "{error}"
     );
+    use crate::model::{Kind, Kinded as _};
+    assert_eq!(error.kind(), Kind::InvalidArgument);
     assert_eq!(read(), "67108864");
     assert!(apply_writes(&[write("/no/such/file", "0", false)]).is_err());
 }

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use shim_protocol::{monitor, worker};
 
 use super::log::{self, Fresh, Log};
-use super::record::ContainerRecord;
+use super::record::{ContainerRecord, Parts};
+use super::state::Status;
 use super::{
-    Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users, volumes,
+    Change, Container, ContainerManager, Error, Inner, Name, devices, mounts, remove, users,
+    volumes,
 };
 use crate::blocking;
-use crate::events::Event;
 use crate::id::ContainerId;
 use crate::model::{
     ContainerSpec, ContainerState, ContainerUser, Kind, Kinded, NamespaceMode, PodSpec, Process,
@@ -57,7 +58,7 @@ pub(super) async fn join_or_create(
     // An equal request may come again before its container is started, and not later.
     let fresh = |id: &ContainerId| {
         let container = manager.0.containers.get(id);
-        container.is_some_and(|c| c.now().state == ContainerState::Created)
+        container.is_some_and(|c| c.state() == ContainerState::Created)
     };
     let made = manager
         .0
@@ -136,11 +137,6 @@ impl Making {
                     // Somebody has found it in a list and removed it already.
                     self.inner.names.free(&container.name(), &container.id);
                 }
-                let (pod, id) = (container.pod.clone(), container.id.clone());
-                self.inner
-                    .deps
-                    .events
-                    .send(Event::ContainerCreated(pod, id));
             }
             Err(error) => reservation.finish(Err(Arc::new(error))),
         }
@@ -151,9 +147,11 @@ impl Making {
         let id = ContainerId::generate()
             .map_err(|e| self.failed("choose the id", Kind::Unknown, e.to_string()))?;
         let record = self.intent(&id)?;
-        let container = Container::new(id, record, None);
+        let container = Container::new(id, record);
+        crash_point!("create_container.record.before");
         let saved = self.inner.save(&container).await;
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
+        crash_point!("create_container.record.after");
         let made = self.acquire(&container).await;
         match made {
             Ok(()) => Ok(container),
@@ -192,14 +190,10 @@ impl Making {
             .as_ref()
             .map_or(&self.pod.spec.log_directory, |p| &p.log_directory);
         let log_path = log::path(log_directory, &spec.log_path);
-        Ok(ContainerRecord {
+        let parts = Parts {
             spec: spec.clone(),
             pod: self.pod.id.clone(),
-            creating: true,
-            state: ContainerState::Unknown,
             created_at: now_nanos(),
-            started_at: 0,
-            exit: None,
             boot_id: self.inner.deps.facts.boot_id.clone(),
             image_id: image.id,
             image_name: image.name.clone(),
@@ -208,23 +202,32 @@ impl Making {
             log_path,
             user: ContainerUser::default(),
             resources: spec.resources.clone(),
-            stop_signal: self.stop_signal()?,
-            init: None,
-            monitor: None,
+            stop_signal: self.stop_signal(id),
             process: worker::Process::default(),
             seccomp: String::new(),
             cgroup_path,
             leaves,
+        };
+        Ok(ContainerRecord {
+            status: Status::new(),
+            parts,
         })
     }
 
-    fn stop_signal(&self) -> Result<SignalName, Error> {
+    /// That of an image is somebody else's word: what is none keeps no container from being made.
+    fn stop_signal(&self, id: &ContainerId) -> SignalName {
         let image = self.image.config.stop_signal.as_str();
         match (&self.spec.stop_signal, image) {
-            (Some(signal), _) => Ok(signal.clone()),
-            (None, "") => Ok(spec::signals::term()),
-            (None, text) => spec::signals::parse(text)
-                .map_err(|e| Error::Invalid(format!("the image's stop signal: {e}"))),
+            (Some(signal), _) => signal.clone(),
+            (None, "") => spec::signals::term(),
+            (None, text) => spec::signals::parse(text).unwrap_or_else(|error| {
+                tracing::warn!(
+                    container = %id,
+                    image = self.image.name,
+                    "the image's stop signal is none, SIGTERM is taken: {error}"
+                );
+                spec::signals::term()
+            }),
         }
     }
 
@@ -243,7 +246,7 @@ impl Making {
         };
         let inner = self.inner.clone();
         let (pod, image, spec) = (self.pod.clone(), self.image.clone(), self.spec.clone());
-        let (id, log_path) = (container.id.clone(), container.now().log_path.clone());
+        let (id, log_path) = (container.id.clone(), container.parts().log_path.clone());
         let _clock = self.inner.deps.metrics.step("create_container", "prepare");
         let prepared = blocking::run("prepare a container", move || {
             prepare_blocking(&inner, &id, &pod, &image, &spec, &given, &log_path)
@@ -255,13 +258,13 @@ impl Making {
             }
             kind => self.failed(step, kind, problem),
         })?;
-        let mut record = container.now();
-        record.user = prepared.user.clone();
-        record.process = prepared.plan.process.clone();
+        let mut parts = container.parts();
+        parts.user = prepared.user.clone();
+        parts.process = prepared.plan.process.clone();
         if let Some((name, _)) = &prepared.program {
-            record.seccomp.clone_from(name);
+            parts.seccomp.clone_from(name);
         }
-        drop(record);
+        drop(parts);
         Ok(prepared)
     }
 
@@ -278,8 +281,8 @@ impl Making {
             return Ok(None);
         }
         let target = self.inner.find(&modes.target)?;
-        let pid = target.now().init.as_ref().map(|p| p.pid);
-        let running = target.now().state == ContainerState::Running;
+        let pid = target.status().init.as_ref().map(|p| p.pid);
+        let running = target.state() == ContainerState::Running;
         match pid {
             // Whatever namespace the target is in, its own or a shared one, is the one that is meant.
             Some(pid) if running && target.pod == self.pod.id => {
@@ -337,27 +340,29 @@ impl Making {
             .await
             .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
         drop(clock);
-        container.attach(handle);
-        {
-            let mut record = container.now();
-            record.creating = false;
-            record.state = ContainerState::Created;
-            record.init = Some(Process {
+        crash_point!("create_container.made.after");
+        container.attach(&deps.events, handle);
+        let made = Change::Made {
+            init: Process {
                 pid: started.pid,
                 start_time: started.start_time,
-            });
-        }
-        container.state.send_replace(ContainerState::Created);
-        // Before the record is written: an exit in between must find its container.
-        self.inner.containers.insert(&container.id, container);
+            },
+        };
+        // What is heard of is on disk.
+        let saved = self.inner.save_after(container, Some(made.clone())).await;
+        crash_point!("create_container.ready.after");
+        saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))?;
+        let table = &self.inner.containers;
+        container.change_and(&deps.events, made, || {
+            table.insert(&container.id, container)
+        });
         // One that ended before it was inserted was reported to nobody.
         let gone =
             sys::process::is_alive(started.pid, started.start_time).is_ok_and(|alive| !alive);
         if gone {
             super::exit::await_end(&self.inner, container).await;
         }
-        let saved = self.inner.save(container).await;
-        saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
+        Ok(())
     }
 }
 
@@ -419,6 +424,7 @@ fn prepare_blocking(
     let disk = |step: &'static str| move |e: std::io::Error| (step, Kind::Unknown, e.to_string());
 
     deps.storage.prepare(id, &image.chain).map_err(storage)?;
+    crash_point!("create_container.layer.after");
     let rootfs = deps.storage.mount(id, &image.chain).map_err(storage)?;
     let user = users::resolve(id, rootfs.as_fd(), &spec.user, &image.config.user);
     let user = user.map_err(invalid)?;
@@ -432,6 +438,7 @@ fn prepare_blocking(
         closing: &pod.closing,
     };
     let mut mounts = volumes::make(&declared).map_err(|e| (VOLUMES, e.kind(), chain(&e)))?;
+    crash_point!("create_container.volumes.after");
     mounts.extend(mounts::resolve(&spec.mounts).map_err(invalid)?);
     let nodes = devices::resolve(&spec.devices, spec.privileged).map_err(invalid)?;
     let cpuset = crate::cgroup::cpuset(&deps.facts.cgroup, &pod.cgroup_parent)
@@ -473,15 +480,19 @@ fn prepare_blocking(
         .mode(0o700)
         .create(dir.join("engine"))
         .map_err(disk("make the bundle"))?;
+    crash_point!("create_container.directory.after");
     let config = serde_json::to_vec(&plan.oci)
         .map_err(|e| ("make the bundle", Kind::Unknown, e.to_string()))?;
     std::fs::write(dir.join("config.json"), config).map_err(disk("make the bundle"))?;
+    crash_point!("create_container.bundle.after");
     let directory = log::directory_of(log_path, &spec.log_path);
     let log = log::open(directory, &spec.log_path).map_err(|e| (OPEN_LOG, Kind::Unknown, e))?;
     let fresh = log.as_ref().map(Log::fresh).transpose();
     let fresh = fresh.map_err(disk(OPEN_LOG))?.flatten();
+    crash_point!("create_container.log_directory.after");
     // Last: from here on somebody has to let go of it.
     let program = program(deps, &plan)?;
+    crash_point!("create_container.filter.after");
     Ok(Prepared {
         rootfs,
         user,

@@ -42,6 +42,7 @@ pub(super) async fn exec_sync(
     let what = "run a command";
     // From here on whoever drops this, an error below or a caller that leaves, ends the command.
     let mut tie = Tie::new(container, &monitor, &exec);
+    crash_point!("exec_sync.start.before");
     let handle = match monitor.exec(exec, stdio, seccomp).await {
         Ok(handle) => handle,
         Err(error) => {
@@ -52,6 +53,7 @@ pub(super) async fn exec_sync(
             return Err(super::exit::refused(container, what, error).await);
         }
     };
+    crash_point!("exec_sync.start.after");
     let (ended, ending) = watch::channel(false);
     let (exit, stdout, stderr) = tokio::join!(
         async {
@@ -62,6 +64,7 @@ pub(super) async fn exec_sync(
         collect(stdout, ending.clone(), Captured::new(&inner.output)),
         collect(stderr, ending.clone(), Captured::new(&inner.output)),
     );
+    crash_point!("exec_sync.end.after");
     let late = request.timeout.filter(|limit| tie.since.elapsed() > *limit);
     let exit = match (exit, late) {
         (Ok(exit), _) => {
@@ -160,13 +163,14 @@ fn plan(
     container: &Container,
     request: &ExecRequest,
 ) -> Result<(monitor::Exec, Option<OwnedFd>), Error> {
-    let record = container.now();
+    let init = container.status().init.as_ref().map_or(0, |p| p.pid);
+    let parts = container.parts();
     let exec_id = format!("e{}", inner.exec_ids.fetch_add(1, Ordering::Relaxed));
     // The daemon's pid makes the id unique for the monitor's life, which is longer than the daemon's.
     let exec_id = format!("{}-{exec_id}", std::process::id());
     let facts = &inner.deps.facts.cgroup;
-    let (own_cgroup, join_cgroup) = cgroups(facts, &record.leaves, &exec_id);
-    let seccomp = match record.seccomp.as_str() {
+    let (own_cgroup, join_cgroup) = cgroups(facts, &parts.leaves, &exec_id);
+    let seccomp = match parts.seccomp.as_str() {
         "" => None,
         name => {
             let file = inner.deps.programs.get(name);
@@ -175,10 +179,10 @@ fn plan(
             })?)
         }
     };
-    let process = spec::exec(&record.process, request).map_err(|e| Error::Invalid(chain(&e)))?;
+    let process = spec::exec(&parts.process, request).map_err(|e| Error::Invalid(chain(&e)))?;
     let exec = worker::Exec {
         container: container.id.to_string(),
-        init: record.init.as_ref().map_or(0, |p| p.pid),
+        init,
         process: Some(process),
         own_cgroup,
         join_cgroup,

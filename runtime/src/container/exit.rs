@@ -6,8 +6,7 @@ use std::time::Duration;
 use shim_protocol::monitor::Exit;
 use tokio::sync::mpsc;
 
-use super::{Container, Error, Inner};
-use crate::events::Event;
+use super::{Change, Container, Error, Inner};
 use crate::model::{ContainerExit, ContainerState, ExitReason, Kind, Kinded, chain, now_nanos};
 use crate::shim::{self, MonitorEvent, MonitorEventKind};
 use crate::sys;
@@ -98,39 +97,27 @@ pub(super) async fn over(
     exit: ContainerExit,
     started_at: i64,
 ) {
-    let killed_for_memory;
-    {
-        let mut record = container.now();
-        if record.exit.is_some() {
-            return;
-        }
-        if started_at != 0 {
-            record.started_at = started_at;
-        }
-        killed_for_memory = exit.reason == ExitReason::OomKilled;
-        record.exit = Some(exit);
-        record.state = ContainerState::Exited;
+    let killed_for_memory = exit.reason == ExitReason::OomKilled;
+    let ended = Change::Ended { exit, started_at };
+    if container.change(&inner.deps.events, ended).is_over() {
+        return;
     }
     if killed_for_memory {
         inner.deps.metrics.container_oom.inc();
     }
-    container.drop_monitor();
-    container.state.send_replace(ContainerState::Exited);
-    inner.deps.events.send(Event::ContainerStopped(
-        container.pod.clone(),
-        container.id.clone(),
-    ));
+    crash_point!("exit.record.before");
     if let Err(error) = inner.save(container).await {
         // The exit record of the monitor says the same; a restarted daemon reads that.
         tracing::warn!(container.id = %container.id, error = %chain(&error), "cannot record the exit");
     }
+    crash_point!("exit.record.after");
 }
 
 /// The monitor is gone. Whatever is left of the container is killed; the monitor's exit record says what
 /// happened, and without one the container was lost.
 async fn lost(inner: &Arc<Inner>, container: &Arc<Container>, message: &str) {
     let dir = inner.state_dir(&container.id);
-    let leaves = container.now().leaves.clone();
+    let leaves = container.parts().leaves.clone();
     let record = crate::blocking::run("clean up after a lost monitor", move || {
         if let Err(error) = crate::cgroup::kill(&leaves) {
             tracing::warn!(error = %chain(&error), "cannot kill what a lost monitor left");
@@ -138,7 +125,7 @@ async fn lost(inner: &Arc<Inner>, container: &Arc<Container>, message: &str) {
         crate::shim::read_exit(&dir)
     })
     .await;
-    if container.now().exit.is_some() {
+    if container.status().is_over() {
         return;
     }
     let (exit, started_at) = match record {
@@ -173,7 +160,7 @@ pub(super) async fn end_monitor(inner: &Arc<Inner>, container: &Arc<Container>) 
         monitor.kill().await;
         return;
     }
-    let Some(monitor) = container.now().monitor.clone() else {
+    let Some(monitor) = container.status().found.clone() else {
         return;
     };
     let found = (monitor.pid, monitor.start_time);
@@ -184,8 +171,8 @@ pub(super) async fn end_monitor(inner: &Arc<Inner>, container: &Arc<Container>) 
 
 /// Whether the monitor says within this time that the container is over.
 async fn told(container: &Container, limit: Duration) -> bool {
-    let mut state = container.state.subscribe();
-    let exited = state.wait_for(|s| *s == ContainerState::Exited);
+    let mut changes = container.status.subscribe();
+    let exited = changes.wait_for(|s| s.is_over());
     tokio::time::timeout(limit, exited).await.is_ok()
 }
 
@@ -228,8 +215,8 @@ pub(super) fn ended_or(container: &Container, error: Error) -> Error {
 /// Whether it is over, or about to be reported so.
 fn has_ended(container: &Container) -> bool {
     let (over, init) = {
-        let record = container.now();
-        (record.exit.is_some(), record.init.clone())
+        let status = container.status();
+        (status.is_over(), status.init.clone())
     };
     over || init.is_some_and(|init| {
         sys::process::is_alive(init.pid, init.start_time).is_ok_and(|alive| !alive)

@@ -22,12 +22,11 @@ impl ContainerManager {
 }
 
 fn subject(container: &Container) -> ContainerSubject {
-    let record = container.now();
     ContainerSubject {
         id: container.id.clone(),
         pod: container.pod.clone(),
         spec: container.spec.clone(),
-        state: record.state,
-        cgroup: record.cgroup_path.clone(),
+        state: container.state(),
+        cgroup: container.parts().cgroup_path.clone(),
     }
 }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use super::log::Fresh;
-use super::{Container, Error, Inner, stop};
-use crate::events::Event;
-use crate::model::{ContainerState, chain};
+use super::{Change, Container, Error, Inner, stop};
+use crate::model::chain;
 use crate::undo::{Failures, Steps};
 
 pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
@@ -14,9 +13,10 @@ pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Re
     if inner.containers.get(&container.id).is_none() {
         return Ok(());
     }
-    if container.now().state != ContainerState::Exited {
+    if !container.status().is_over() {
         stop::kill(inner, container).await?;
     }
+    crash_point!("remove_container.end.after");
     release(inner, container)
         .await
         .map_err(|failures| Error::Release {
@@ -25,10 +25,7 @@ pub(super) async fn remove(inner: &Arc<Inner>, container: &Arc<Container>) -> Re
         })?;
     inner.containers.remove(&container.id);
     inner.names.free(&container.name(), &container.id);
-    inner.deps.events.send(Event::ContainerRemoved(
-        container.pod.clone(),
-        container.id.clone(),
-    ));
+    container.change(&inner.deps.events, Change::Removed);
     Ok(())
 }
 
@@ -39,7 +36,7 @@ pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh: 
         // Gone already when the create failed in it; what it leaves is killed by cgroup below.
         let _ = monitor.destroy().await;
     }
-    container.drop_monitor();
+    container.change(&inner.deps.events, Change::Removed);
     if let Some(fresh) = fresh {
         crate::blocking::run("remove the log of a failed container", || fresh.remove()).await;
     }
@@ -50,9 +47,9 @@ pub(super) async fn undo(inner: &Arc<Inner>, container: &Arc<Container>, fresh: 
 
 /// Gives back cgroup, writable layer, bundle and, last, the record.
 async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Failures> {
-    let mut steps = Steps::default();
-    if container.now().boot_id == inner.deps.facts.boot_id {
-        let leaves = container.now().leaves.clone();
+    let mut steps = Steps::of("remove_container");
+    if container.parts().boot_id == inner.deps.facts.boot_id {
+        let leaves = container.parts().leaves.clone();
         steps.push_blocking("cgroup", move || {
             crate::cgroup::kill(&leaves)
                 .and_then(|()| crate::cgroup::remove(&leaves))
@@ -63,8 +60,11 @@ async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), F
     steps.push_blocking("writable layer", move || {
         storage.remove_snapshot(&id).map_err(|e| chain(&e))
     });
-    let (programs, filter) = (inner.deps.programs.clone(), container.now().seccomp.clone());
-    container.now().seccomp.clear();
+    let (programs, filter) = (
+        inner.deps.programs.clone(),
+        container.parts().seccomp.clone(),
+    );
+    container.parts().seccomp.clear();
     steps.push_blocking("system call filter", move || {
         programs.release(&filter).map_err(|e| chain(&e))
     });
@@ -76,7 +76,7 @@ async fn release(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), F
     steps.run().await?;
     *container.saving.lock().await = true;
     let (inner, id) = (inner.clone(), container.id.clone());
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_container");
     steps.push_blocking("record", move || {
         inner.records.remove(id.as_str()).map_err(|e| chain(&e))
     });

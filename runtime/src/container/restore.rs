@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::exit::{monitor_is_gone, outcome, over, unknown};
 use super::record::ContainerRecord;
-use super::{Container, ContainerManager, Inner, create, remove, start, stop};
+use super::state::Stage;
+use super::{Change, Container, ContainerManager, Inner, create, remove, start, stop};
 use crate::id::ContainerId;
-use crate::model::{ContainerState, chain};
+use crate::model::chain;
 use crate::shim::ConnectError;
 use crate::store::Loaded;
 
@@ -57,11 +58,11 @@ impl ContainerManager {
 }
 
 async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
-    if record.creating {
-        inner.deps.programs.restore(&record.seccomp);
-        let same_boot = record.boot_id == inner.deps.facts.boot_id;
+    if record.status.stage == Stage::Making {
+        inner.deps.programs.restore(&record.parts.seccomp);
+        let same_boot = record.parts.boot_id == inner.deps.facts.boot_id;
         tracing::info!(container.id = %id, "undoing a container that was being made when the daemon ended");
-        let container = Container::new(id, record, None);
+        let container = Container::new(id, record);
         if same_boot
             && let Ok((monitor, _)) = inner
                 .deps
@@ -69,22 +70,19 @@ async fn adopt(inner: &Arc<Inner>, id: ContainerId, record: ContainerRecord) {
                 .connect(&container.id, &inner.state_dir(&container.id))
                 .await
         {
-            container.attach(monitor);
+            container.attach(&inner.deps.events, monitor);
         }
         remove::undo(inner, &container, None).await;
         return;
     }
-    take_up(inner, Container::new(id, record, None)).await;
+    take_up(inner, Container::new(id, record)).await;
 }
 
 async fn take_up(inner: &Arc<Inner>, container: Arc<Container>) {
-    let (over_already, same_boot) = {
-        let record = container.now();
-        inner.deps.programs.restore(&record.seccomp);
-        (
-            record.state == ContainerState::Exited,
-            record.boot_id == inner.deps.facts.boot_id,
-        )
+    let same_boot = {
+        let parts = container.parts();
+        inner.deps.programs.restore(&parts.seccomp);
+        parts.boot_id == inner.deps.facts.boot_id
     };
     inner.names.restore(
         container.name(),
@@ -92,7 +90,7 @@ async fn take_up(inner: &Arc<Inner>, container: Arc<Container>) {
         container.id.clone(),
     );
     inner.containers.insert(&container.id, &container);
-    if over_already {
+    if container.status().is_over() {
         if same_boot {
             let inner = inner.clone();
             // One that hung when its container ended may still do so.
@@ -111,8 +109,7 @@ async fn take_up(inner: &Arc<Inner>, container: Arc<Container>) {
     }
     if let Err(error) = reach(inner, &container).await {
         tracing::error!(container.id = %container.id, error = %chain(&error), "the container's monitor does not answer; it is asked again");
-        container.now().state = ContainerState::Unknown;
-        container.state.send_replace(ContainerState::Unknown);
+        container.change(&inner.deps.events, Change::Silent);
         let inner = inner.clone();
         tokio::spawn(async move { persist(&inner, &container).await });
     }
@@ -139,42 +136,25 @@ pub(super) async fn reach(
         over(inner, container, outcome(exit), exit.started_at).await;
         return Ok(());
     }
-    container.attach(monitor);
-    let now = {
-        let mut record = container.now();
-        // It may have ended since it answered, and its event been heeded. Of one that is only shown too little is
-        // known to say more.
-        if record.exit.is_none() && container.problem.is_none() {
-            record.state = match state.started_at {
-                0 => ContainerState::Created,
-                started_at => {
-                    record.started_at = started_at;
-                    ContainerState::Running
-                }
-            };
-        }
-        record.state
-    };
-    if now == ContainerState::Exited {
-        container.drop_monitor();
+    container.attach(&inner.deps.events, monitor);
+    // Of one that is only shown too little is known to say more.
+    if container.problem.is_none() {
+        let told = Change::Told {
+            started_at: state.started_at,
+            starting: state.starting,
+        };
+        container.change(&inner.deps.events, told);
     }
-    if now == ContainerState::Created && state.starting {
+    if container.status().stage == Stage::Starting {
         start::resume(inner, container);
     }
-    container.state.send_if_modified(|state| {
-        let changes = *state != ContainerState::Exited && *state != now;
-        if changes {
-            *state = now;
-        }
-        changes
-    });
     Ok(())
 }
 
 /// Asks a monitor that did not answer until it does, or is gone, or the container is.
 async fn persist(inner: &Arc<Inner>, container: &Arc<Container>) {
     let (mut pause, mut dead) = (FIRST_PAUSE, false);
-    while container.now().exit.is_none() && inner.containers.get(&container.id).is_some() {
+    while !container.status().is_over() && inner.containers.get(&container.id).is_some() {
         tokio::time::sleep(pause).await;
         if reach(inner, container).await.is_ok() {
             tracing::info!(container.id = %container.id, "the container's monitor answered");
@@ -207,10 +187,15 @@ async fn drop_lost(inner: &Arc<Inner>, id: &ContainerId) {
     .await;
 }
 
-/// Writable layers and bundles without a record.
+/// Writable layers, bundles and system call filters without a record.
 async fn sweep(inner: &Arc<Inner>) {
     let inner = inner.clone();
     crate::blocking::run("sweep what earlier containers left", move || {
+        // The filter of a container whose record cannot be read is named there only.
+        let all_read = inner.containers.all().iter().all(|c| c.problem.is_none());
+        if all_read && let Err(error) = inner.deps.programs.sweep() {
+            tracing::warn!(error = %chain(&error), "cannot remove a system call filter that belongs to nobody");
+        }
         let known: std::collections::BTreeSet<ContainerId> = inner.containers.all().iter().map(|c| c.id.clone()).collect();
         for id in inner.deps.storage.snapshots() {
             if !known.contains(&id)

@@ -2,10 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Container, Error, Inner};
+use super::state::Stage;
+use super::{Change, Container, Error, Inner};
 use crate::model::{ContainerState, Kind, chain};
 use crate::sys;
 
@@ -28,28 +28,30 @@ pub(super) async fn stop(
     container: &Arc<Container>,
     grace: Duration,
 ) -> Result<(), Error> {
-    if container.now().state == ContainerState::Created {
+    if container.state() == ContainerState::Created {
         while tokio::time::timeout(START_FIRST, container.turn.lock())
             .await
             .is_err()
         {
-            if container.starting.load(Ordering::SeqCst) {
+            if container.status().stage == Stage::Starting {
                 return kill(inner, container).await;
             }
         }
     }
     if matches!(
-        container.now().state,
+        container.state(),
         ContainerState::Created | ContainerState::Exited
     ) {
         return Ok(());
     }
     if !grace.is_zero() {
-        let signal = container.now().stop_signal.number;
-        let init = match container.stop_sent.swap(true, Ordering::SeqCst) {
+        let signal = container.parts().stop_signal.number;
+        let before = container.change(&inner.deps.events, Change::StopSent);
+        let init = match before.stop_sent {
             false => signal_init(container, signal)?,
             true => find_init(container)?,
         };
+        crash_point!("stop_container.signal.after");
         match end_of(container, init, grace, REPORT).await {
             End::Reported => return Ok(()),
             End::Silent => return past_monitor(inner, container).await,
@@ -61,8 +63,7 @@ pub(super) async fn stop(
 
 /// Kills and waits for the end. A created container is over too.
 pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
-    let state = container.now().state;
-    match state {
+    match container.state() {
         ContainerState::Exited => return Ok(()),
         ContainerState::Created => {
             destroy_created(inner, container).await;
@@ -71,6 +72,7 @@ pub(super) async fn kill(inner: &Arc<Inner>, container: &Arc<Container>) -> Resu
         ContainerState::Running | ContainerState::Unknown => {}
     }
     let init = signal_init(container, rustix::process::Signal::KILL.as_raw())?;
+    crash_point!("stop_container.kill.after");
     match end_of(container, init, DEATH, REPORT).await {
         End::Reported => Ok(()),
         End::Silent | End::Alive => past_monitor(inner, container).await,
@@ -97,10 +99,10 @@ async fn end_of(
     report: Duration,
 ) -> End {
     let report = container.monitor().map_or(Duration::ZERO, |_| report);
-    let mut changes = container.state.subscribe();
+    let mut changes = container.status.subscribe();
     let reported = async {
         // Fails only when the container is gone, which means the same.
-        let _ = changes.wait_for(|s| *s == ContainerState::Exited).await;
+        let _ = changes.wait_for(|s| s.is_over()).await;
         End::Reported
     };
     let dead = async {
@@ -127,16 +129,17 @@ pub(super) async fn past_monitor(
     container: &Arc<Container>,
 ) -> Result<(), Error> {
     let _turn = container.silence.lock().await;
-    if container.now().state == ContainerState::Exited {
+    if container.status().is_over() {
         return Ok(());
     }
     let failed = |problem| container.step("end the processes", Kind::Unknown, problem);
     // Processes that outlive init keep the pipes open, and a frozen one does not die: the cgroup holds them all.
-    let leaves = container.now().leaves.clone();
+    let leaves = container.parts().leaves.clone();
     let killed = crate::blocking::run("kill a container's cgroup", move || {
         crate::cgroup::kill(&leaves)
     })
     .await;
+    crash_point!("stop_container.cgroup.after");
     if container.monitor().is_none() {
         // A daemon before this one may have lost it for a moment only. What it says is told to `over`.
         let _ = super::restore::reach(inner, container).await;
@@ -157,7 +160,7 @@ pub(super) async fn past_monitor(
 
 /// Ends a start that is under way, for whoever would wait behind it.
 pub(super) async fn end_start(inner: &Arc<Inner>, container: &Arc<Container>) -> Result<(), Error> {
-    if container.starting.load(Ordering::SeqCst) {
+    if container.status().stage == Stage::Starting {
         kill(inner, container).await
     } else {
         Ok(())
@@ -165,7 +168,7 @@ pub(super) async fn end_start(inner: &Arc<Inner>, container: &Arc<Container>) ->
 }
 
 async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
-    let message = if container.starting.load(Ordering::SeqCst) {
+    let message = if container.status().stage == Stage::Starting {
         "stopped while it was being started"
     } else {
         "stopped before it was started"
@@ -174,7 +177,7 @@ async fn destroy_created(inner: &Arc<Inner>, container: &Arc<Container>) {
         && let Err(error) = monitor.destroy().await
     {
         tracing::warn!(container.id = %container.id, error = %chain(&error), "the container is ended past its monitor");
-        let leaves = container.now().leaves.clone();
+        let leaves = container.parts().leaves.clone();
         // What is left then keeps the container from being removed, and is named there.
         let _ = crate::blocking::run("kill a container's cgroup", move || {
             crate::cgroup::kill(&leaves)
@@ -215,7 +218,7 @@ pub(super) fn is_dead(container: &Container) -> bool {
 
 /// The first process; `None` when it has ended and been reaped.
 fn find_init(container: &Container) -> Result<Option<OwnedFd>, Error> {
-    let init = container.now().init.clone();
+    let init = container.status().init.clone();
     let Some(init) = init else { return Ok(None) };
     sys::process::open_same(init.pid, init.start_time).map_err(|error| {
         let problem = format!("pid {}: {error}", init.pid);

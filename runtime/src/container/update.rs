@@ -12,7 +12,7 @@ pub(super) async fn update(
     wanted: Resources,
 ) -> Result<(), Error> {
     let _turn = container.turn.lock().await;
-    let state = container.now().state;
+    let state = container.state();
     if !matches!(state, ContainerState::Created | ContainerState::Running) {
         let wanted = "created or running";
         return Err(Error::State {
@@ -23,8 +23,8 @@ pub(super) async fn update(
         });
     }
     let (old, path) = {
-        let record = container.now();
-        (record.resources.clone(), record.cgroup_path.clone())
+        let parts = container.parts();
+        (parts.resources.clone(), parts.cgroup_path.clone())
     };
     let facts = inner.deps.facts.clone();
     let applied = crate::blocking::run("update a container's limits", move || {
@@ -50,7 +50,7 @@ pub(super) async fn update(
             container.step("update the limits", kind, problem),
         )
     })?;
-    container.now().resources = resources;
+    container.parts().resources = resources;
     inner
         .save(container)
         .await

@@ -61,6 +61,38 @@ pub(super) fn instance(config: &Config) -> Result<Instance, String> {
     instance_in(Path::new(INSTANCES), config)
 }
 
+/// Who else lives on this machine, in words, and where its root is. One that is just starting or ending may be missing.
+pub(super) fn others(config: &Config) -> Vec<(String, PathBuf)> {
+    others_in(Path::new(INSTANCES), config)
+}
+
+fn others_in(dir: &Path, config: &Config) -> Vec<(String, PathBuf)> {
+    let own = format!("{}.lock", config.instance);
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let others = entries.filter(|entry| entry.file_name() != own.as_str());
+    let living = others.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let instance = name.strip_suffix(".lock")?;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(flags.bits().cast_signed());
+        let file = options.open(entry.path()).ok()?;
+        // What a killed one left is not locked.
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return None;
+        }
+        let text = String::from_utf8(sys::fs::read_open(&file, LIMIT).ok()?).ok()?;
+        let mut lines = text.lines();
+        let pid = lines.next()?;
+        let root = lines.find_map(|line| line.strip_prefix("root "))?;
+        Some((
+            format!("instance {instance:?}, pid {pid}"),
+            PathBuf::from(root),
+        ))
+    });
+    living.collect()
+}
+
 fn instance_in(dir: &Path, config: &Config) -> Result<Instance, String> {
     let name = &config.instance;
     let path = dir.join(format!("{name}.lock"));
@@ -262,6 +294,14 @@ mod tests {
         let first = instance_in(&names, &config("/a")).unwrap();
         let refused = instance_in(&names, &config("/b")).unwrap_err();
         let pid = std::process::id();
+        let mut other = config("/b");
+        assert_eq!(others_in(&names, &other), []);
+        other.instance = "other".to_owned();
+        let living = [(
+            format!("instance \"berth\", pid {pid}"),
+            PathBuf::from("/a"),
+        )];
+        assert_eq!(others_in(&names, &other), living);
         assert!(
             refused.contains(&format!("pid {pid}, root /a")),
             "{refused}"
@@ -271,6 +311,7 @@ mod tests {
         // What a killed one left is nobody's.
         std::fs::create_dir(&names).unwrap();
         std::fs::write(names.join("berth.lock"), "1\nroot /a\n").unwrap();
+        assert_eq!(others_in(&names, &other), []);
         drop(instance_in(&names, &config("/b")).unwrap());
         std::fs::create_dir(&names).unwrap();
         std::fs::set_permissions(&names, std::os::unix::fs::PermissionsExt::from_mode(0o777))

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::signal::unix::Signal;
+
 use crate::container::ContainerManager;
 use crate::events::Events;
 use crate::image::{ImageManager, PullStatus};
@@ -63,6 +65,40 @@ pub(super) fn register(
     metrics.observe_counter("events_dropped", "Events that listeners lost", move || {
         events.dropped()
     });
+}
+
+/// What the daemon is doing, into the log, each time that the signal comes. Without one it waits for ever.
+pub(super) async fn report(asked: Option<Signal>, parts: &super::Parts) {
+    let Some(mut asked) = asked else {
+        return std::future::pending().await;
+    };
+    while asked.recv().await.is_some() {
+        log(parts);
+    }
+}
+
+fn log(parts: &super::Parts) {
+    let pods = parts.pods.list(&PodFilter::default());
+    let containers = parts.containers.list(&ContainerFilter::default());
+    let in_state = |state| containers.iter().filter(|one| one.state == state).count();
+    tracing::info!(
+        calls_under_way = parts.metrics.rpc_in_flight.get(),
+        calls_panicked = parts.metrics.rpc_panics.get(),
+        pods = pods.len(),
+        pods_ready = pods
+            .iter()
+            .filter(|pod| pod.state == PodState::Ready)
+            .count(),
+        containers = containers.len(),
+        created = in_state(ContainerState::Created),
+        running = in_state(ContainerState::Running),
+        exited = in_state(ContainerState::Exited),
+        unknown = in_state(ContainerState::Unknown),
+        monitors_left_behind = parts.metrics.monitors_left_behind.get(),
+        images = parts.images.list().len(),
+        pulls_under_way = parts.images.pulls().len(),
+        "asked by SIGUSR1 what the daemon is doing"
+    );
 }
 
 fn count(number: usize) -> i64 {

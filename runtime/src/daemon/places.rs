@@ -62,6 +62,29 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
+/// Refuses a root that lies in that of another daemon, or has it inside: each takes what it does not know for left over.
+pub(super) fn check_beside(config: &Config, others: &[(String, PathBuf)]) -> Result<(), String> {
+    let told = |path: &Path| {
+        resolve(path).map_err(|e| format!("cannot look at `root` = {}: {e}", path.display()))
+    };
+    let own = told(&config.root)?;
+    for (owner, other) in others {
+        let other = told(other)?;
+        let lies = |inner: &Path, outer: &Path| inner.ancestors().any(|above| same(above, outer));
+        let how = match (lies(&own, &other), lies(&other, &own)) {
+            (true, _) => "lies in",
+            (_, true) => "has inside it",
+            _ => continue,
+        };
+        return Err(format!(
+            "`root` = {} {how} the root of another berth ({owner}), {}: choose another place",
+            own.display(),
+            other.display()
+        ));
+    }
+    Ok(())
+}
+
 fn within(
     inner_key: &str,
     inner: &Path,
@@ -167,6 +190,34 @@ mod tests {
             ("pods", "layers"),
         ] {
             outcome(root, state).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_root_within_anothers_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("real/below")).unwrap();
+        std::os::unix::fs::symlink("real", at("link")).unwrap();
+        let outcome = |root: &str, other: &str| {
+            let mut config = Config::load(None, &[]).unwrap();
+            config.root = at(root);
+            check_beside(&config, &[("pid 1".to_owned(), at(other))])
+        };
+        for (root, other, how) in [
+            ("real/below", "real", "lies in"),
+            ("link/none", "real", "lies in"),
+            ("real", "link/below", "has inside it"),
+        ] {
+            let error = outcome(root, other).unwrap_err();
+            assert!(error.contains(how) && error.contains("pid 1"), "{error}");
+        }
+        for (root, other) in [
+            ("real", "realm"),
+            ("a/real", "real"),
+            ("real/below", "real/b"),
+        ] {
+            outcome(root, other).unwrap();
         }
     }
 

@@ -29,7 +29,7 @@ pub struct HostDevice {
 }
 
 /// The device nodes that `path` stands for: itself, what a symlink leads to, or all nodes below a
-/// directory. Blocking.
+/// directory but for terminals, their multiplexer and the console, which a container has of its own. Blocking.
 ///
 /// # Errors
 /// When there is nothing, or it is no device and no directory.
@@ -37,7 +37,7 @@ pub fn device_at(path: &Path) -> io::Result<Vec<HostDevice>> {
     let resolved = std::fs::canonicalize(path)?;
     let mut nodes = Vec::new();
     if resolved.is_dir() {
-        walk(&resolved, &resolved, &mut nodes, &|_| false)?;
+        walk_dev(&resolved, &mut nodes)?;
     } else {
         nodes.extend(node(&resolved, &resolved)?);
     }
@@ -58,19 +58,14 @@ pub fn device_at(path: &Path) -> io::Result<Vec<HostDevice>> {
 /// When `/dev` cannot be listed.
 pub fn all_devices() -> io::Result<Vec<HostDevice>> {
     let mut nodes = Vec::new();
-    let dev = Path::new("/dev");
-    walk(dev, dev, &mut nodes, &|path| {
-        let own = [
-            "/dev/pts",
-            "/dev/shm",
-            "/dev/mqueue",
-            "/dev/fd",
-            "/dev/console",
-            "/dev/ptmx",
-        ];
-        own.iter().any(|own| path == Path::new(own))
-    })?;
+    walk_dev(Path::new("/dev"), &mut nodes)?;
     Ok(nodes)
+}
+
+/// All nodes of a directory that may be a `/dev`.
+fn walk_dev(dev: &Path, nodes: &mut Vec<HostDevice>) -> io::Result<()> {
+    let own = ["pts", "shm", "mqueue", "fd", "console", "ptmx"].map(|name| dev.join(name));
+    walk(dev, dev, nodes, &|path| own.iter().any(|own| path == own))
 }
 
 fn walk(
@@ -137,6 +132,7 @@ mod tests {
         assert_eq!(null[0].below, Path::new(""));
         let dir = device_at(Path::new("/dev")).unwrap();
         assert!(dir.iter().any(|node| node.below == Path::new("null")));
+        assert!(!dir.iter().any(|node| node.below == Path::new("ptmx")));
         assert!(device_at(Path::new("/etc/passwd")).is_err());
         assert!(device_at(Path::new("/no/such/device")).is_err());
     }

@@ -73,6 +73,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration, String> {
         os: document.os,
         architecture: document.architecture,
         variant: document.variant,
+        // What an entry wants is for whoever chooses among entries.
+        features: Vec::new(),
     };
     let diff_ids = document.rootfs.diff_ids;
     if diff_ids.len() > MAX_LAYERS {

@@ -147,6 +147,7 @@ impl Download {
             None | Some(Some(Piece::End)) => self.pieces = None,
             Some(Some(Piece::Bytes(bytes))) => {
                 self.keep(|partial| partial.file.write_all(&bytes));
+                crash_point!("pull_image.bytes.after");
                 let look = LOOK.max(self.size / 16);
                 let before = self.came / look;
                 self.came += bytes.len() as u64;

@@ -60,6 +60,7 @@ pub(super) fn unpack(
         drop(ahead);
         Ok::<_, Error>((written, decoding.join().map_err(|_| Error::Interrupted)?))
     })?;
+    crash_point!("pull_image.unpacked.after");
     // Wrong bytes come before what they led to.
     decoded?;
     let written = written.map_err(|error| what.failed(error))?;

@@ -155,6 +155,7 @@ impl Builtin {
             ports: published(&pod.port_mappings),
             result: self.describe(pod, subnet, address),
         })?;
+        crash_point!("run_pod.lease.after");
         let Err(error) = self.connect(netlink, bridge, subnet, pod, &lease, ports) else {
             return Ok(result(lease));
         };
@@ -189,9 +190,11 @@ impl Builtin {
             address: lease.address,
         };
         links::connect(netlink, bridge, subnet, &pair)?;
+        crash_point!("run_pod.link.after");
         if !ports.is_empty() {
             self.rules.publish(&pod.id, lease.address, ports)?;
             conntrack::forget(&self.rules.sockets, ports, lease.address)?;
+            crash_point!("run_pod.ports.after");
         }
         Ok(())
     }
@@ -212,9 +215,11 @@ impl Builtin {
         let ports = host_ports(&lease.ports).unwrap_or_default();
         if !ports.is_empty() {
             errors.extend(self.rules.withdraw(pod, &ports).err());
+            crash_point!("stop_pod.ports.after");
         }
         let removed = links::remove(&mut netlink, &host_interface(pod));
         errors.extend(removed.err().map(Error::from));
+        crash_point!("stop_pod.link.after");
         if !ports.is_empty() {
             let forgotten = conntrack::forget(&self.rules.sockets, &ports, lease.address);
             errors.extend(forgotten.err().map(Error::from));
@@ -257,7 +262,9 @@ impl Builtin {
             return Ok(bridge);
         }
         let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet)?;
+        crash_point!("first_pod.bridge.after");
         self.rules.rebuild(subnet, &self.leases.all())?;
+        crash_point!("first_pod.rules.after");
         self.enable_forwarding()?;
         for table in self.rules.obstacles()? {
             tracing::warn!(

@@ -174,8 +174,12 @@ impl Cni {
         // Left over from an attempt that was cut short.
         self.teardown(&pod.id).await?;
         self.keep(&attachment).await?;
+        crash_point!("cni.attachment.after");
         let done = match self.plugins.add(&mut attachment).await {
-            Ok(found) => self.keep(&attachment).await.map(|()| found),
+            Ok(found) => {
+                crash_point!("cni.add.after");
+                self.keep(&attachment).await.map(|()| found)
+            }
             Err(error) => Err(error),
         };
         match done {
@@ -217,6 +221,7 @@ impl Cni {
 
     async fn remove(&self, attachment: &Attachment) -> Result<(), Error> {
         self.plugins.del(attachment).await?;
+        crash_point!("cni.delete.after");
         let (dir, name) = (self.attachments.clone(), attachment.pod.to_string());
         blocking::run("remove an attachment", move || {
             record::remove(&dir, &name).map_err(Error::file("remove", dir.join(&name)))
@@ -374,6 +379,7 @@ impl Plugins {
                 ..self.about(Verb::Add, attachment)
             };
             let output = self.run(plugin, call).await?;
+            crash_point!("cni.plugin.after");
             let parsed = result::parse(&output, attachment.network.version).map_err(|why| {
                 let failure = Failure::BadOutput(why);
                 plugin_error(plugin, &attachment.network, Verb::Add, failure)

@@ -12,7 +12,9 @@ use super::netlink::{
     Answer, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, attributes,
 };
 
-pub(super) use read::{dropping_forward, elements, find_elements, generation, rules, table_exists};
+pub(super) use read::{
+    dropping_forward, elements, find_elements, generation, rules, table_exists, table_is_dormant,
+};
 
 /// Address family of all our tables (`NFPROTO_IPV4`).
 pub(super) const FAMILY: u8 = 2;

@@ -49,6 +49,7 @@ pub(super) fn create<T: Kept>(dir: &Path, name: &str, body: &T) -> io::Result<()
 fn place<T: Kept>(dir: &Path, name: &str, body: &T, flags: RenameFlags) -> io::Result<()> {
     let unfinished = dir.join(format!("{UNFINISHED}{name}"));
     fs::write(&unfinished, record::encode(body)?)?;
+    crash_point!("run_pod.lease_file.after");
     rustix::fs::renameat_with(
         rustix::fs::CWD,
         &unfinished,

@@ -7,15 +7,13 @@ use std::sync::Arc;
 
 use shim_protocol::worker;
 
-use super::record::Phase;
 use super::run::{print, watch};
+use super::state::Change;
 use super::sysctl::{self, Sysctls};
 use super::{Error, Inner, Pod, files};
 use crate::blocking;
 use crate::host::Cpuset;
-use crate::model::{
-    Kind, Kinded, NamespaceMode, PodSpec, PodState, Process, SeccompProfile, chain,
-};
+use crate::model::{Kind, Kinded, NamespaceMode, PodSpec, Process, SeccompProfile, chain};
 use crate::network::{self, Bandwidth, NetworkResult, PodNetwork, set_sysctls};
 use crate::shim::{PauseHandle, PodWorker};
 use crate::spec;
@@ -44,8 +42,11 @@ impl<'a> Acquiring<'a> {
         let plan = self.plan().await?;
         self.files().await?;
         let worker = self.namespaces(&sysctls).await?;
+        crash_point!("run_pod.namespaces.after");
         let (network, pause) = self.network_and_pause(worker, plan).await?;
+        crash_point!("run_pod.network_and_pause.after");
         self.settle(network, sysctls).await?;
+        crash_point!("run_pod.sysctls.after");
         self.ready(pause).await
     }
 
@@ -58,8 +59,9 @@ impl<'a> Acquiring<'a> {
         }
     }
 
-    async fn save(&self) -> Result<(), Error> {
-        let saved = self.inner.save(self.pod).await;
+    /// Writes the record as it will be after a change.
+    async fn save(&self, change: Option<Change>) -> Result<(), Error> {
+        let saved = self.inner.save_after(self.pod, change).await;
         saved.map_err(|e| self.failed("write the record", Kind::Unknown, chain(&e)))
     }
 
@@ -68,21 +70,24 @@ impl<'a> Acquiring<'a> {
     async fn plan(&self) -> Result<spec::PausePlan, Error> {
         let facts = &self.inner.deps.facts;
         let parent = {
-            let mut record = self.pod.now();
-            if record.scope.is_none() {
-                record.made_parents = self
+            let mut parts = self.pod.parts();
+            if parts.scope.is_none() {
+                parts.made_parents = self
                     .inner
                     .parents
-                    .enter(&facts.cgroup, &record.cgroup_parent);
-                record.holds_parent = true;
+                    .enter(&facts.cgroup, &parts.cgroup_parent);
+                parts.holds_parent = true;
             }
-            let own = format!("{}/{}", record.cgroup_parent, self.pod.id);
-            record.cgroup = spec::leaves(&facts.cgroup, &own);
-            record.cgroup_parent.clone()
+            let own = format!("{}/{}", parts.cgroup_parent, self.pod.id);
+            parts.cgroup = spec::leaves(&facts.cgroup, &own);
+            parts.cgroup_parent.clone()
         };
-        self.save().await?;
+        crash_point!("run_pod.record.before");
+        self.save(None).await?;
+        crash_point!("run_pod.record.after");
         let apparmor = self.apparmor().await?;
         let cpuset = self.make_parent(parent.clone()).await?;
+        crash_point!("run_pod.parent.after");
         let input = spec::PauseInput {
             id: &self.pod.id,
             spec: &self.pod.spec,
@@ -96,7 +101,7 @@ impl<'a> Acquiring<'a> {
 
     /// The parent cgroup, unless it is a scope: that is made around the pod's first process.
     async fn make_parent(&self, path: String) -> Result<Option<Cpuset>, Error> {
-        if self.pod.now().scope.is_some() {
+        if self.pod.parts().scope.is_some() {
             return Ok(None);
         }
         let inner = self.inner.clone();
@@ -117,7 +122,7 @@ impl<'a> Acquiring<'a> {
 
     async fn files(&self) -> Result<(), Error> {
         let (dir, spec) = (self.dir.clone(), self.pod.spec.clone());
-        let hostname = self.pod.now().hostname.clone();
+        let hostname = self.pod.parts().hostname.clone();
         let netns_dir = self.inner.deps.config.netns_dir.clone();
         let made = blocking::run("make the files of a pod", move || {
             make_files(&dir, &hostname, &spec)?;
@@ -138,8 +143,8 @@ impl<'a> Acquiring<'a> {
     async fn namespaces(&self, sysctls: &Sysctls) -> Result<PodWorker, Error> {
         let _clock = self.inner.deps.metrics.step(OPERATION, "namespaces");
         let (netns, hostname) = {
-            let record = self.pod.now();
-            (record.netns.clone(), record.hostname.clone())
+            let parts = self.pod.parts();
+            (parts.netns.clone(), parts.hostname.clone())
         };
         let own_ipc = self.pod.spec.namespaces.ipc != NamespaceMode::Node;
         let request = worker::Pod {
@@ -179,11 +184,12 @@ impl<'a> Acquiring<'a> {
             let _clock = self.inner.deps.metrics.step(OPERATION, "pause");
             self.enter_scope(worker.pid()).await?;
             let paused = worker.pause(request, program).await;
+            crash_point!("run_pod.pause.after");
             paused.map_err(|e| self.failed("start the pause process", e.kind(), chain(&e)))
         });
         // Both are looked at before either error is returned: what one of them made must be known to the undo.
         if let Ok(handle) = &pause {
-            self.pod.now().pause = Some(Process {
+            self.pod.parts().pause = Some(Process {
                 pid: handle.pid,
                 start_time: handle.start_time,
             });
@@ -195,7 +201,7 @@ impl<'a> Acquiring<'a> {
 
     /// Has systemd make the pod's scope around the worker that will start pause.
     async fn enter_scope(&self, worker: i32) -> Result<(), Error> {
-        let Some(scope) = self.pod.now().scope.clone() else {
+        let Some(scope) = self.pod.parts().scope.clone() else {
             return Ok(());
         };
         let description = format!("Pod sandbox {}", print(&self.pod.spec.metadata));
@@ -206,13 +212,14 @@ impl<'a> Acquiring<'a> {
             pid: worker,
         };
         let made = self.inner.deps.cgroups.start(&wanted).await;
+        crash_point!("run_pod.scope.after");
         made.map_err(|e| self.failed("make the scope", Kind::Unknown, chain(&e)))
     }
 
     async fn connect(&self) -> Result<Option<NetworkResult>, network::Error> {
         let (netns, cgroup_path) = {
-            let record = self.pod.now();
-            (record.netns.clone(), record.cgroup_parent.clone())
+            let parts = self.pod.parts();
+            (parts.netns.clone(), parts.cgroup_parent.clone())
         };
         let Some(netns) = netns else { return Ok(None) };
         let spec = &self.pod.spec;
@@ -234,7 +241,7 @@ impl<'a> Acquiring<'a> {
 
     /// What can be set only once the network is there.
     async fn settle(&self, network: Option<NetworkResult>, sysctls: Sysctls) -> Result<(), Error> {
-        let netns = self.pod.now().netns.clone();
+        let netns = self.pod.parts().netns.clone();
         let (Some(network), Some(netns)) = (network, netns) else {
             return Ok(());
         };
@@ -243,20 +250,19 @@ impl<'a> Acquiring<'a> {
         });
         set.await
             .map_err(|e| self.failed("set the network sysctls", e.kind(), chain(&e)))?;
-        let mut record = self.pod.now();
-        record.ips = network.ips;
-        record.cni_result = Some(network.raw);
+        let mut parts = self.pod.parts();
+        parts.ips = network.ips;
+        parts.cni_result = Some(network.raw);
         Ok(())
     }
 
     async fn ready(&self, pause: PauseHandle) -> Result<(), Error> {
-        {
-            let mut record = self.pod.now();
-            record.phase = Phase::Made;
-            record.state = PodState::Ready;
-        }
-        self.pod.over.send_replace(false);
-        self.save().await?;
+        // What is heard of is on disk.
+        self.save(Some(Change::Made)).await?;
+        crash_point!("run_pod.ready.after");
+        let (table, events) = (&self.inner.pods, &self.inner.deps.events);
+        let publish = || table.insert(&self.pod.id, self.pod);
+        self.pod.change_and(events, Change::Made, publish);
         watch(self.inner, self.pod, pause);
         Ok(())
     }
@@ -269,6 +275,7 @@ fn seccomp_program(inner: &Inner, profile: &SeccompProfile) -> Result<Option<Own
         return Ok(None);
     };
     let (name, file) = deps.programs.hold(&program).map_err(|e| chain(&e))?;
+    crash_point!("run_pod.filter.after");
     // Pause never runs anything else, so its filter need not be found again.
     deps.programs.release(&name).map_err(|e| chain(&e))?;
     Ok(Some(file.into()))
@@ -286,9 +293,11 @@ fn log_directory(path: &str, error: &std::io::Error) -> String {
 
 fn make_files(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), String> {
     files::make(dir, hostname, spec)?;
+    crash_point!("run_pod.files.after");
     if !spec.log_directory.is_empty() {
         let made = make_own_dir(Path::new(&spec.log_directory));
         made.map_err(|e| log_directory(&spec.log_directory, &e))?;
     }
+    crash_point!("run_pod.log_directory.after");
     Ok(())
 }

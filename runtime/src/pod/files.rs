@@ -52,7 +52,9 @@ pub(super) fn make(dir: &Path, hostname: &str, spec: &PodSpec) -> Result<(), Str
     let told = |path: &Path, e: io::Error| format!("cannot mount {}: {e}", path.display());
     let files = place(dir);
     if !is_mount_point(&files).map_err(|e| told(&files, e))? {
+        crash_point!("run_pod.directories.after");
         mount_files(&files, hostname, spec.dns.as_ref())?;
+        crash_point!("run_pod.files_mount.after");
     }
     let shm = shm(dir);
     if spec.namespaces.ipc != NamespaceMode::Node

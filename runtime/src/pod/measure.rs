@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::record::Phase;
 use super::{Error, Pod, PodManager};
-use crate::model::{PodCgroup, PodFilter, PodState, PodSubject, has_labels};
+use crate::model::{PodCgroup, PodFilter, PodSubject, has_labels};
 
 impl PodManager {
     /// A ready pod to measure, by id or unique prefix.
@@ -32,25 +31,25 @@ impl PodManager {
     fn parents(&self) -> HashMap<String, usize> {
         let mut parents = HashMap::new();
         for pod in self.0.pods.all() {
-            let record = pod.now();
-            if record.state == PodState::Ready {
-                *parents.entry(record.cgroup_parent.clone()).or_default() += 1;
+            if pod.is_ready() {
+                let parent = pod.parts().cgroup_parent.clone();
+                *parents.entry(parent).or_default() += 1;
             }
         }
         parents
     }
 }
 
-/// `None`: it is not ready, or not made yet.
+/// `None`: it is not ready.
 fn subject(pod: &Arc<Pod>, parents: &HashMap<String, usize>) -> Option<PodSubject> {
-    let record = pod.now();
-    if record.state != PodState::Ready || record.phase != Phase::Made {
+    if !pod.is_ready() {
         return None;
     }
-    let parent = &record.cgroup_parent;
+    let parts = pod.parts();
+    let parent = &parts.cgroup_parent;
     // The kubelet gives each pod a parent of its own, and systemd a scope. Others, crictl among them, name
     // none or the same one for all; whatever else is in it is not this pod's.
-    let named = record.scope.is_some() || !pod.spec.cgroup_parent.is_empty();
+    let named = parts.scope.is_some() || !pod.spec.cgroup_parent.is_empty();
     let alone = parents.get(parent).is_none_or(|count| *count <= 1);
     Some(PodSubject {
         id: pod.id.clone(),
@@ -60,7 +59,7 @@ fn subject(pod: &Arc<Pod>, parents: &HashMap<String, usize>) -> Option<PodSubjec
         } else {
             PodCgroup::Shared(format!("{}/{}", parent.trim_end_matches('/'), pod.id))
         },
-        pause: record.pause.as_ref().map(|p| p.pid),
-        netns: record.netns.clone(),
+        pause: parts.pause.as_ref().map(|p| p.pid),
+        netns: parts.netns.clone(),
     })
 }

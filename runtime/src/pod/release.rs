@@ -4,10 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::record::Phase;
+use super::state::{Change, Stage};
 use super::{Error, Inner, Pod, files};
-use crate::events::Event;
-use crate::model::{PodState, Process, chain};
+use crate::model::{Process, chain};
 use crate::sys;
 use crate::undo::{Failures, Steps};
 
@@ -20,22 +19,16 @@ const NETWORK_LIMIT: Duration = Duration::from_secs(600);
 
 /// Stops: pause dies, network and namespaces go, the record stays.
 pub(super) async fn stop(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Error> {
-    let was_ready = {
-        let mut record = pod.now();
-        if record.phase == Phase::Released {
-            return Ok(());
-        }
-        std::mem::replace(&mut record.state, PodState::NotReady) == PodState::Ready
-    };
-    pod.over.send_replace(true);
+    let events = &inner.deps.events;
+    if pod.change(events, Change::Lost) >= Stage::Released {
+        return Ok(());
+    }
     let released = resources(inner, pod).run().await;
     if released.is_ok() {
-        pod.now().phase = Phase::Released;
+        pod.change(events, Change::Released);
     }
     let saved = inner.save(pod).await;
-    if was_ready {
-        inner.deps.events.send(Event::PodNotReady(pod.id.clone()));
-    }
+    crash_point!("stop_pod.record.after");
     let failed = |failures| Error::Release {
         id: pod.id.clone(),
         failures,
@@ -55,21 +48,23 @@ pub(super) async fn remove(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Err
         })?;
     inner.pods.remove(&pod.id);
     inner.names.free(&pod.spec.metadata, &pod.id);
-    inner.deps.events.send(Event::PodRemoved(pod.id.clone()));
+    pod.change(&inner.deps.events, Change::Removed);
     Ok(())
 }
 
 /// Undoes a run that failed. False when something is left; the record then says so.
 pub(super) async fn undo(inner: &Arc<Inner>, pod: &Arc<Pod>) -> bool {
-    pod.over.send_replace(true);
-    pod.now().state = PodState::NotReady;
     let outcome = match resources(inner, pod).run().await {
         Ok(()) => forget(inner, pod).await,
         Err(failures) => Err(failures),
     };
-    let Err(failures) = outcome else { return true };
+    let events = &inner.deps.events;
+    let Err(failures) = outcome else {
+        pod.change(events, Change::Removed);
+        return true;
+    };
     tracing::error!(pod.id = %pod.id, %failures, "a failed pod could not be undone: it stays until it is removed");
-    pod.now().phase = Phase::Made;
+    pod.change(events, Change::Kept);
     if let Err(error) = inner.save(pod).await {
         tracing::error!(pod.id = %pod.id, error = %chain(&error), "cannot record the failed pod");
     }
@@ -77,23 +72,23 @@ pub(super) async fn undo(inner: &Arc<Inner>, pod: &Arc<Pod>) -> bool {
 }
 
 fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
-    let mut steps = Steps::default();
-    let record = pod.now().clone();
-    let same_boot = record.boot_id == inner.deps.facts.boot_id;
+    let mut steps = Steps::of("stop_pod");
+    let parts = pod.parts().clone();
+    let same_boot = parts.boot_id == inner.deps.facts.boot_id;
     if same_boot {
-        if let Some(pause) = record.pause.clone() {
+        if let Some(pause) = parts.pause.clone() {
             steps.push_blocking("pause process", move || kill(&pause));
         }
-        let leaves = record.cgroup.clone();
+        let leaves = parts.cgroup.clone();
         steps.push_blocking("cgroup", move || {
             crate::cgroup::kill(&leaves)
                 .and_then(|()| crate::cgroup::remove(&leaves))
                 .map_err(|e| chain(&e))
         });
     }
-    if let Some(scope) = record.scope.filter(|_| same_boot) {
+    if let Some(scope) = parts.scope.filter(|_| same_boot) {
         let inner = inner.clone();
-        let dirs = crate::spec::leaves(&inner.deps.facts.cgroup, &record.cgroup_parent);
+        let dirs = crate::spec::leaves(&inner.deps.facts.cgroup, &parts.cgroup_parent);
         steps.push("scope", async move {
             // It goes with its last process. What stays holds something foreign.
             let end = Instant::now() + SCOPE_END;
@@ -107,7 +102,7 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
             Ok(())
         });
     }
-    if let Some(netns) = record.netns {
+    if let Some(netns) = parts.netns {
         let (inner, id) = (inner.clone(), pod.id.clone());
         steps.push_within("network", NETWORK_LIMIT, async move {
             inner.deps.network.forget(&id).await.map_err(|e| chain(&e))
@@ -125,15 +120,15 @@ fn resources(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Steps {
 
 /// The pod's files and record.
 async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_pod");
     let dir = inner.state_dir(&pod.id);
     steps.push_blocking("files", move || match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     });
-    let counted = std::mem::replace(&mut pod.now().holds_parent, false);
+    let counted = std::mem::replace(&mut pod.parts().holds_parent, false);
     if counted {
-        let (inner, parent) = (inner.clone(), pod.now().cgroup_parent.clone());
+        let (inner, parent) = (inner.clone(), pod.parts().cgroup_parent.clone());
         steps.push_blocking("parent cgroup", move || {
             inner.parents.release(&inner.deps.facts.cgroup, &parent);
             Ok::<(), String>(())
@@ -143,7 +138,7 @@ async fn forget(inner: &Arc<Inner>, pod: &Arc<Pod>) -> Result<(), Failures> {
     steps.run().await?;
     *pod.saving.lock().await = true;
     let (inner, id) = (inner.clone(), pod.id.clone());
-    let mut steps = Steps::default();
+    let mut steps = Steps::of("remove_pod");
     steps.push_blocking("record", move || {
         inner.records.remove(id.as_str()).map_err(|e| chain(&e))
     });

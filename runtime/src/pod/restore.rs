@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::record::{Phase, PodRecord};
+use super::record::Parts;
 use super::run::watch;
+use super::state::{Change, Stage};
 use super::{Inner, Pod, PodManager, files, release};
 use crate::id::PodId;
-use crate::model::{PodState, chain};
+use crate::model::chain;
 use crate::shim::PauseHandle;
 use crate::store::Loaded;
 use crate::sys;
@@ -30,7 +31,7 @@ impl PodManager {
                 Loaded::Whole(record) => {
                     let pod = Pod::new(id, record);
                     self.hold_parent(&pod);
-                    if pod.now().phase == Phase::Creating {
+                    if pod.stage() == Stage::Making {
                         half_made.push(pod);
                     } else {
                         adopt(inner, &pod);
@@ -74,11 +75,11 @@ impl PodManager {
     }
 
     fn hold_parent(&self, pod: &Pod) {
-        let record = pod.now();
-        if record.holds_parent {
+        let parts = pod.parts();
+        if parts.holds_parent {
             self.0
                 .parents
-                .restore(&record.cgroup_parent, &record.made_parents);
+                .restore(&parts.cgroup_parent, &parts.made_parents);
         }
     }
 
@@ -152,16 +153,15 @@ fn report(id: &PodId, outcome: std::io::Result<()>) {
 }
 
 fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
-    let pause = alive(&pod.now(), &inner.deps.facts.boot_id);
-    if pod.now().state == PodState::Ready {
+    if pod.is_ready() {
+        let pause = alive(&pod.parts(), &inner.deps.facts.boot_id);
         match pause {
             Some(pause) => {
                 watch(inner, pod, pause);
                 keep_files(inner, pod);
             }
             None => {
-                pod.now().state = PodState::NotReady;
-                pod.over.send_replace(true);
+                pod.change(&inner.deps.events, Change::Lost);
             }
         }
     }
@@ -173,17 +173,17 @@ fn adopt(inner: &Arc<Inner>, pod: &Arc<Pod>) {
 
 /// A pod that an earlier version made has its files elsewhere, and somebody may have unmounted them.
 fn keep_files(inner: &Inner, pod: &Pod) {
-    let hostname = pod.now().hostname.clone();
+    let hostname = pod.parts().hostname.clone();
     if let Err(problem) = files::make(&inner.state_dir(&pod.id), &hostname, &pod.spec) {
         tracing::error!(pod.id = %pod.id, problem, "the pod's files are not there: no container can be put into it");
     }
 }
 
-fn alive(record: &PodRecord, boot_id: &str) -> Option<PauseHandle> {
-    if record.boot_id != boot_id {
+fn alive(parts: &Parts, boot_id: &str) -> Option<PauseHandle> {
+    if parts.boot_id != boot_id {
         return None;
     }
-    let pause = record.pause.as_ref()?;
+    let pause = parts.pause.as_ref()?;
     let pidfd = sys::process::open_same(pause.pid, pause.start_time).ok()??;
     Some(PauseHandle {
         pid: pause.pid,

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::acquire::Acquiring;
-use super::record::{Phase, PodRecord};
+use super::record::{Parts, PodRecord};
+use super::state::{Change, Stage};
 use super::{Error, Inner, Pod, PodManager, release};
-use crate::events::Event;
 use crate::id::PodId;
-use crate::model::{Kind, NamespaceMode, PodSpec, PodState, chain, now_nanos};
+use crate::model::{Kind, NamespaceMode, PodSpec, chain, now_nanos};
 use crate::shim::PauseHandle;
 use crate::store::{Refused, Reservation};
 use crate::sys;
@@ -21,7 +21,7 @@ pub(super) async fn join_or_run(manager: &PodManager, spec: Arc<PodSpec>) -> Res
     let make = |reservation| async move { run(&inner, making, reservation).await };
     let ready = |id: &PodId| {
         let pod = manager.0.pods.get(id);
-        pod.is_some_and(|p| p.now().state == PodState::Ready)
+        pod.is_some_and(|p| p.is_ready())
     };
     let names = &manager.0.names;
     let made = names.join_or_make(name.clone(), spec, ready, make).await;
@@ -56,13 +56,11 @@ async fn run(inner: &Arc<Inner>, spec: Arc<PodSpec>, reservation: NameReservatio
     };
     let outcome = Acquiring::new(inner, &pod).run().await;
     let Err(error) = outcome else {
-        inner.pods.insert(&pod.id, &pod);
         reservation.finish(Ok(pod.id.clone()));
         if inner.pods.get(&pod.id).is_none() {
             // Somebody has found it in a list and removed it already.
             inner.names.free(&pod.spec.metadata, &pod.id);
         }
-        inner.deps.events.send(Event::PodReady(pod.id.clone()));
         return;
     };
     if release::undo(inner, &pod).await {
@@ -98,10 +96,8 @@ fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
             "{hostname:?} is no host name: at most 64 printable characters"
         )));
     }
-    let record = PodRecord {
+    let parts = Parts {
         spec: spec.clone(),
-        phase: Phase::Creating,
-        state: PodState::NotReady,
         created_at: now_nanos(),
         boot_id: deps.facts.boot_id.clone(),
         hostname,
@@ -115,7 +111,8 @@ fn prepare(inner: &Arc<Inner>, spec: &Arc<PodSpec>) -> Result<Arc<Pod>, Error> {
         cni_result: None,
         pause: None,
     };
-    Ok(Pod::new(id, record))
+    let stage = Stage::Making;
+    Ok(Pod::new(id, PodRecord { stage, parts }))
 }
 
 pub(super) fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
@@ -126,7 +123,7 @@ pub(super) fn netns_path(inner: &Inner, id: &PodId) -> PathBuf {
 pub(super) fn watch(inner: &Arc<Inner>, pod: &Arc<Pod>, pause: PauseHandle) {
     let (inner, pod) = (inner.clone(), pod.clone());
     tokio::spawn(async move {
-        let mut over = pod.over.subscribe();
+        let mut stage = pod.stage.subscribe();
         tokio::select! {
             ended = sys::process::ended(pause.pidfd) => {
                 if let Err(error) = ended {
@@ -134,19 +131,13 @@ pub(super) fn watch(inner: &Arc<Inner>, pod: &Arc<Pod>, pause: PauseHandle) {
                     return;
                 }
             }
-            _ = over.wait_for(|over| *over) => {}
+            _ = stage.wait_for(|stage| *stage > Stage::Ready) => return,
         }
-        let was_ready = {
-            let mut record = pod.now();
-            std::mem::replace(&mut record.state, PodState::NotReady) == PodState::Ready
-        };
-        pod.over.send_replace(true);
-        if was_ready {
+        if pod.change(&inner.deps.events, Change::Lost) == Stage::Ready {
             tracing::warn!(pod.id = %pod.id, "the pause process is gone: the pod sandbox is not ready any more");
             if let Err(error) = inner.save(&pod).await {
                 tracing::error!(pod.id = %pod.id, error = %chain(&error), "cannot record that the pod is not ready");
             }
-            inner.deps.events.send(Event::PodNotReady(pod.id.clone()));
         }
     });
 }

@@ -11,6 +11,12 @@ use super::*;
 /// What the files of one kind hold, by their names.
 pub(crate) type Found<K> = BTreeMap<String, K>;
 
+/// A form that is one of several.
+pub(crate) trait Choice {
+    /// What they are called in a file.
+    const NAMES: &[&str];
+}
+
 fn dir(version: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/records/v{version}"))
 }
@@ -55,4 +61,16 @@ pub(crate) fn check<K: Kept>(kind: &str) -> [Found<K>; 2] {
         found
     };
     [read(VERSIONS.other()), read(VERSIONS.written)]
+}
+
+/// Which choices none of the files of a kind makes at `place`: a state that no file is in would be read by nobody's test.
+pub(crate) fn unmade<C: Choice>(version: u32, kind: &str, place: &str) -> Vec<&'static str> {
+    let files = files(version, kind);
+    let values = files.values().map(|file| {
+        let file: Value = serde_json::from_slice(file).unwrap();
+        file["data"].pointer(place).cloned().unwrap_or_default()
+    });
+    let made: Vec<Value> = values.collect();
+    let names = C::NAMES.iter().copied();
+    names.filter(|name| !made.iter().any(|value| value == name)).collect()
 }

@@ -1,5 +1,4 @@
-//! The envelope and what it refuses. What the forms look like is frozen in `tests/records.rs`, by files that earlier
-//! versions wrote.
+//! The envelope and what it refuses. What the forms look like is frozen in `golden`, by files that versions wrote.
 
 use super::form::Bytes;
 use super::*;

@@ -249,15 +249,20 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Content, String
 /// Refuses what another reader could take for something else.
 fn unambiguous(shape: &Shape, said: &str) -> Result<(), String> {
     let inside = shape.media_type.as_str();
-    let schema1 = [inside, said].iter().any(|kind| kind.starts_with(SCHEMA1));
-    if schema1 || shape.schema_version == 1 || shape.fs_layers.is_some() {
+    let kinds = [inside, said];
+    let schema1 = kinds.iter().any(|kind| kind.starts_with(SCHEMA1));
+    // A wrong number on what is otherwise a manifest or an index of today; other readers go by the type.
+    let today = kinds
+        .iter()
+        .any(|kind| MANIFESTS.contains(kind) && shape.layers.is_some() || INDEXES.contains(kind));
+    if schema1 || shape.schema_version == 1 && !today || shape.fs_layers.is_some() {
         return Err(
             "it is a Docker schema 1 manifest, a format without content digests that was given up in 2017; push the image again with a current tool"
                 .to_owned(),
         );
     }
     // Left out it is 0, and what the document is follows from the rest.
-    if !matches!(shape.schema_version, 0 | 2) {
+    if !matches!(shape.schema_version, 0..=2) {
         return Err("schemaVersion is not 2".to_owned());
     }
     let image = shape.layers.is_some() || shape.config.is_some() || shape.signatures.is_some();
@@ -265,7 +270,7 @@ fn unambiguous(shape: &Shape, said: &str) -> Result<(), String> {
     if index && image {
         return Err("ambiguous: it has the members of an index and of a manifest".to_owned());
     }
-    for kind in [inside, said] {
+    for kind in kinds {
         let contradicts =
             (INDEXES.contains(&kind) && !index) || (MANIFESTS.contains(&kind) && index);
         if contradicts {
@@ -342,13 +347,19 @@ impl Entry {
         known && self.annotations.about.is_empty()
     }
 
+    /// Whether it may be for this machine.
+    fn runs_here(&self) -> bool {
+        self.platform().is_none_or(Platform::runs_here)
+    }
+
     /// Names that it goes by, the best first.
     pub fn names(&self) -> [&str; 2] {
         [&self.annotations.name, &self.annotations.reference]
     }
 
+    /// Whether it can be fetched: not by a digest that is none, or of another algorithm than is read here.
     fn has_digest(&self) -> bool {
-        self.digest.parse::<oci_spec::image::Digest>().is_ok()
+        self.digest.parse::<crate::model::Digest>().is_ok()
     }
 
     fn descriptor(&self) -> Result<Descriptor, String> {
@@ -378,16 +389,28 @@ impl Index {
         if let Some((_, best)) = said.min_by_key(|(rank, _)| *rank) {
             return Ok(vec![best]);
         }
-        let unsaid = entries.filter(|entry| {
-            let platform = entry.platform();
-            platform.is_none_or(Platform::runs_here) && entry.annotations.about.is_empty()
-        });
+        let unsaid =
+            entries.filter(|entry| entry.runs_here() && entry.annotations.about.is_empty());
         let mut unsaid: Vec<_> = unsaid.collect();
         unsaid.sort_by_key(|entry| !entry.may_be_image() || !entry.artifact_type.is_empty());
         match unsaid.is_empty() {
-            true => Err(self.nothing_here()),
+            true => Err(self.odd().unwrap_or_else(|| self.nothing_here())),
             false => Ok(unsaid),
         }
+    }
+
+    /// An entry that would do, but for its digest.
+    fn odd(&self) -> Option<String> {
+        let mut odd = self.entries.iter().filter(|entry| !entry.has_digest());
+        let odd = odd.find(|entry| entry.may_be_image() && entry.runs_here())?;
+        let digest: String = odd.digest.chars().take(100).collect();
+        let what = match odd.platform() {
+            Some(platform) => format!("its entry for {platform}"),
+            None => "an entry of it".to_owned(),
+        };
+        Some(format!(
+            "{what} has the digest {digest:?}, and only sha256 is read here: push the image again with such digests"
+        ))
     }
 
     fn nothing_here(&self) -> String {

@@ -10,8 +10,9 @@ const SHOWN: usize = 40;
 /// The lowest 32-bit ARM that images are made for.
 const LOWEST_ARM: u8 = 5;
 
-/// What the entry of an index, or a configuration, says of the machine that an image is for. Versions and features of an
-/// operating system mean nothing on Linux.
+/// What the entry of an index, or a configuration, says of the machine that an image is for. Versions of an operating
+/// system mean nothing on Linux. Features of one are what an image needs of whoever runs it (`erofs`): Berth has none of them, and
+/// an image that wants one is for somebody else.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Platform {
@@ -21,6 +22,9 @@ pub struct Platform {
     pub architecture: String,
     /// Within the architecture.
     pub variant: String,
+    /// What the image needs beside the architecture.
+    #[serde(rename = "os.features")]
+    pub features: Vec<String>,
 }
 
 /// A machine that runs images.
@@ -43,7 +47,12 @@ impl Platform {
 
     /// Whether it does not say for which machine. Then the image may be for this one.
     pub fn is_unsaid(&self) -> bool {
-        self.architecture.is_empty() && self.is_linux()
+        self.architecture.is_empty() && self.is_linux() && self.wanted().next().is_none()
+    }
+
+    /// The features that it names.
+    fn wanted(&self) -> impl Iterator<Item = &String> {
+        self.features.iter().filter(|name| !name.is_empty())
     }
 
     /// Whether an image for it runs here.
@@ -103,7 +112,7 @@ impl Platform {
     }
 
     fn rank_on(&self, host: Host) -> Option<u8> {
-        if !self.is_linux() {
+        if !self.is_linux() || self.wanted().next().is_some() {
             return None;
         }
         let (arch, variant) = self.normal();
@@ -141,7 +150,13 @@ impl std::fmt::Display for Platform {
         };
         let name = format!("{os}/{}{variant}", self.architecture);
         let name: String = name.chars().take(SHOWN).collect();
-        write!(f, "{name:?}")
+        write!(f, "{name:?}")?;
+        let wanted: Vec<_> = self.wanted().take(4).map(String::as_str).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let wanted: String = wanted.join(", ").chars().take(SHOWN).collect();
+        write!(f, " with os.features {wanted:?}")
     }
 }
 
@@ -215,7 +230,31 @@ mod tests {
             os: next(),
             architecture: next(),
             variant: next(),
+            features: Vec::new(),
         }
+    }
+
+    #[test]
+    fn features_that_nobody_here_has_are_for_others() {
+        let with = |features: &[&str], name: &str| Platform {
+            features: features.iter().map(|name| (*name).to_owned()).collect(),
+            ..platform(name)
+        };
+        let erofs = with(&["erofs"], "linux/amd64");
+        assert_eq!(erofs.rank_on(X86), None);
+        assert_eq!(
+            erofs.to_string(),
+            r#""linux/amd64" with os.features "erofs""#
+        );
+        assert!(!with(&["win32k"], "linux").runs_here());
+        assert_eq!(with(&[""], "linux/amd64").rank_on(X86), Some(9));
+        let read = br#"{"os":"linux","architecture":"amd64","os.features":null}"#;
+        assert_eq!(
+            Platform::of_configuration(read).unwrap(),
+            platform("linux/amd64")
+        );
+        let read = br#"{"os":"linux","architecture":"amd64","os.features":["erofs"]}"#;
+        assert_eq!(Platform::of_configuration(read).unwrap(), erofs);
     }
 
     const X86: Host = Host {

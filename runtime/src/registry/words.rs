@@ -144,8 +144,12 @@ fn of_http(error: &hyper::Error) -> Option<String> {
             "the head of its answer is longer than is read ({MAX_HEADERS} headers, {} KiB)",
             PERMITTED_HEADERS >> 10
         ));
-    } else if error.is_parse() {
+    } else if error.is_parse() && error.to_string().contains("version") {
         "what it answered is not HTTP: if it speaks TLS, its URL in hosts.toml begins with https://"
+    } else if error.is_parse() {
+        return Some(format!(
+            "the head of its answer is malformed ({error}): mend it, or the proxy before it"
+        ));
     } else if error.is_incomplete_message() || error.is_closed() {
         "it closed the connection before its answer was complete"
     } else {

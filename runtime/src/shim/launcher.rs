@@ -189,16 +189,19 @@ impl Launcher {
         let dir = launch.dir.clone();
         let prepared = blocking::run("make a monitor's socket", move || prepare(&dir)).await;
         let (dir_fd, listener) = prepared.map_err(io("make the monitor's socket"))?;
+        crash_point!("create_container.socket.after");
         let (stream, theirs) = pair().map_err(io("make a socket"))?;
         let (pid, pidfd) = self
             .spawn_monitor(theirs)
             .await
             .map_err(io("start a monitor"))?;
+        crash_point!("create_container.monitor.after");
         let mut guard = Guard {
             pidfd: pidfd.try_clone().ok(),
             reap: true,
         };
         first_hello(&stream, &name).await?;
+        crash_point!("create_container.hello.after");
         let worker = self.worker.try_clone().map_err(io("share the worker"))?;
         let given = [
             (Fd::WorkerExe, Some(worker)),

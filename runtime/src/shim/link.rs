@@ -147,7 +147,9 @@ impl Link {
             self.execs.insert(exec.exec_id.clone(), exit);
         }
         self.pending.insert(self.next, pending);
-        send_request(&self.stream, self.next, ask.call, &ask.fds).await
+        let sent = send_request(&self.stream, self.next, ask.call, &ask.fds).await;
+        crash_point!("monitor.asked.after");
+        sent
     }
 
     fn on_frame(&mut self, frame: Frame) -> io::Result<()> {

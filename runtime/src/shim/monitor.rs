@@ -265,16 +265,32 @@ impl Monitor {
     /// When the command cannot be executed; the container is over then, and its exit event has been sent.
     pub async fn start(&self) -> Result<i64, Error> {
         let what = "start";
-        match self
-            .ask(Call::Start(Empty {}), Vec::new(), None, (what, START))
-            .await?
-        {
+        let answered = self.ask(Call::Start(Empty {}), Vec::new(), None, (what, START));
+        let hung = self.hung_after(TELLING);
+        let answer = tokio::select! {
+            answer = answered => answer?,
+            () = hung => {
+                let (name, limit) = (self.name(), TELLING + KILL);
+                return Err(Error::Silent { name, what, limit });
+            }
+        };
+        match answer {
             (Outcome::Running(running), _) => Ok(running.started_at),
             _ => Err(Error::Nonsense {
                 name: self.name(),
                 what,
             }),
         }
+    }
+
+    /// Ends after a while, if the monitor answers nothing then. One that is slow for its container's sake answers what
+    /// costs it nothing: to end a command that there is not.
+    async fn hung_after(&self, patience: Duration) {
+        tokio::time::sleep(patience).await;
+        if let Err(Error::Silent { .. }) = self.kill_exec("").await {
+            return;
+        }
+        std::future::pending().await
     }
 
     /// Runs a process in the container; returns when it has been executed. `exec.exec_id` must be unique

@@ -61,6 +61,7 @@ impl PodWorker {
             .spawn_worker(theirs)
             .await
             .map_err(io("start a worker"))?;
+        crash_point!("run_pod.worker.after");
         let (unused, dropped) = oneshot::channel();
         let burial = tokio::spawn(bury(pidfd, dropped));
         let pause = launcher.pause_exe();
@@ -138,6 +139,7 @@ impl PodWorker {
         let exchange = async {
             // A worker that cannot read has died; then there is no answer either.
             let _ = send_frame(&self.stream, &request, &fds).await;
+            crash_point!("run_pod.worker_asked.after");
             next_frame(&self.stream, &mut self.decoder).await
         };
         let frame = match tokio::time::timeout(LIMIT, exchange).await {

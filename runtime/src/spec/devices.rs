@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 use shim_protocol::worker::DeviceRule;
 
+use super::mounts::Mounts;
 use super::{DeviceNode, Error};
 
-/// Nodes that libcontainer makes in every container, and the ones that stand for the container's own terminal.
+/// Nodes that libcontainer makes in every container, and the ones that stand for the container's own terminal: the
+/// host's do not take their place.
 const OWN_NODES: [&str; 8] = [
     "/dev/null",
     "/dev/zero",
@@ -31,20 +33,34 @@ const DEFAULT_CHARACTER: [(i64, Option<i64>); 9] = [
     (10, Some(200)),
 ];
 
-/// Checks the nodes and gives the ones to be made, each path once.
-pub(super) fn nodes(devices: &[DeviceNode], taken: &[String]) -> Result<Vec<Value>, Error> {
+/// Checks the nodes and gives the ones to be made, each path once. What was asked for goes before what comes with the
+/// privilege, and before what the container has of its own.
+pub(super) fn nodes(devices: &[DeviceNode], mounts: &Mounts) -> Result<Vec<Value>, Error> {
+    let taken = &mounts.requested;
     let mut seen = std::collections::BTreeSet::new();
     let mut nodes = Vec::new();
-    for device in devices {
+    let (asked, hosts): (Vec<_>, Vec<_>) = devices.iter().partition(|device| device.asked);
+    for device in asked.into_iter().chain(hosts) {
         check(device)?;
         let path = super::mounts::normalise(&device.path);
         // A mount of the request lies where the node would be: the mount wins, as on every runtime. One that
         // would lie inside it is looked for there only if somebody named it.
         let covered =
             taken.contains(&path) || !device.asked && taken.iter().any(|mount| below(&path, mount));
-        let own = OWN_NODES.contains(&path.as_str()) || path.starts_with("/dev/pts/");
+        let own = !device.asked && OWN_NODES.contains(&path.as_str());
         if covered || own || !seen.insert(path.clone()) {
             continue;
+        }
+        if device.asked
+            && mounts
+                .oci
+                .iter()
+                .any(|mount| mount["destination"] == path.as_str())
+        {
+            return Err(Error::Device {
+                path: device.path.clone(),
+                why: "a mount lies there that every container has: ask for another path".to_owned(),
+            });
         }
         nodes.push(json!({
             "path": path,
@@ -209,9 +225,10 @@ mod tests {
             node("/dev/null", "r"),
             node("/dev/kvm", "m"),
         ];
-        let made = nodes(&devices, &["/dev/kvm".to_owned()]).unwrap();
-        assert_eq!(made.len(), 1);
+        let made = nodes(&devices, &mounts(&["/dev/kvm"])).unwrap();
+        assert_eq!(made.len(), 2);
         assert_eq!(made[0]["path"], "/dev/fuse");
+        assert_eq!(made[1]["path"], "/dev/null");
         let hosts = |asked| DeviceNode {
             asked,
             ..node("/dev/dri/card0", "rw")
@@ -222,14 +239,66 @@ mod tests {
             ("/dev/d", false, 1),
             ("/dev", true, 1),
         ] {
-            let made = nodes(&[hosts(asked)], &[mount.to_owned()]).unwrap();
+            let made = nodes(&[hosts(asked)], &mounts(&[mount])).unwrap();
             assert_eq!(made.len(), count, "{mount} {asked}");
         }
         for access in ["", "x", "rr", "rwmx"] {
             assert!(
-                nodes(&[node("/dev/fuse", access)], &[]).is_err(),
+                nodes(&[node("/dev/fuse", access)], &mounts(&[])).is_err(),
                 "{access}"
             );
+        }
+    }
+
+    fn mounts(requested: &[&str]) -> Mounts {
+        let own = ["/proc", "/dev", "/dev/pts", "/dev/shm", "/etc/hosts"];
+        Mounts {
+            oci: own.map(|path| json!({ "destination": path })).to_vec(),
+            requested: requested.iter().map(|path| (*path).to_owned()).collect(),
+            read_only: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_takes_the_place_of_every_other_node() {
+        let host = |path: &str| DeviceNode {
+            minor: 1,
+            asked: false,
+            ..node(path, "rwm")
+        };
+        let devices = [
+            host("/dev/kvm"),
+            host("/dev/random"),
+            host("/dev/sda"),
+            node("/dev/kvm", "rw"),
+            node("/dev/./random", "rw"),
+            node("/dev/console", "rw"),
+            node("/dev/ptmx", "rw"),
+            node("/dev/pts/z", "rw"),
+        ];
+        let made = nodes(&devices, &mounts(&[])).unwrap();
+        let made: Vec<_> = made
+            .iter()
+            .map(|node| {
+                (
+                    node["path"].as_str().unwrap(),
+                    node["minor"].as_u64().unwrap(),
+                )
+            })
+            .collect();
+        let asked = ["kvm", "random", "console", "ptmx", "pts/z"];
+        let mut wanted: Vec<_> = asked.map(|name| (format!("/dev/{name}"), 229)).to_vec();
+        wanted.push(("/dev/sda".to_owned(), 1));
+        let wanted: Vec<_> = wanted
+            .iter()
+            .map(|(path, minor)| (path.as_str(), *minor))
+            .collect();
+        assert_eq!(made, wanted);
+        for path in ["/dev", "/dev/pts", "/dev/shm/", "/etc/hosts"] {
+            let error = nodes(&[node(path, "rw")], &mounts(&[]))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("every container has"), "{error}");
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn container(input: &ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     let found = capabilities::sets(&input.spec.capabilities, input.spec.privileged, host)?;
     let (process, oom_score_clamped) = process::first(input, found.sets)?;
     let mounts = mounts::build(input)?;
-    let nodes = devices::nodes(input.devices, &mounts.requested)?;
+    let nodes = devices::nodes(input.devices, &mounts)?;
     let oci = oci::config(input, &process, &mounts, nodes)?;
     let cgroup = cgroup(input)?;
     let leaves = cgroup.leaves.clone();

@@ -138,8 +138,8 @@ pub fn resolve(
     if groups.len() > MAX_GROUPS {
         return Err(UserError::TooManyGroups(groups.len()));
     }
-    let home = account.as_ref().and_then(Line::home);
-    let home = home.unwrap_or(if uid == 0 { "/root" } else { "/" });
+    // As in runc: root's directory need not be there either where no account says so.
+    let home = account.as_ref().and_then(Line::home).unwrap_or("/");
     let user = ContainerUser {
         uid,
         gid,
@@ -315,7 +315,7 @@ fn text(field: &[u8]) -> String {
 fn lines<'a>(file: &'static str, bytes: &'a [u8]) -> impl Iterator<Item = Line<'a>> {
     let lines = bytes.split(|&b| b == b'\n').zip(1..);
     lines.filter_map(move |(line, number)| {
-        let line = line.trim_ascii();
+        let line = trim(line);
         let mut fields = [&line[..0]; 6];
         for (field, text) in fields.iter_mut().zip(line.split(|&b| b == b':')) {
             *field = text;
@@ -326,6 +326,23 @@ fn lines<'a>(file: &'static str, bytes: &'a [u8]) -> impl Iterator<Item = Line<'
             fields,
         })
     })
+}
+
+/// Without the white space at its ends, as Go's `TrimSpace` sees it: Unicode's, of which each takes up to three bytes.
+fn trim(mut line: &[u8]) -> &[u8] {
+    let is_space = |bytes: &[u8]| {
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        let mut chars = text.chars();
+        chars.next().is_some_and(char::is_whitespace) && chars.next().is_none()
+    };
+    let lengths = |line: &[u8]| 1..=line.len().min(3);
+    while let Some(n) = lengths(line).find(|n| is_space(&line[..*n])) {
+        line = &line[n..];
+    }
+    while let Some(n) = lengths(line).find(|n| is_space(&line[line.len() - n..])) {
+        line = &line[..line.len() - n];
+    }
+    line
 }
 
 fn accounts(passwd: &[u8]) -> impl Iterator<Item = Line<'_>> {
@@ -342,10 +359,10 @@ fn groups_of(group: &[u8]) -> impl Iterator<Item = Line<'_>> {
     lines("/etc/group", group).filter(|line| !line.name().starts_with(b"#"))
 }
 
-/// The groups that list `name` as a member.
+/// The groups that list `name` as a member, but for the one of its own name: to containerd that is no supplementary one.
 fn memberships<'a>(group: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = Line<'a>> {
     let mine = move |line: &Line<'_>| line.members().any(|member| member == name);
-    groups_of(group).filter(move |line| !name.is_empty() && mine(line))
+    groups_of(group).filter(move |line| !name.is_empty() && line.name() != name && mine(line))
 }
 
 #[cfg(test)]

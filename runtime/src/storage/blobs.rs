@@ -159,6 +159,7 @@ impl Storage {
                 flags,
                 mode,
             )?);
+            crash_point!("pull_image.partial.after");
             let length = file.metadata()?.len();
             Ok((file, length))
         };

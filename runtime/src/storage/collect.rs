@@ -135,6 +135,7 @@ impl Storage {
             claim
         };
         let removed = self.remove_layer_files(&chain);
+        crash_point!("remove_image.layer.after");
         drop(claim);
         removed.map(|()| true)
     }
@@ -156,6 +157,7 @@ impl Storage {
             claim
         };
         let removed = self.remove_blob_file(&digest);
+        crash_point!("remove_image.document.after");
         drop(claim);
         removed.map(|()| true)
     }

@@ -324,14 +324,17 @@ impl Index {
         for record in touched.iter().filter_map(|id| next.get(id)) {
             let copied = self.records.write(record);
             copied.map_err(|error| self.copy_error(error))?;
+            crash_point!("image_index.copy.after");
         }
         let rows: Vec<String> = touched.iter().map(ImageId::hex).collect();
         self.write(&mut writer, &next, &rows)?;
+        crash_point!("image_index.commit.after");
         for id in touched.iter().filter(|id| !next.contains_key(*id)) {
             if let Err(error) = self.records.remove(id) {
                 tracing::warn!(image.id = %id, %error, "a removed image's record stays until the next start");
             }
         }
+        crash_point!("image_index.copies.after");
         *self.images.write().unwrap_or_else(PoisonError::into_inner) = next;
         drop(writer);
         Ok(())

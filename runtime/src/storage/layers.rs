@@ -169,6 +169,7 @@ impl Storage {
             let _ = remove_tree(staging.as_fd(), &name);
         });
         let (outer, dir) = made.map_err(failed("create", self.path("staging").join(&name)))?;
+        crash_point!("pull_image.staged.after");
         Ok(StagedLayer {
             shared: Arc::clone(&self.shared),
             name,
@@ -210,10 +211,12 @@ impl Storage {
             false,
         )
         .map_err(failed("write", path.join(META)))?;
+        crash_point!("pull_image.meta.after");
         staged.sync()?;
         self.rename_into_place(&staged.name, &hex)
             .map_err(failed("publish", &path))?;
         staged.published = true;
+        crash_point!("pull_image.layer.after");
         sync_dir(self.shared.dirs.layers.as_fd()).map_err(failed("sync", &path))?;
         self.shared.state().layers.insert(*chain, meta);
         drop(claim);
@@ -256,6 +259,7 @@ impl Storage {
             Ok(()) => {
                 // A power failure must not bring back the name without all of the files.
                 sync_dir(dirs.layers.as_fd()).map_err(failed("sync", self.path("layers")))?;
+                crash_point!("remove_image.layer_away.after");
                 remove_tree(dirs.staging.as_fd(), &name)
                     .map_err(failed("remove", self.path("staging").join(&name)))
             }

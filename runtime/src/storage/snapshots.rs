@@ -49,6 +49,7 @@ impl Storage {
         let make = || -> io::Result<()> {
             let snapshots = &self.shared.dirs.snapshots;
             rustix::fs::mkdirat(snapshots, id.as_str(), Mode::RWXU)?;
+            crash_point!("create_container.layer_directory.after");
             let outer = open(snapshots, id.as_str())?;
             let text: Vec<String> = chain.iter().map(ToString::to_string).collect();
             let mode = Mode::RUSR | Mode::WUSR;
@@ -59,6 +60,7 @@ impl Storage {
                 mode,
                 false,
             )?;
+            crash_point!("create_container.layer_chain.after");
             rustix::fs::mkdirat(&outer, "work", Mode::RWXU)?;
             rustix::fs::mkdirat(&outer, "fs", Mode::RWXU)?;
             let dir = open(&outer, "fs")?;
@@ -107,6 +109,7 @@ impl Storage {
     pub fn remove_snapshot(&self, id: &ContainerId) -> Result<(), Error> {
         self.remove_files(id)
             .map_err(failed("remove", self.path("snapshots").join(id.as_str())))?;
+        crash_point!("remove_container.layer_files.after");
         let chain = self.shared.state().snapshots.remove(id);
         for layer in chain.unwrap_or_default() {
             if let Err(error) = self.collect_layer(layer, &mut Collected::default()) {

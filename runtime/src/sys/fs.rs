@@ -175,8 +175,10 @@ pub fn write_atomic(
     sync: bool,
 ) -> io::Result<()> {
     let temporary = unique_name(".tmp-");
-    let written = write_new(dir, &temporary, bytes, mode, sync)
-        .and_then(|()| Ok(rustix::fs::renameat(dir, &temporary, dir, name)?));
+    let written = write_new(dir, &temporary, bytes, mode, sync).and_then(|()| {
+        crash_point!("pull_image.file.after");
+        Ok(rustix::fs::renameat(dir, &temporary, dir, name)?)
+    });
     if let Err(error) = written {
         // The first failure is the one to report; a leftover is swept at the next start.
         let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());

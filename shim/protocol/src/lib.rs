@@ -13,6 +13,7 @@
 //! `fds` list, one [`Fd`] role for each descriptor, in order.
 
 pub mod frame;
+pub mod limits;
 pub mod memory;
 pub mod monitor;
 pub mod record;

@@ -247,7 +247,14 @@ fn write_file(write: &worker::CgroupWrite) -> Result<()> {
     match result {
         Ok(_) => Ok(()),
         Err(rustix::io::Errno::NOENT) if write.optional => Ok(()),
-        Err(e) => Err(e).context(|| format!("write {:?} to {}", write.value, write.file)),
+        Err(e) => {
+            let told = || format!("write {:?} to {}", write.value, write.file);
+            let e = io::Error::from(e);
+            match shim_protocol::limits::refused(&write.file, &e) {
+                Some(why) => Err(Error::invalid(format!("{}: {why}", told()))),
+                None => Err(e).context(told),
+            }
+        }
     }
 }
 
@@ -434,6 +441,54 @@ mod tests {
             "{error}"
         );
         assert!(!dir.path().join("memory.max").exists());
+    }
+
+    #[test]
+    fn values_that_the_kernel_refuses_blame_the_request() {
+        let dir = Path::new("/sys/fs/cgroup/cpuset");
+        let dir = if dir.exists() {
+            dir
+        } else {
+            Path::new("/sys/fs/cgroup")
+        };
+        let leaf = dir.join(format!("berth-refused-{}", std::process::id()));
+        fs::create_dir(&leaf).unwrap();
+        // v2: as for a pod, and for this test only.
+        let control = dir.join("cgroup.subtree_control");
+        let switched = !leaf.join("cpuset.cpus").exists();
+        if switched {
+            fs::write(&control, "+cpuset").unwrap();
+        }
+        let refused = |file: &str, value: &str| {
+            write_file(&worker::CgroupWrite {
+                file: leaf.join(file).display().to_string(),
+                value: value.into(),
+                optional: false,
+            })
+        };
+        let outcomes = [
+            ("cpuset.cpus", "9999"),
+            ("cpuset.cpus", "0-"),
+            ("cpuset.mems", "9999"),
+            ("cpuset.mems", "x"),
+        ]
+        .map(|(file, value)| (file, refused(file, value)));
+        fs::remove_dir(&leaf).unwrap();
+        if switched {
+            fs::write(&control, "-cpuset").unwrap();
+        }
+        for (file, outcome) in outcomes {
+            let error = outcome.unwrap_err();
+            let what = if file.ends_with("cpus") {
+                "CPUs 0"
+            } else {
+                "memory nodes 0"
+            };
+            assert!(
+                error.is_invalid() && error.to_string().contains(what),
+                "{error}"
+            );
+        }
     }
 
     #[test]

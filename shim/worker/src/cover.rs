@@ -8,7 +8,7 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::error::{Context, Error, Result, reason};
 use crate::options::Options;
-use crate::place::Root;
+use crate::place::{self, Root};
 use crate::sys::MountChange;
 use crate::{path, sys, tree};
 
@@ -191,7 +191,12 @@ fn open(root: &Root, names: &[&str]) -> Result<Option<OwnedFd>> {
                 tries += 1;
                 continue;
             }
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+            Err(Errno::LOOP) => Err(place::told(&Errno::LOOP.into())),
+            // A link of procfs into a process. The walk that mounts take knows which.
+            Err(Errno::XDEV) => Err(root.find(path.as_bytes()).err().unwrap_or_else(|| {
+                Error::invalid("a link into a process is not followed: choose another path")
+            })),
             Err(e) => Err(e).context(|| "find it".to_owned()),
         };
     }

@@ -67,16 +67,15 @@ fn serve() -> Result<()> {
             message::answer_made(socket, made)
         }
         Call::Exec(exec) => message::answer_made(socket, exec::exec(&exec, &mut fds)),
-        Call::Pod(pod) => {
-            let made = pod::make(&pod);
-            let failed = made.is_err();
-            message::answer(
-                socket,
-                made.map(|()| Outcome::Namespaces(Namespaces {})),
-                &[],
-            )?;
-            if failed { Ok(()) } else { pause(socket) }
-        }
+        Call::Pod(pod) => match pod::make(&pod) {
+            Ok(pins) => {
+                // Taken away again where nobody is there to hear of them.
+                message::answer(socket, Ok(Outcome::Namespaces(Namespaces {})), &[])?;
+                pins.into_iter().for_each(pod::Pin::keep);
+                pause(socket)
+            }
+            Err(e) => message::answer(socket, Err(e), &[]),
+        },
         Call::Pause(_) => {
             let first = Error::invalid("pause without the pod's namespaces before it");
             message::answer(socket, Err(first), &[])
@@ -88,9 +87,14 @@ fn serve() -> Result<()> {
 fn pause(socket: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     match message::receive(socket) {
         Ok(None) => Ok(()),
-        Ok(Some((Call::Pause(pause), mut fds))) => {
-            message::answer_made(socket, pause::start(&pause, &mut fds))
-        }
+        Ok(Some((Call::Pause(pause), mut fds))) => match pause::start(&pause, &mut fds) {
+            Ok((made, unkept)) => {
+                message::answer_made(socket, Ok(made))?;
+                unkept.keep();
+                Ok(())
+            }
+            Err(e) => message::answer(socket, Err(e), &[]),
+        },
         Ok(Some(_)) => {
             message::answer(socket, Err(Error::invalid("only pause follows a pod")), &[])
         }

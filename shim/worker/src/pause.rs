@@ -27,8 +27,8 @@ const WAITED_FOR: u64 =
     1 << (libc::SIGINT - 1) | 1 << (libc::SIGTERM - 1) | 1 << (libc::SIGCHLD - 1);
 
 /// Starts pause in the namespaces that this process is in. It is an orphan, so a child of pid 1, once
-/// this process has ended.
-pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
+/// this process has ended, and is kept.
+pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<(Made, Unkept)> {
     let cgroup = request
         .cgroup
         .as_ref()
@@ -56,7 +56,7 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
         exe: &exe,
         proc: &proc,
     };
-    let running = Running::spawn(&pause, &made.joins()?, !request.pid.is_empty())?;
+    let mut running = Running::spawn(&pause, &made.joins()?, !request.pid.is_empty())?;
     let pin = if request.pid.is_empty() {
         None
     } else {
@@ -65,16 +65,34 @@ pub(crate) fn start(request: &worker::Pause, fds: &mut Fds) -> Result<Made> {
             &namespace_of(running.pid, "pid"),
         )?)
     };
-    let (pid, pidfd) = running.executed(proc.as_fd())?;
-    let start_time = procfs::start_time(proc.as_fd(), pid)?;
-    if let Some(pin) = pin {
-        pin.keep();
+    let pidfd = running.executed(proc.as_fd())?;
+    let started = worker::Started {
+        pid: running.pid,
+        start_time: procfs::start_time(proc.as_fd(), running.pid)?,
+    };
+    let unkept = Unkept {
+        running,
+        pin,
+        cgroup: made,
+    };
+    let fds = vec![(Fd::Pidfd, pidfd)];
+    Ok((Made { started, fds }, unkept))
+}
+
+/// A pause process of which nobody has heard yet: on drop it ends, and what was made for it goes.
+pub(crate) struct Unkept {
+    running: Running,
+    pin: Option<Pin>,
+    cgroup: cgroup::Made,
+}
+
+impl Unkept {
+    /// It stays.
+    pub(crate) fn keep(mut self) {
+        self.running.pidfd = None;
+        self.pin.into_iter().for_each(Pin::keep);
+        self.cgroup.keep();
     }
-    made.keep();
-    Ok(Made {
-        started: worker::Started { pid, start_time },
-        fds: vec![(Fd::Pidfd, pidfd)],
-    })
 }
 
 /// What the new process executes, and the host's procfs.
@@ -84,7 +102,7 @@ struct Program<'a> {
     proc: &'a OwnedFd,
 }
 
-/// A pause process that has not been executed yet; killed on drop.
+/// A pause process; killed on drop.
 struct Running {
     pid: i32,
     pidfd: Option<OwnedFd>,
@@ -121,8 +139,8 @@ impl Running {
         }
     }
 
-    /// Waits until it has become the pause program.
-    fn executed(mut self, proc: BorrowedFd<'_>) -> Result<(i32, OwnedFd)> {
+    /// Waits until it has become the pause program; gives a descriptor of it.
+    fn executed(&mut self, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
         let mut text = String::new();
         let error = rustix::io::dup(&self.error).context(|| "duplicate a descriptor".to_owned())?;
         File::from(error)
@@ -132,9 +150,11 @@ impl Running {
             return Err(Error::internal(format!("pause: {text}")));
         }
         let executed = procfs::has_executed(proc, self.pid)?;
-        match self.pidfd.take() {
-            Some(pidfd) if executed => Ok((self.pid, pidfd)),
-            Some(pidfd) => Err(lost(&pidfd)),
+        match &self.pidfd {
+            Some(pidfd) if executed => {
+                rustix::io::fcntl_dupfd_cloexec(pidfd, 0).context(|| "duplicate a pidfd".to_owned())
+            }
+            Some(pidfd) => Err(lost(pidfd)),
             None => Err(Error::internal("pause has no pidfd")),
         }
     }

@@ -227,7 +227,7 @@ impl Place {
     }
 
     /// Makes a device node. What is there already stays, be it that node or something else of whoever prepared the
-    /// place: as on other runtimes.
+    /// place, as on other runtimes: an image or a volume, but not Berth or the kernel.
     pub(crate) fn node(
         mut self,
         root: &Root,
@@ -236,10 +236,21 @@ impl Place {
         mode: Mode,
     ) -> Result<Option<(OwnedFd, Vec<u8>)>> {
         let say = |e: io::Error| told(&e);
+        let kernels = KERNELS.iter().any(|top| below(&self.path, top.as_bytes()));
         if self.missing.is_empty() {
-            return Ok(None);
+            let there = fstat(&self.here).map_err(|e| say(e.into()))?;
+            let same = there.st_rdev == device && FileType::from_raw_mode(there.st_mode) == kind;
+            let ours = below(&self.path, b"/dev") && root.owns(&self.here).map_err(say)?;
+            if same || !kernels && !ours {
+                return Ok(None);
+            }
+            return Err(Error::invalid(format!(
+                "{} is something else, which the container has of its own or a mount or another device needs: ask \
+                 for another path",
+                self.shown()
+            )));
         }
-        if KERNELS.iter().any(|top| below(&self.path, top.as_bytes())) {
+        if kernels {
             return Err(Error::invalid(format!(
                 "{} does not exist, and no device nodes can be made there: ask for another path",
                 self.shown()

@@ -14,7 +14,7 @@ use crate::sys;
 const NSFS: u64 = 0x6e73_6673;
 
 /// Makes and pins the namespaces that are asked for. This process is in them afterwards.
-pub(crate) fn make(pod: &Pod) -> Result<()> {
+pub(crate) fn make(pod: &Pod) -> Result<Vec<Pin>> {
     check(pod)?;
     let wanted = [
         (pod.net.as_str(), "net", libc::CLONE_NEWNET),
@@ -43,8 +43,7 @@ pub(crate) fn make(pod: &Pod) -> Result<()> {
     for (path, name, _) in wanted {
         pins.push(Pin::new(Path::new(path), &format!("/proc/self/ns/{name}"))?);
     }
-    pins.into_iter().for_each(Pin::keep);
-    Ok(())
+    Ok(pins)
 }
 
 fn check(pod: &Pod) -> Result<()> {

@@ -25,6 +25,9 @@ const PROCFS: u64 = 0x9fa0;
 /// `RLIMIT_NOFILE` (include/uapi/asm-generic/resource.h).
 const OPEN_FILES: u32 = 7;
 
+/// The one node that the engine's work and masks need.
+const NULL: &str = "/dev/null";
+
 /// So many sources, with two descriptors each, can be open under every usual limit.
 const FEW: usize = 200;
 
@@ -171,19 +174,25 @@ impl Tree {
         let dev = path::open_plain(root.as_fd(), b"dev")
             .context(|| "open the container's /dev".to_owned())?;
         let mut covers = Covers::new(root.as_fd(), !self.masked_paths.is_empty())?;
-        if self.own_dev {
+        let dev = if self.own_dev {
             root.add(&dev)
                 .context(|| "stat the container's /dev".to_owned())?;
-            self.unlink_own(dev.as_fd())?;
+            self.make_way(dev.as_fd())?;
+            Some(dev)
         } else {
             drop(dev);
             rustix::mount::unmount("/dev", UnmountFlags::DETACH)
                 .context(|| "detach the engine's /dev".to_owned())?;
-        }
+            None
+        };
         let shares = self.attach(&mut root)?;
-        for node in &self.nodes {
-            node.make(&root)
-                .map_err(|e| e.map(|m| format!("device {}: {m}", node.path)))?;
+        let told = |node: &Node, e: Error| e.map(|m| format!("device {}: {m}", node.path));
+        let (null, nodes): (Vec<_>, Vec<_>) = self
+            .nodes
+            .iter()
+            .partition(|node| dev.is_some() && node.path == NULL);
+        for node in nodes {
+            node.make(&root).map_err(|e| told(node, e))?;
         }
         self.make_cwd(&root)?;
         if self.read_only {
@@ -195,20 +204,42 @@ impl Tree {
         for path in &self.masked_paths {
             covers.mask(&root, path)?;
         }
+        // What masks is a clone of the real one, and the kernel attaches none of what has no name any more.
+        if let (Some(dev), Some(null)) = (&dev, null.first()) {
+            null.replace_null(dev.as_fd()).map_err(|e| told(null, e))?;
+        }
         let mut shares = shares;
         shares.private.extend(covers.mounts);
         Ok(shares)
     }
 
-    /// The engine's links in the container's own `/dev` give way to a mount or a device that names one of them.
-    fn unlink_own(&self, dev: BorrowedFd<'_>) -> Result<()> {
-        let mounts = self.mounts.iter().map(|mount| &mount.destination);
-        for path in mounts.chain(self.nodes.iter().map(|node| &node.path)) {
-            let name = path.strip_prefix("/dev/");
-            let Some(name) = name.and_then(|n| n.split('/').next()) else {
+    /// What the engine made in the container's own `/dev` gives way to what was asked for in its place: a link to
+    /// everything, a node to a device, a directory and what lies below one. A file is mounted over a node. The null
+    /// device stays: no runtime starts a container without one, and another device takes its place at the end.
+    fn make_way(&self, dev: BorrowedFd<'_>) -> Result<()> {
+        let mounts = self.mounts.iter();
+        let mounts = mounts.map(|mount| (&mount.destination, Some(mount.directory())));
+        let nodes = self.nodes.iter().map(|node| (&node.path, None));
+        for (path, mounted) in mounts.chain(nodes) {
+            let Some(rest) = path.strip_prefix("/dev/") else {
                 continue;
             };
-            if rustix::fs::readlinkat(dev, name, Vec::new()).is_ok() {
+            let (name, below) = match rest.split_once('/') {
+                Some((name, _)) => (name, true),
+                None => (rest, false),
+            };
+            let plain = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            let Ok(there) = rustix::fs::statat(dev, name, plain) else {
+                continue;
+            };
+            let goes = match (FileType::from_raw_mode(there.st_mode), mounted) {
+                (FileType::Symlink, _) => true,
+                (FileType::Directory, _) => false,
+                _ if name == "null" => false,
+                (_, Some(directory)) => directory || below,
+                (_, None) => !below,
+            };
+            if goes {
                 rustix::fs::unlinkat(dev, name, rustix::fs::AtFlags::empty())
                     .context(|| format!("make way for {path}"))?;
             }
@@ -359,6 +390,10 @@ impl Wanted {
         })
     }
 
+    fn directory(&self) -> bool {
+        self.opened.as_ref().is_none_or(|o| o.directory)
+    }
+
     fn shared(&self) -> bool {
         self.opened.as_ref().is_some_and(|o| o.peers.is_some())
     }
@@ -387,8 +422,7 @@ impl Wanted {
                 String::from_utf8_lossy(hidden),
             )));
         }
-        let directory = self.opened.as_ref().is_none_or(|o| o.directory);
-        let shape = if directory {
+        let shape = if self.directory() {
             Shape::Directory
         } else {
             Shape::File
@@ -476,12 +510,28 @@ impl Node {
         let Some((dir, name)) = place.node(root, self.kind, self.device, self.mode)? else {
             return Ok(());
         };
+        self.give(dir.as_fd(), &name)
+    }
+
+    /// Puts it in the place of the null device in the container's own `/dev`, unless something is mounted there.
+    fn replace_null(&self, dev: BorrowedFd<'_>) -> Result<()> {
+        let name = b"null";
+        match rustix::fs::unlinkat(dev, name.as_slice(), rustix::fs::AtFlags::empty()) {
+            Err(rustix::io::Errno::BUSY) => return Ok(()),
+            other => other.context(|| "remove the null device".to_owned())?,
+        }
+        rustix::fs::mknodat(dev, name.as_slice(), self.kind, self.mode, self.device)
+            .context(|| "make it".to_owned())?;
+        self.give(dev, name)
+    }
+
+    fn give(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         let (uid, gid) = (
             rustix::fs::Uid::from_raw(self.uid),
             rustix::fs::Gid::from_raw(self.gid),
         );
         let plain = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(&dir, name.as_slice(), Some(uid), Some(gid), plain)
+        rustix::fs::chownat(dir, name, Some(uid), Some(gid), plain)
             .context(|| format!("give it to {}:{}", self.uid, self.gid))
     }
 }

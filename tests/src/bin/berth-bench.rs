@@ -149,6 +149,7 @@ impl Rig {
             },
             hosts: self.hosts.clone(),
             extra: String::new(),
+            program: None,
         };
         self.started.push(Instance::start(options).await?);
         self.started.last_mut().context("it was just started")

@@ -64,6 +64,7 @@ async fn main() -> Result<ExitCode> {
         net,
         hosts,
         extra: String::new(),
+        program: None,
     };
     let mut instance = Instance::start(options).await?;
     let start = Instant::now();

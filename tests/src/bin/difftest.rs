@@ -50,6 +50,7 @@ async fn main() -> Result<ExitCode> {
         net: Net::Cni,
         hosts: hosts.clone(),
         extra: String::new(),
+        program: None,
     };
     let mut both = [
         Instance::start(options(Kind::Berth)).await?,

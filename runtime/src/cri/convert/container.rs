@@ -132,7 +132,7 @@ impl Security {
         security::selinux(&labels_at, given.selinux_options, abilities)?;
         let namespaces_at = at.field("namespace_options");
         Ok(Self {
-            capabilities: capabilities(&at.field("capabilities"), given.capabilities)?,
+            capabilities: capabilities(given.capabilities),
             privileged: given.privileged,
             namespaces: namespaces::of_container(
                 &namespaces_at,
@@ -160,19 +160,14 @@ impl Security {
     }
 }
 
-fn capabilities(at: &At<'_>, given: Option<v1::Capability>) -> Result<CapabilityRequest, Error> {
+/// An empty name is one that is no capability, like others: it is passed over with a warning.
+fn capabilities(given: Option<v1::Capability>) -> CapabilityRequest {
     let given = given.unwrap_or_default();
-    Ok(CapabilityRequest {
-        add: at
-            .field("add_capabilities")
-            .each(given.add_capabilities, At::filled)?,
-        drop: at
-            .field("drop_capabilities")
-            .each(given.drop_capabilities, At::filled)?,
-        add_ambient: at
-            .field("add_ambient_capabilities")
-            .each(given.add_ambient_capabilities, At::filled)?,
-    })
+    CapabilityRequest {
+        add: given.add_capabilities,
+        drop: given.drop_capabilities,
+        add_ambient: given.add_ambient_capabilities,
+    }
 }
 
 /// A user by number or by name, a group only with one of them (row F067).

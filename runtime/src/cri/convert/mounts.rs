@@ -113,9 +113,13 @@ pub(super) fn devices(at: &At<'_>, given: Vec<v1::Device>) -> Result<Vec<DeviceR
                     return Err(at.invalid(format!("{other:?} is not made of r, w and m")));
                 }
             };
+            let host_path = at.field("host_path").filled(device.host_path)?;
             Ok(DeviceRequest {
-                container_path: at.field("container_path").filled(device.container_path)?,
-                host_path: at.field("host_path").filled(device.host_path)?,
+                container_path: match device.container_path.as_str() {
+                    "" => host_path.clone(),
+                    _ => device.container_path,
+                },
+                host_path,
                 permissions,
             })
         })

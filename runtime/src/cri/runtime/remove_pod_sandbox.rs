@@ -21,6 +21,7 @@ pub(super) async fn handle(
         detached(async move {
             stop_pod_sandbox::stop(&deps, &pod).await?;
             deps.containers.remove_pod(&pod).await.map_err(status::of)?;
+            crash_point!("remove_pod.containers.after");
             deps.pods.remove(&pod).await.map_err(status::of)
         })
         .await?;

@@ -37,5 +37,6 @@ pub(super) fn find(deps: &Deps, id: &str) -> Result<Option<PodId>, Status> {
 pub(super) async fn stop(deps: &Deps, pod: &PodId) -> Result<(), Status> {
     deps.pods.close(pod).await;
     deps.containers.kill_pod(pod).await.map_err(status::of)?;
+    crash_point!("stop_pod.containers.after");
     deps.pods.stop(pod).await.map_err(status::of)
 }

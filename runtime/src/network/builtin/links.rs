@@ -43,6 +43,8 @@ pub(super) struct Port {
     pub(super) bridge: Option<u32>,
     /// Whether it was brought up.
     pub(super) up: bool,
+    /// Whether a packet may leave by it that came in by it; see [`hairpin`].
+    pub(super) hairpin: bool,
 }
 
 /// Both ends of a pod's link.
@@ -130,17 +132,27 @@ pub(super) fn ports(netlink: &mut Netlink) -> Result<BTreeMap<String, Port>, Net
             name: String::new(),
             bridge: None,
             up: link.header.flags.contains(LinkFlags::Up),
+            hairpin: false,
         };
         for attribute in link.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => port.name = name,
                 LinkAttribute::Controller(index) => port.bridge = Some(index),
+                LinkAttribute::LinkInfo(info) => port.hairpin = is_hairpin(&info),
                 _ => {}
             }
         }
         Some((port.name.clone(), port))
     };
     Ok(links.into_iter().filter_map(port).collect())
+}
+
+fn is_hairpin(info: &[LinkInfo]) -> bool {
+    let on = |data: &InfoBridgePort| matches!(data, InfoBridgePort::HairpinMode(true));
+    info.iter().any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(port)) => port.iter().any(on),
+        _ => false,
+    })
 }
 
 /// Makes an interface a port of the bridge (again), and brings it up.
@@ -365,6 +377,7 @@ pub(super) fn connect(
             0,
         ),
     ])?;
+    crash_point!("run_pod.veth.after");
     let mut inside = Netlink::route_in(pair.netns)?;
     let index = find(&mut inside, POD_INTERFACE)?
         .map(|link| link.header.index)

@@ -146,7 +146,7 @@ impl Builtin {
             .iter()
             .filter_map(|lease| ports.get(&host_interface(&lease.pod)))
         {
-            if !port.serves(bridge) {
+            if port.lacks(bridge).is_some() {
                 links::attach(netlink, bridge, port)?;
             }
         }
@@ -180,13 +180,11 @@ impl Builtin {
         }
         if let Some(bridge) = bridge.filter(|_| whole) {
             let ports = links::ports(netlink)?;
-            let loose = leases.into_iter().filter(|lease| {
-                ports
-                    .get(&host_interface(&lease.pod))
-                    .is_some_and(|port| !port.serves(bridge))
-            });
-            missing
-                .extend(loose.map(|lease| format!("the link of pod {} on the bridge", lease.pod)));
+            missing.extend(leases.into_iter().filter_map(|lease| {
+                let port = ports.get(&host_interface(&lease.pod))?;
+                let lacks = port.lacks(bridge)?;
+                Some(format!("{lacks} of pod {} on the bridge", lease.pod))
+            }));
         }
         Ok(missing)
     }
@@ -253,8 +251,13 @@ fn switched_off(sysctl: &str) -> bool {
 }
 
 impl links::Port {
-    fn serves(&self, bridge: links::Bridge) -> bool {
-        self.up && self.bridge == Some(bridge.index)
+    /// What is not as it should be.
+    fn lacks(&self, bridge: links::Bridge) -> Option<&'static str> {
+        match self.up && self.bridge == Some(bridge.index) {
+            false => Some("the link"),
+            true if !self.hairpin => Some("hairpin mode of the link"),
+            true => None,
+        }
     }
 }
 

@@ -32,6 +32,23 @@ pub(in crate::network) fn table_exists(
     absent_is_fine(asked).map(|found| !found.is_empty())
 }
 
+/// Whether the table is there and its rules see no packet: somebody gave it the flag `dormant`.
+pub(in crate::network) fn table_is_dormant(
+    netlink: &mut Netlink,
+    table: &str,
+) -> Result<bool, NetlinkError> {
+    // NFTA_TABLE_FLAGS, NFT_TABLE_F_DORMANT (include/uapi/linux/netfilter/nf_tables.h).
+    const FLAGS: u16 = 2;
+    const DORMANT: u32 = 1;
+    let what = format!("read the flags of nftables table {table:?}");
+    let body = text(1, table);
+    let asked = get(netlink, &what, GET_TABLE, NLM_F_ACK, &body, |answer| {
+        let (_, flags) = attributes(body_of(answer)).find(|(kind, _)| *kind == FLAGS)?;
+        flags.try_into().ok().map(u32::from_be_bytes)
+    });
+    absent_is_fine(asked).map(|found| found.iter().any(|flags| flags & DORMANT != 0))
+}
+
 /// The elements of a map, as far as nobody changes it meanwhile; none when there is no such map.
 pub(in crate::network) fn elements(
     netlink: &mut Netlink,

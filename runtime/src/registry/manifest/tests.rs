@@ -94,6 +94,73 @@ fn documents_are_what_their_bytes_say() {
 }
 
 #[test]
+fn odd_entries_for_this_machine_spoil_no_index() {
+    let here = platform("linux", host_arch(), "");
+    let elsewhere = platform("linux", "s390x", "");
+    for digest in ["md5:d41d8cd98f00b204e9800998ecf8427e", "sha512:00", "", "x"] {
+        let odd = here.replace(D, digest);
+        let good = index(&[odd.clone(), elsewhere.clone(), here.clone()]);
+        let found = good.candidates().unwrap();
+        assert_eq!((found.len(), found[0].digest()), (1, D), "{digest}");
+        let said = index(&[elsewhere.clone(), odd]).candidates().unwrap_err();
+        assert!(
+            said.contains(&format!("{digest:?}")) && said.contains("only sha256"),
+            "{said}"
+        );
+        assert!(said.contains(host_arch()), "{said}");
+    }
+}
+
+#[test]
+fn entries_that_want_features_are_for_others() {
+    let plain = platform("linux", host_arch(), "");
+    let wants = |features: &str| {
+        let with = format!(r#""variant":"","os.features":{features}"#);
+        plain.replace(r#""variant":"""#, &with)
+    };
+    let other = D.replace("9700", "0079");
+    let both = index(&[wants(r#"["erofs"]"#), plain.replace(D, &other)]);
+    assert_eq!(both.candidates().unwrap()[0].digest(), other);
+    let said = index(&[wants(r#"["erofs"]"#)]).candidates().unwrap_err();
+    assert!(
+        said.contains("no image for") && said.contains("\"erofs\""),
+        "{said}"
+    );
+    for none in ["[]", "null", r#"[""]"#] {
+        assert!(index(&[wants(none)]).candidates().is_ok(), "{none}");
+    }
+}
+
+#[test]
+fn a_wrong_version_is_passed_over_where_the_type_is_of_today() {
+    let layer = entry("").replace(MANIFESTS[0], "");
+    let text = |kind: &str, rest: &str| format!(r#"{{"schemaVersion":1,{kind}{rest}}}"#);
+    let image = format!(r#""config":{layer},"layers":[{layer}]"#);
+    for kind in MANIFESTS {
+        let inside = text(&format!(r#""mediaType":"{kind}","#), &image);
+        assert!(matches!(
+            parse(inside.as_bytes(), None),
+            Ok(Content::Manifest(_))
+        ));
+        assert!(parse(text("", &image).as_bytes(), Some(kind)).is_ok());
+        let old = text("", &format!(r#"{image},"fsLayers":[]"#));
+        assert!(
+            parse(old.as_bytes(), Some(kind))
+                .unwrap_err()
+                .contains("schema 1")
+        );
+    }
+    for kind in INDEXES {
+        assert!(parse(text("", r#""manifests":[]"#).as_bytes(), Some(kind)).is_ok());
+    }
+    assert!(
+        parse(text("", &image).as_bytes(), None)
+            .unwrap_err()
+            .contains("schema 1")
+    );
+}
+
+#[test]
 fn artifacts_are_called_by_their_name() {
     let layer = entry("").replace(MANIFESTS[0], "");
     let read = |config: &str, more: &str| {

@@ -76,6 +76,17 @@ async fn each_failure_is_one_sentence_with_what_to_do() {
     let tls = blurting(b"\x15\x03\x01\x00\x02\x02\x0a").await;
     let text = said(&format!("http://{tls}")).await;
     assert!(text.contains("not HTTP: if it speaks TLS"), "{text}");
+    for malformed in [
+        &b"HTTP/1.1 200 OK\r\nX-A: a\x01b\r\n\r\n"[..],
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+    ] {
+        let odd = blurting(malformed).await;
+        let text = said(&format!("http://{odd}")).await;
+        assert!(
+            text.contains("is malformed") && !text.contains("TLS"),
+            "{text}"
+        );
+    }
     let mute = blurting(b"").await;
     let text = said(&format!("http://{mute}")).await;
     assert!(text.contains("it closed the connection"), "{text}");

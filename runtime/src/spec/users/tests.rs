@@ -45,7 +45,7 @@ fn nothing_said_is_root() {
         resolve(None, None, &UserRequest::default(), "")
             .unwrap()
             .user,
-        user(0, 0, &[0], "/root")
+        user(0, 0, &[0], "/")
     );
 }
 
@@ -424,4 +424,79 @@ fn root_under_merge_has_its_group_once() {
     assert_eq!(only("0", &[7, 5]), [0, 5, 7]);
     assert_eq!(only("root", &[]), [0]);
     assert_eq!(only(":staff", &[7]), [7, 50]);
+}
+
+#[test]
+fn a_group_of_the_users_own_name_is_no_further_one() {
+    let merged = |passwd: &str, group: &str, uid, gid| {
+        let request = UserRequest {
+            uid: Some(uid),
+            gid,
+            policy: GroupsPolicy::Merge,
+            ..UserRequest::default()
+        };
+        let found = resolve(
+            Some(passwd.as_bytes()),
+            Some(group.as_bytes()),
+            &request,
+            "",
+        );
+        found.unwrap().user.groups
+    };
+    let root = "root:x:0:0:::\n";
+    assert_eq!(
+        merged(root, "root:x:0:root\nbin:x:1:root,bin\n", 0, Some(1000)),
+        [1, 1000]
+    );
+    assert_eq!(merged("app:x:7:8:::\n", "app:x:7:app\n", 7, None), [8]);
+    assert_eq!(
+        merged("app:x:7:8:::\n", "app:x:7:app\napps:x:9:app\n", 7, None),
+        [8, 9]
+    );
+}
+
+#[test]
+fn white_space_around_a_line_is_gos() {
+    for space in [
+        "\u{b}",
+        "\u{c}",
+        "\u{85}",
+        "\u{a0}",
+        "\u{2003}\t",
+        "\u{3000}\r",
+    ] {
+        let passwd = format!("{space}app:x:7:8::/h{space}\n{space}\n");
+        let group = format!("{space}wheel:x:10:app{space}\n");
+        let request = UserRequest::default();
+        let found = resolve(
+            Some(passwd.as_bytes()),
+            Some(group.as_bytes()),
+            &request,
+            "app",
+        );
+        assert_eq!(found.unwrap().user, user(7, 8, &[8, 10], "/h"), "{space:?}");
+    }
+    // Half a character is none.
+    let request = UserRequest::default();
+    assert!(resolve(Some(b"\x85app:x:7:8::/h"), None, &request, "app").is_err());
+}
+
+#[test]
+fn who_has_no_account_has_the_root_for_a_home() {
+    let home = |passwd: Option<&[u8]>, image: &str| {
+        let request = UserRequest::default();
+        resolve(passwd, None, &request, image).unwrap().user.home
+    };
+    let others = &b"app:x:7:8::/h\n"[..];
+    for (passwd, image) in [
+        (None, ""),
+        (None, "0"),
+        (None, "1000:1000"),
+        (Some(others), ""),
+        (Some(others), ":5"),
+        (Some(others), "99"),
+    ] {
+        assert_eq!(home(passwd, image), "/", "{image}");
+    }
+    assert_eq!(home(Some(PASSWD), ":5"), "/root");
 }

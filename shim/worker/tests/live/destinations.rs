@@ -9,13 +9,13 @@ use serde_json::json;
 use crate::driver::*;
 
 /// A fixture and a directory of the host beside it.
-struct Case {
-    fixture: Fixture,
+pub(crate) struct Case {
+    pub(crate) fixture: Fixture,
     host: tempfile::TempDir,
 }
 
 impl Case {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             fixture: Fixture::new(),
             host: tempfile::tempdir().unwrap(),
@@ -29,7 +29,7 @@ impl Case {
     }
 
     /// A directory of the host with one file named as itself.
-    fn volume(&self, name: &str) -> PathBuf {
+    pub(crate) fn volume(&self, name: &str) -> PathBuf {
         let dir = self.host.path().join(name);
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join(name), name).unwrap();
@@ -42,13 +42,13 @@ impl Case {
         file
     }
 
-    fn bind(&mut self, source: &Path, destination: &str) {
+    pub(crate) fn bind(&mut self, source: &Path, destination: &str) {
         self.fixture.mount(json!({
             "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"],
         }));
     }
 
-    fn refused(&self) -> String {
+    pub(crate) fn refused(&self) -> String {
         self.fixture.try_create(sh("true")).err().expect("created")
     }
 }
@@ -442,7 +442,6 @@ fn masks_and_read_only_paths_follow_links() {
     case.link("secret", "etc/alias");
     case.link("/etc/dir", "dirs");
     case.link("gone", "etc/dangling");
-    case.link("loop", "loop");
     case.link("kept", "etc/ro");
     let volume = case.volume("v");
     let null = case.file("n");
@@ -453,7 +452,6 @@ fn masks_and_read_only_paths_follow_links() {
         "/etc/alias",
         "/dirs/",
         "/etc/dangling",
-        "/loop",
         "/no/such",
         "/etc/kept/below",
         "/vol/v",
@@ -483,13 +481,22 @@ fn what_exists_and_cannot_be_masked_fails_the_create() {
     for (path, why) in [
         ("/", "root itself"),
         ("/up", "root itself"),
-        ("/proc/1/root/etc", "mask"),
+        ("/proc/1/root/etc", "/proc/1/root is a link into a process"),
+        ("/proc/self/cwd", "is a link into a process"),
+        ("/loop", "lead in a circle"),
+        ("/loop/below", "lead in a circle"),
     ] {
-        let mut case = Case::new();
-        case.link("../..", "up");
-        case.fixture.config["linux"]["maskedPaths"] = json!([path]);
-        let error = case.refused();
-        assert!(error.contains(path) && error.contains(why), "{error}");
+        for list in ["maskedPaths", "readonlyPaths"] {
+            if list == "readonlyPaths" && why == "root itself" {
+                continue;
+            }
+            let mut case = Case::new();
+            case.link("../..", "up");
+            case.link("loop", "loop");
+            case.fixture.config["linux"][list] = json!([path]);
+            let error = case.refused();
+            assert!(error.contains(path) && error.contains(why), "{error}");
+        }
     }
 }
 

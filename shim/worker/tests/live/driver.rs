@@ -72,6 +72,15 @@ pub(crate) struct Worker {
     pub(crate) socket: UnixStream,
 }
 
+fn send(socket: &UnixStream, call: Call, fds: &[(Fd, BorrowedFd<'_>)]) {
+    let request = Request {
+        call: Some(call),
+        fds: fds.iter().map(|(role, _)| *role as i32).collect(),
+    };
+    let raw: Vec<BorrowedFd<'_>> = fds.iter().map(|(_, fd)| *fd).collect();
+    frame::send(socket, &request.encode_to_vec(), &raw).unwrap();
+}
+
 impl Worker {
     pub(crate) fn spawn() -> Self {
         assert!(
@@ -94,12 +103,7 @@ impl Worker {
     }
 
     pub(crate) fn call(&self, call: Call, fds: &[(Fd, BorrowedFd<'_>)]) -> Answer {
-        let request = Request {
-            call: Some(call),
-            fds: fds.iter().map(|(role, _)| *role as i32).collect(),
-        };
-        let raw: Vec<BorrowedFd<'_>> = fds.iter().map(|(_, fd)| *fd).collect();
-        frame::send(&self.socket, &request.encode_to_vec(), &raw).unwrap();
+        send(&self.socket, call, fds);
         let reply = frame::recv(&self.socket)
             .unwrap()
             .expect("the worker ended without an answer");
@@ -109,6 +113,17 @@ impl Worker {
             outcome: decoded.outcome.unwrap(),
             fds: decoded.fds.into_iter().zip(reply.fds).collect(),
         }
+    }
+
+    /// Asks and is gone before it can be answered; waits for the worker's end.
+    pub(crate) fn abandoned(mut self, call: Call, fds: &[(Fd, BorrowedFd<'_>)]) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP).unwrap();
+        send(&self.socket, call, fds);
+        drop(self.socket);
+        kill_process(pid, Signal::CONT).unwrap();
+        self.child.wait().unwrap();
     }
 
     pub(crate) fn end(mut self) {

@@ -14,6 +14,7 @@ mod destinations;
 mod driver;
 mod exec;
 mod holes;
+mod nodes;
 mod pod;
 mod propagation;
 mod speed;

@@ -177,6 +177,32 @@ fn namespaces_are_pinned_and_pause_lives_in_them() {
     until("pause has ended", || !alive(pid));
 }
 
+/// The daemon has died when the worker answers: the next one may have undone the pod already, and would not find it again.
+#[test]
+fn what_nobody_hears_of_is_taken_back() {
+    let place = Place::new();
+    let nothing = |when: &str| {
+        for kind in ["net", "ipc", "uts", "pid"] {
+            assert!(!Path::new(&place.path(kind)).exists(), "{when}: {kind}");
+        }
+        for leaf in leaves(&format!("/{}", place.name)) {
+            assert!(!Path::new(&leaf).exists(), "{when}: {leaf}");
+        }
+    };
+    Worker::spawn().abandoned(Call::Pod(place.pod()), &[]);
+    nothing("namespaces");
+    let worker = Worker::spawn();
+    let mut pod = place.pod();
+    (pod.net, pod.ipc, pod.uts) = Default::default();
+    (pod.hostname, pod.sysctls) = Default::default();
+    let made = worker.call(Call::Pod(pod), &[]);
+    assert!(matches!(made.outcome, Outcome::Namespaces(_)));
+    let exe = place.exe();
+    let fds = [(Fd::PauseExe, exe.as_fd())];
+    worker.abandoned(Call::Pause(place.request(true)), &fds);
+    nothing("pause");
+}
+
 #[test]
 fn the_new_namespaces_are_set_up() {
     let place = Place::new();

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use super::{ADDRESS_PORTS, Batch, CHAINS, Element, Lease, PORTS, Rules, claimed, published};
 use crate::network::Error;
 use crate::network::netlink::NetlinkError;
-use crate::network::nftables::{dropping_forward, elements, generation, rules, table_exists};
+use crate::network::nftables::{
+    dropping_forward, elements, generation, rules, table_exists, table_is_dormant,
+};
 
 /// What tells one element from another: its map, its key and whose it is.
 pub(super) type Claim = (&'static str, Vec<u8>, String);
@@ -87,6 +89,14 @@ impl Rules {
 
     fn missing_rules(&self) -> Result<Option<String>, NetlinkError> {
         let table = &self.table;
+        if self
+            .sockets
+            .with(|netlink| table_is_dormant(netlink, table))?
+        {
+            return Ok(Some(format!(
+                "the work of nftables table {table:?}, which is dormant"
+            )));
+        }
         let there = self.sockets.with(|netlink| rules(netlink, table))?;
         let gone = CHAINS.into_iter().find_map(|(chain, wanted)| {
             let count = there.get(chain).copied().unwrap_or_default();

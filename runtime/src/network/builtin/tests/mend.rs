@@ -33,7 +33,25 @@ fn what_somebody_takes_away_is_put_back() {
     assert_eq!(mend(), "");
     assert!(reaches(&machine));
     let host_end = host_interface(&pod.id);
-    let takes: [(&str, &[&str], &str); 11] = [
+    let takes: [(&str, &[&str], &str); 13] = [
+        (
+            "nft",
+            &["add table ip berth { flags dormant ; }"],
+            "is dormant",
+        ),
+        (
+            "ip",
+            &[
+                "link",
+                "set",
+                &host_end,
+                "type",
+                "bridge_slave",
+                "hairpin",
+                "off",
+            ],
+            "hairpin mode of the link of pod",
+        ),
         ("nft", &["flush", "ruleset"], "rules of chain"),
         ("nft", &["delete", "table", "ip", "berth"], "rules of chain"),
         ("nft", &["flush", "table", "ip", "berth"], "rules of chain"),
