@@ -175,7 +175,8 @@ impl<T: Object> Records<T> {
         let identity = object.identity(id);
         let is_known = self.read_identity(id).is_ok_and(|known| known == identity);
         if is_known && let Ok(bytes) = identity.encode() {
-            self.known().insert(id.to_owned(), Sha256::digest(bytes).into());
+            self.known()
+                .insert(id.to_owned(), Sha256::digest(bytes).into());
         }
         if is_known && !record::is_outdated(file) {
             return;

@@ -207,9 +207,7 @@ async fn some_containers(instance: &Instance, pod: &Pod) -> Result<()> {
     resources(&mut hungry).memory_limit_in_bytes = 16 << 20;
     let status = pod.start(&hungry).await?.wait().await?;
     ensure_eq!(status.reason, "OOMKilled");
-    let lost = pod
-        .start(&named("lost", script("exec sleep 4321")))
-        .await?;
+    let lost = pod.start(&named("lost", script("exec sleep 4321"))).await?;
     let monitor = process::process(lost.pid().await?).context("no process")?;
     kill(monitor.parent)?;
     lost.wait().await?;

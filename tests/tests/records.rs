@@ -57,7 +57,10 @@ async fn records_beside_are_moved_and_read(case: &mut Case) -> Result<()> {
     // What cannot be read comes along, and is known by its identity.
     case.instance()?.kill().await?;
     move_back(&root, None)?;
-    let file = root.join("containers").join(&container.id).join("record.json");
+    let file = root
+        .join("containers")
+        .join(&container.id)
+        .join("record.json");
     let text = fs::read_to_string(&file)?;
     fs::write(&file, later(text))?;
     case.instance()?.launch().await?;

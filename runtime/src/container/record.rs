@@ -325,7 +325,8 @@ mod tests {
         let none: [&str; 0] = [];
         // One that is being made has the state Created in version 1: no monitor is known to be silent for longer than the
         // daemon lives.
-        let states = |version| golden::unmade::<v1::ContainerState>(version, "containers", "/state");
+        let states =
+            |version| golden::unmade::<v1::ContainerState>(version, "containers", "/state");
         assert_eq!((states(1), states(2)), (vec!["Unknown"], none.to_vec()));
         for version in [1, 2] {
             let reasons = golden::unmade::<v1::ExitReason>(version, "containers", "/exit/reason");

@@ -37,7 +37,7 @@ pub(crate) fn files(version: u32, kind: &str) -> BTreeMap<String, Vec<u8>> {
 /// what they hold. What this version wrote, it writes again, byte for byte.
 ///
 /// The values are compared in the form that is written: that does not change with the model. They are reviewed in the
-/// snapshots, beside the files.
+/// snapshots.
 pub(crate) fn check<K: Kept>(kind: &str) -> [Found<K>; 2] {
     let read = |version: u32| {
         let mut found = Found::new();
@@ -72,5 +72,7 @@ pub(crate) fn unmade<C: Choice>(version: u32, kind: &str, place: &str) -> Vec<&'
     });
     let made: Vec<Value> = values.collect();
     let names = C::NAMES.iter().copied();
-    names.filter(|name| !made.iter().any(|value| value == name)).collect()
+    names
+        .filter(|name| !made.iter().any(|value| value == name))
+        .collect()
 }

@@ -56,7 +56,7 @@ fn what_cannot_be_read_says_why() {
         ),
         (
             whole.replace("\"version\":2", "\"version\":3"),
-            "version 3, and this Berth reads 2 and 1",
+            "version 3, and this Berth reads 1 and 2",
         ),
         (whole.replace("\"version\":2", "\"version\":0"), "version 0"),
         (whole.replace("\"version\":2", "\"version\":1"), "damaged"),

@@ -172,7 +172,9 @@ mod tests {
         }
         let told = crate::model::chain(&claim(root.path(), "pods").unwrap_err());
         assert!(
-            told.contains("cannot move") && told.contains("records/pods/a") && told.contains("newer"),
+            told.contains("cannot move")
+                && told.contains("records/pods/a")
+                && told.contains("newer"),
             "{told}"
         );
         for dir in ["pods/a", "records/pods/a"] {

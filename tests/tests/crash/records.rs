@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::*;
 use berth_tests::ensure_eq;
 use berth_tests::pods::{Ctr, Pod};
@@ -49,7 +49,8 @@ async fn move_at(
     instance.crash_at = None;
     let told = launched.err().map(|error| format!("{error:#}"));
     ensure!(
-        told.as_ref().is_some_and(|told| told.contains("as it was asked to")),
+        told.as_ref()
+            .is_some_and(|told| told.contains("as it was asked to")),
         "the point is not passed: {told:?}"
     );
     instance.launch().await?;
