@@ -40,12 +40,8 @@ fn out(kind: &str) -> Result<PathBuf> {
 }
 
 async fn built_in_network(case: &mut Case) -> Result<()> {
-    let options = Options {
-        extra: format!("\npinned = [\"{}\"]\n", images::CONFIGURED),
-        ..case.options()
-    };
-    let cri = case.start_with(options).await?.cri()?.clone();
-    // One that says all that can be said and is pinned, one by several names, one with volumes.
+    let cri = case.start().await?.cri()?.clone();
+    // One that says all that can be said, one by several names, one with volumes.
     cri.pull(images::CONFIGURED).await?;
     for (name, volumes) in [
         ("volume", &["/data", "/more"][..]),
@@ -67,7 +63,9 @@ async fn built_in_network(case: &mut Case) -> Result<()> {
     let not_ready = Pod::run(&cri, pod_config(instance, "not-ready")).await?;
     let pause = pid_of(&cri.pod_status_verbose(&not_ready.id).await?.info)?;
     kill(pause)?;
-    while cri.pod_status(&not_ready.id).await?.state() == PodSandboxState::SandboxReady {
+    // Told of at once, and written a moment later.
+    let record = place(&instance.folder().join("root"), "pods").join(&not_ready.id);
+    while !fs::read_to_string(record.join("record.json"))?.contains("\"state\":\"NotReady\"") {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     racing.until_both(instance).await?;

@@ -313,24 +313,20 @@ mod tests {
             assert!(of("terminal").process.terminal && of("terminal").spec.tty);
             assert_eq!(of("volumes").spec.mounts.len(), 2);
             assert_eq!(of("confined").process.uid, 1000);
-            assert_eq!(
-                of("running").process.env.last().unwrap(),
-                "NAME=wert ü".as_bytes()
-            );
+            let env = &of("running").process.env;
+            assert!(env.contains(&"NAME=wert ü".as_bytes().to_vec()));
         }
     }
 
     #[test]
     fn no_state_of_a_container_is_missing_in_the_files() {
-        let none: [&str; 0] = [];
-        // One that is being made has the state Created in version 1: no monitor is known to be silent for longer than the
-        // daemon lives.
-        let states =
-            |version| golden::unmade::<v1::ContainerState>(version, "containers", "/state");
-        assert_eq!((states(1), states(2)), (vec!["Unknown"], none.to_vec()));
         for version in [1, 2] {
+            let states = golden::unmade::<v1::ContainerState>(version, "containers", "/state");
             let reasons = golden::unmade::<v1::ExitReason>(version, "containers", "/exit/reason");
-            assert_eq!(reasons, none, "version {version}");
+            assert!(
+                states.is_empty() && reasons.is_empty(),
+                "version {version}: {states:?} {reasons:?}"
+            );
         }
     }
 

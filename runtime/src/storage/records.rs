@@ -171,7 +171,6 @@ mod tests {
                 rows.values().filter(|image| holds(image)).count()
             };
             assert_eq!(count(&|image| image.tags.len() > 1), 1, "by several names");
-            assert_eq!(count(&|image| image.pinned), 1);
             assert_eq!(count(&|image| !image.config.volumes.is_empty()), 1);
         }
     }
