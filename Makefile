@@ -11,7 +11,7 @@ NAME ?= vm
 MUSL := $(shell uname -m)-unknown-linux-musl
 SHIMS := -p berth-shim -p berth-worker
 
-.PHONY: help deps build check fmt clippy deny doc test unit fuzz integration crash-points critest difftest demo bench tools deb vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
+.PHONY: help deps build check fmt clippy deny doc test unit fuzz integration crash-points critest difftest demo bench tools deb test-upgrade vagrant vm vm-shell vm-down vm-tests vm-smoke test-vm clean
 
 help: ## lists what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -70,6 +70,11 @@ fuzz: ## new hostile bytes for what reads them, for FUZZ_SECONDS (60)
 integration: build tools ## real daemon, registry, networks and containers (as root)
 	cargo test --locked -q --workspace --test integration -- $(ARGS)
 
+# Ten minutes the first time. Under systemd, with the packages: `make test-vm PARTS=upgrade`.
+test-upgrade: build tools ## pods of the last version with other records, built from the history, go on under this one (as root)
+	@hack/old.sh known
+	old=$$(hack/old.sh) && BERTH_TEST_OLD=$$old cargo test --locked -q --workspace --test integration -- upgrade:: $(ARGS)
+
 crash-points: ## the places at which the tests of crashes have the daemon die
 	@cargo test --locked -q --workspace --test integration -- --crash-points
 
@@ -103,7 +108,7 @@ vm-tests: deb tools
 vm-smoke: vm-tests ## a short test of the package in such a machine (as root)
 	hack/vm/test.sh smoke
 
-test-vm: vm-tests ## everything in such a machine: the package, power cuts, integration, critest; or PARTS of it (as root)
+test-vm: vm-tests ## everything in such a machine: the package, upgrade, power cuts, integration, critest; or PARTS of it (as root)
 	hack/vm/test.sh $(or $(PARTS),full)
 
 demo: ## shows Berth at work on this machine (as root)

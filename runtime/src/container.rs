@@ -1,6 +1,6 @@
 //! Containers: create, start, stop, remove, exec, update, status.
 //!
-//! A container is its record under `root/containers/<id>`, its bundle, socket and exit record under
+//! A container is its record under `root/records/containers/<id>`, its bundle, socket and exit record under
 //! `state/containers/<id>`, its writable layer, its cgroup and its monitor. What happens to it comes from
 //! the monitor as messages (`exit`); the calls here only ask.
 
@@ -293,7 +293,7 @@ impl ContainerManager {
         deps: Deps,
         events: mpsc::UnboundedReceiver<MonitorEvent>,
     ) -> Result<Self, crate::store::Error> {
-        let records = Records::open(deps.config.root.join("containers"))?;
+        let records = Records::open(&deps.config.root, "containers")?;
         let inner = Arc::new(Inner {
             deps,
             records,

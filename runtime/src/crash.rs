@@ -25,6 +25,10 @@ pub const POINTS: &[&str] = &[
     "image_index.copy.after",
     "image_index.commit.after",
     "image_index.copies.after",
+    // The first start after a version that kept its records elsewhere.
+    "move_records.joined.after",
+    "move_records.file.after",
+    "move_records.exchange.after",
     // RunPodSandbox
     "run_pod.record.before",
     "run_pod.record.after",

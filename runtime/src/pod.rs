@@ -1,6 +1,6 @@
 //! Pod sandboxes: run, stop, remove, status.
 //!
-//! A pod is its record under `root/pods/<id>`, its files and pinned namespaces under `state/pods/<id>`,
+//! A pod is its record under `root/records/pods/<id>`, its files and pinned namespaces under `state/pods/<id>`,
 //! its pause process, its cgroup and its network. `release` gives all of it back, step by step, and is
 //! the same for a stop, for a run that failed and for what a dead daemon left half-made.
 
@@ -218,7 +218,7 @@ impl PodManager {
     /// # Errors
     /// When the directory cannot be made.
     pub fn open(deps: Deps) -> Result<Self, crate::store::Error> {
-        let records = Records::open(deps.config.root.join("pods"))?;
+        let records = Records::open(&deps.config.root, "pods")?;
         Ok(Self(Arc::new(Inner {
             deps,
             records,

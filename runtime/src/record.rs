@@ -2,7 +2,8 @@
 //!
 //! One envelope for all of them, JSON with the version of the form, what it is a record of, and a checksum. The forms
 //! are frozen types of their own, one module for each version, apart from the model that the program works with: the
-//! model may change with every commit, a form never does. A version reads its own form and the one before.
+//! model may change with every commit, a form never does. Two versions are read, and one of them is written
+//! (`versions` says which).
 //!
 //! What cannot be read is told apart from what is not there, and is never a reason to destroy anything: its owner
 //! shows it, and beside it lies an [`Identity`] whose form is the same for ever, by which it can be named and ended.
@@ -11,7 +12,10 @@ mod form;
 mod identity;
 pub(crate) mod v1;
 pub(crate) mod v2;
+mod versions;
 
+#[cfg(test)]
+pub(crate) mod golden;
 #[cfg(test)]
 mod tests;
 
@@ -25,9 +29,10 @@ use sha2::{Digest as _, Sha256};
 pub(crate) use form::convert;
 pub(crate) use form::{Form, Unfit};
 pub(crate) use identity::{Identity, Process, ProcessRole};
+use versions::{VERSIONS, Versions};
 
-/// The version of the forms that are written.
-pub const VERSION: u32 = 2;
+/// The newest version of the forms that is read.
+pub const NEWEST: u32 = VERSIONS.newest;
 
 /// Why a record cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,8 +42,8 @@ pub enum Unreadable {
     Damaged(String),
     /// Another Berth wrote it.
     #[error(
-        "it is of version {found}, and this Berth reads {VERSION} and {}: a Berth that knows it reads it again",
-        VERSION - 1
+        "it is of version {found}, and this Berth reads {} and {}: a Berth that knows it reads it again",
+        VERSIONS.oldest, VERSIONS.newest
     )]
     Version {
         /// Its version.
@@ -81,11 +86,11 @@ pub(crate) trait Kept: Sized {
     /// How this version writes it.
     type Form: Form<Model = Self> + Serialize + DeserializeOwned;
 
-    /// Reads a whole file as the version before wrote it.
+    /// Reads a whole file of the other version that this one reads.
     ///
     /// # Errors
     /// See [`Unreadable`].
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable>;
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable>;
 }
 
 /// The envelope.
@@ -110,9 +115,13 @@ struct AnyVersion {
 /// # Errors
 /// A path that is no text.
 pub(crate) fn encode<K: Kept>(kept: &K) -> io::Result<Vec<u8>> {
+    encode_as(VERSIONS, kept)
+}
+
+fn encode_as<K: Kept>(versions: Versions, kept: &K) -> io::Result<Vec<u8>> {
     let data = serde_json::value::to_raw_value(&K::Form::freeze(kept))?;
     Ok(serde_json::to_vec(&Envelope {
-        version: VERSION,
+        version: versions.written,
         kind: K::KIND.to_owned(),
         sha256: sum(data.get()),
         data: &data,
@@ -124,16 +133,31 @@ pub(crate) fn encode<K: Kept>(kept: &K) -> io::Result<Vec<u8>> {
 /// # Errors
 /// See [`Unreadable`].
 pub(crate) fn decode<K: Kept>(file: &[u8]) -> Result<K, Unreadable> {
-    let AnyVersion { version } = serde_json::from_slice(file).map_err(Unreadable::damaged)?;
-    match version {
-        VERSION => {
-            let data = open_envelope(file, K::KIND)?;
-            let form: K::Form = serde_json::from_str(data.get()).map_err(Unreadable::damaged)?;
-            Ok(form.thaw()?)
-        }
-        v1::VERSION => K::read_previous(file),
-        found => Err(Unreadable::Version { found }),
+    decode_as(VERSIONS, file)
+}
+
+fn decode_as<K: Kept>(versions: Versions, file: &[u8]) -> Result<K, Unreadable> {
+    let found = version_of(file)?;
+    if found == versions.written {
+        let data = open_envelope(file, K::KIND)?;
+        let form: K::Form = serde_json::from_str(data.get()).map_err(Unreadable::damaged)?;
+        return Ok(form.thaw()?);
     }
+    if found == versions.other() {
+        return K::read_other(file);
+    }
+    Err(Unreadable::Version { found })
+}
+
+/// Whether an earlier version wrote what can be read: it is to be written again, before there is a Berth that reads
+/// it no longer.
+pub(crate) fn is_outdated(file: &[u8]) -> bool {
+    version_of(file).is_ok_and(|found| found < VERSIONS.written)
+}
+
+fn version_of(file: &[u8]) -> Result<u32, Unreadable> {
+    let any: AnyVersion = serde_json::from_slice(file).map_err(Unreadable::damaged)?;
+    Ok(any.version)
 }
 
 /// What is in the envelope that objects have had since version 1.

@@ -119,7 +119,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The index has a record of a later Berth.
-    #[error("image {id} in the index has format {version}, this Berth knows up to {known}: use a newer one", known = crate::record::VERSION)]
+    #[error("image {id} in the index has format {version}, this Berth knows up to {known}: use a newer one", known = crate::record::NEWEST)]
     Newer {
         /// Which.
         id: String,

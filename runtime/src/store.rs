@@ -4,6 +4,7 @@
 //! What was torn by a power cut costs one object (design, rule 4).
 
 mod names;
+mod place;
 mod programs;
 mod table;
 
@@ -15,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::model::chain;
 use crate::record::{self, Identity, Kept, Unfit, Unreadable};
 use crate::sys;
 
@@ -68,7 +70,7 @@ pub(crate) trait Object: Kept {
     fn from_identity(identity: Identity) -> Result<Self, Unfit>;
 }
 
-/// All records of one kind, `DIR/<id>/record.json`.
+/// All records of one kind, `ROOT/records/KIND/<id>/record.json`.
 #[derive(Debug)]
 pub(crate) struct Records<T> {
     dir: PathBuf,
@@ -103,14 +105,13 @@ pub(crate) enum Loaded<T> {
 }
 
 impl<T: Object> Records<T> {
-    /// Opens the directory, making it if needed.
+    /// Opens the directory for one kind below the root directory, making it if needed.
     ///
     /// # Errors
     /// What the file system said.
-    pub(crate) fn open(dir: PathBuf) -> Result<Self, Error> {
-        make_dir(&dir)?;
+    pub(crate) fn open(root: &Path, kind: &str) -> Result<Self, Error> {
         Ok(Self {
-            dir,
+            dir: place::claim(root, kind)?,
             identities: Mutex::default(),
             of: PhantomData,
         })
@@ -150,17 +151,15 @@ impl<T: Object> Records<T> {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads one record.
-    ///
-    /// # Errors
-    /// When it is not there, or [`Unreadable`].
-    pub(crate) fn read(&self, id: &str) -> Result<T, Error> {
+    /// One record, as it stands in its file.
+    fn read(&self, id: &str) -> Result<(T, Vec<u8>), Error> {
         let path = self.path(id).join(RECORD);
         let bytes = sys::fs::read_regular(&path, LIMIT).map_err(io_error("read", &path))?;
-        record::decode(&bytes).map_err(unreadable(&path))
+        let object = record::decode(&bytes).map_err(unreadable(&path))?;
+        Ok((object, bytes))
     }
 
-    fn read_identity(&self, id: &str) -> Result<T, Error> {
+    fn read_identity(&self, id: &str) -> Result<Identity, Error> {
         let path = self.path(id).join(IDENTITY);
         let bytes = sys::fs::read_regular(&path, LIMIT).map_err(io_error("read", &path))?;
         let identity = Identity::decode(&bytes).map_err(unreadable(&path))?;
@@ -168,7 +167,41 @@ impl<T: Object> Records<T> {
             let problem = format!("it is that of {:?}", identity.id);
             return Err(unreadable(&path)(Unreadable::Damaged(problem)));
         }
-        T::from_identity(identity).map_err(|unfit| unreadable(&path)(unfit.into()))
+        Ok(identity)
+    }
+
+    /// What an earlier version wrote, and what a crash kept from being written.
+    fn renew(&self, id: &str, object: &T, file: &[u8]) {
+        let identity = object.identity(id);
+        let is_known = self.read_identity(id).is_ok_and(|known| known == identity);
+        if is_known && let Ok(bytes) = identity.encode() {
+            self.known()
+                .insert(id.to_owned(), Sha256::digest(bytes).into());
+        }
+        if is_known && !record::is_outdated(file) {
+            return;
+        }
+        if let Err(error) = self.write(id, object) {
+            tracing::warn!(id, error = %chain(&error), "a record stays as an earlier version left it until it changes");
+        }
+    }
+
+    fn load(&self, id: &str) -> Loaded<T> {
+        let record = match self.read(id) {
+            Ok((object, file)) => {
+                self.renew(id, &object, &file);
+                return Loaded::Whole(object);
+            }
+            Err(record) => record,
+        };
+        let shown = self.read_identity(id).and_then(|identity| {
+            let path = self.path(id).join(IDENTITY);
+            T::from_identity(identity).map_err(|unfit| unreadable(&path)(unfit.into()))
+        });
+        match shown {
+            Ok(object) => Loaded::Shown(object, record),
+            Err(identity) => Loaded::Lost { record, identity },
+        }
     }
 
     /// Removes an object's directory; a missing one is fine.
@@ -184,7 +217,8 @@ impl<T: Object> Records<T> {
         }
     }
 
-    /// Every object's directory. What cannot be read costs its object, never the others.
+    /// Every object's directory. What cannot be read costs its object, never the others; what an earlier version
+    /// wrote is written again.
     ///
     /// # Errors
     /// When the directory itself cannot be read.
@@ -193,13 +227,7 @@ impl<T: Object> Records<T> {
         for entry in std::fs::read_dir(&self.dir).map_err(io_error("list", &self.dir))? {
             let entry = entry.map_err(io_error("list", &self.dir))?;
             if let Ok(id) = entry.file_name().into_string() {
-                let object = match self.read(&id) {
-                    Ok(record) => Loaded::Whole(record),
-                    Err(record) => match self.read_identity(&id) {
-                        Ok(object) => Loaded::Shown(object, record),
-                        Err(identity) => Loaded::Lost { record, identity },
-                    },
-                };
+                let object = self.load(&id);
                 found.push(Found { id, object });
             }
         }

@@ -68,6 +68,13 @@ impl Snapshot {
         self.lines.insert(format!("{kind}: {what}"));
     }
 
+    /// Takes a file as one that was there, and that the daemon had open.
+    pub fn know(&mut self, file: &Path) {
+        let name = file.display().to_string();
+        self.add("file", &name);
+        self.open_files.entry(name).or_insert(1);
+    }
+
     fn mounts(&mut self, marks: &[&str]) {
         for line in fs::read_to_string("/proc/self/mountinfo")
             .unwrap_or_default()

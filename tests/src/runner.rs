@@ -241,6 +241,19 @@ impl Case {
             .0)
     }
 
+    /// Takes files of the daemon that was started last as if they had been there when it was: another version of it may
+    /// have others.
+    ///
+    /// # Errors
+    /// When none was.
+    pub fn know(&mut self, files: &[PathBuf]) -> Result<()> {
+        let (_, before) = self.instances.last_mut().context("no daemon was started")?;
+        for file in files {
+            before.know(file);
+        }
+        Ok(())
+    }
+
     /// The client of the daemon that was started last.
     ///
     /// # Errors

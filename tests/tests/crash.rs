@@ -6,6 +6,7 @@
 mod containers;
 mod images;
 mod pods;
+mod records;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use containers::{
 };
 use images::{pull_image, remove_image};
 use pods::{cni, first_pod, late_worker, remove_pod, run_pod, stop_pod};
+use records::move_records;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinHandle;
 
@@ -35,6 +37,7 @@ const OURS: &str = "containerd has no such points";
 pub(crate) const TESTS: &[Test] = &[
     test!(every_point_is_tried).berth_only(OURS),
     test!(a_release_has_no_points).berth_only(OURS),
+    test!(move_records).berth_only(OURS),
     test!(run_pod).berth_only(OURS),
     test!(late_worker).berth_only(OURS),
     test!(first_pod).berth_only(OURS),
@@ -58,6 +61,14 @@ type At = (&'static str, usize);
 /// The flows, each with what it tries besides the points that have its name: those that several calls pass, and those
 /// that one call passes more than once.
 const FLOWS: &[(&str, &[At])] = &[
+    (
+        "move_records",
+        &[
+            ("move_records.joined.after", 1),
+            ("move_records.file.after", 1),
+            ("move_records.exchange.after", 1),
+        ],
+    ),
     (
         "run_pod",
         &[

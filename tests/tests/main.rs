@@ -16,6 +16,7 @@ mod destinations;
 mod endings;
 mod exec;
 mod foreign;
+mod golden;
 mod holes;
 mod identity;
 mod image;
@@ -34,6 +35,7 @@ mod stats;
 mod status;
 mod storage;
 mod tree;
+mod upgrade;
 mod upkeep;
 mod volumes;
 mod waiting;
@@ -93,6 +95,17 @@ fn tests() -> Vec<Test> {
         waiting::TESTS,
         upkeep::TESTS,
         volumes::TESTS,
+        // Not among the tests: these need programs of an earlier version, or write files.
+        if upgrade::is_wanted() {
+            upgrade::TESTS
+        } else {
+            &[]
+        },
+        if golden::is_wanted() {
+            golden::TESTS
+        } else {
+            &[]
+        },
     ]
     .concat()
 }

@@ -1,6 +1,7 @@
 //! Records that this Berth cannot read: of another version, torn, gone.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use berth_cri_api::v1::*;
@@ -9,6 +10,7 @@ use berth_tests::runner::{Case, Test};
 use berth_tests::{ensure_eq, process, test};
 
 pub(crate) const TESTS: &[Test] = &[
+    test!(records_beside_are_moved_and_read).berth_only("they are Berth's records"),
     test!(records_of_a_later_berth_are_shown_and_left_alone)
         .berth_only("it damages Berth's records"),
     test!(what_is_shown_is_stopped_and_removed).berth_only("it damages Berth's records"),
@@ -16,9 +18,68 @@ pub(crate) const TESTS: &[Test] = &[
     test!(what_nobody_can_name_is_ended).berth_only("it damages Berth's records"),
 ];
 
+/// What has records of its own.
+pub(crate) const KINDS: [&str; 2] = ["pods", "containers"];
+
+/// Puts the records, or those of one pod and one container only, where they lay before 0.2.0, without the file that has
+/// stood there since.
+pub(crate) fn move_back(root: &Path, only: Option<[&String; 2]>) -> Result<()> {
+    for (number, kind) in KINDS.iter().enumerate() {
+        let (old, dir) = (root.join(kind), root.join("records").join(kind));
+        fs::remove_file(&old)?;
+        match only {
+            None => fs::rename(dir, old)?,
+            Some(ids) => {
+                fs::create_dir(&old)?;
+                fs::rename(dir.join(ids[number]), old.join(ids[number]))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As builds between two releases left them.
+async fn records_beside_are_moved_and_read(case: &mut Case) -> Result<()> {
+    let pod = case.pod().await?;
+    let container = pod.start(&script("exec sleep 4321")).await?;
+    let before = look(case, &pod, &container).await?;
+    let root = case.instance()?.folder().join("root");
+    for _ in 0..2 {
+        case.instance()?.kill().await?;
+        move_back(&root, None)?;
+        case.instance()?.launch().await?;
+        ensure_eq!(look(case, &pod, &container).await?, before);
+        ensure!(
+            KINDS.iter().all(|kind| root.join(kind).is_file()),
+            "an older version could start"
+        );
+    }
+    // What cannot be read comes along, and is known by its identity.
+    case.instance()?.kill().await?;
+    move_back(&root, None)?;
+    let file = root
+        .join("containers")
+        .join(&container.id)
+        .join("record.json");
+    let text = fs::read_to_string(&file)?;
+    fs::write(&file, later(text))?;
+    case.instance()?.launch().await?;
+    let (_, shown) = look(case, &pod, &container).await?;
+    ensure_eq!(shown.reason, "RecordUnreadable");
+    let cri = case.cri()?;
+    cri.stop(&container.id, 0).await?;
+    Ok(cri.remove(&container.id).await?)
+}
+
+/// Where the daemon keeps pods or containers.
+fn kept(case: &mut Case, kind: &str) -> Result<PathBuf> {
+    let root = case.instance()?.folder().join("root");
+    Ok(root.join("records").join(kind))
+}
+
 /// The directory of a pod or container.
 fn dir(case: &mut Case, kind: &str, id: &str) -> Result<PathBuf> {
-    Ok(case.instance()?.folder().join("root").join(kind).join(id))
+    Ok(kept(case, kind)?.join(id))
 }
 
 /// Changes the records of a pod and a container while no daemon runs.
@@ -30,8 +91,8 @@ async fn changed(
     case.instance()?.kill().await?;
     for (kind, id) in [("pods", &pod.id), ("containers", &container.id)] {
         let file = dir(case, kind, id)?.join("record.json");
-        let text = std::fs::read_to_string(&file).context("the record")?;
-        std::fs::write(&file, change(text))?;
+        let text = fs::read_to_string(&file).context("the record")?;
+        fs::write(&file, change(text))?;
     }
     case.instance()?.launch().await?;
     Ok(())
@@ -116,7 +177,7 @@ async fn what_is_shown_is_stopped_and_removed(case: &mut Case) -> Result<()> {
         "{created:?} is left"
     );
     for kind in ["pods", "containers"] {
-        let left = std::fs::read_dir(case.instance()?.folder().join("root").join(kind))?.count();
+        let left = fs::read_dir(kept(case, kind)?)?.count();
         ensure_eq!(left, 0);
     }
     Ok(())
@@ -151,8 +212,8 @@ async fn what_nobody_can_name_is_ended(case: &mut Case) -> Result<()> {
     case.instance()?.kill().await?;
     for (kind, id) in [("pods", &lost.id), ("containers", &ended.id)] {
         let dir = dir(case, kind, id)?;
-        std::fs::write(dir.join("record.json"), "{}")?;
-        std::fs::write(dir.join("identity.json"), "{}")?;
+        fs::write(dir.join("record.json"), "{}")?;
+        fs::write(dir.join("identity.json"), "{}")?;
     }
     case.instance()?.launch().await?;
     let cri = case.cri()?.clone();

@@ -36,7 +36,7 @@ pub(crate) const TESTS: &[Test] = &[
 const MIB: usize = 1 << 20;
 
 /// Pushes and pulls busybox with more in it and these volumes.
-async fn image(
+pub(crate) async fn image(
     case: &mut Case,
     cri: &Cri,
     name: &str,

@@ -162,7 +162,7 @@ impl Kept for ContainerRecord {
     const KIND: &'static str = "container";
     type Form = v2::Container;
 
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable> {
         let old: v1::Container = v1::object(file, Self::KIND)?;
         let status = Progress {
             creating: old.creating,
@@ -269,5 +269,78 @@ impl Object for ContainerRecord {
             seccomp: identity.seccomp,
         };
         Ok(Self { status, parts })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ExitReason;
+    use crate::record::golden;
+
+    #[test]
+    fn containers_in_every_state_are_read_as_each_version_wrote_them() {
+        for found in golden::check::<ContainerRecord>("containers") {
+            let state = |record: &ContainerRecord| {
+                let status = &record.status;
+                let exit = status.exit.as_ref().map(|e| (e.code, e.reason));
+                (status.stage, status.init.is_some(), exit)
+            };
+            let all = found.iter().map(|(name, c)| (name.as_str(), state(c)));
+            let runs = (Stage::Running, true, None);
+            let waits = (Stage::Created, true, None);
+            let over = |code, reason| (Stage::Exited, true, Some((code, reason)));
+            let wanted = [
+                ("completed", over(0, ExitReason::Completed)),
+                ("configured", waits),
+                ("confined", runs),
+                ("created", waits),
+                ("exited", over(3, ExitReason::Error)),
+                ("failed", over(128, ExitReason::StartError)),
+                ("half-made", (Stage::Making, false, None)),
+                ("hungry", over(137, ExitReason::OomKilled)),
+                ("killed", over(137, ExitReason::Error)),
+                ("lost", over(255, ExitReason::Unknown)),
+                ("privileged", runs),
+                ("running", runs),
+                ("target", runs),
+                ("terminal", runs),
+                ("volumes", runs),
+            ];
+            assert_eq!(all.collect::<Vec<_>>(), wanted);
+            assert!(found.values().all(|c| !c.status.silent));
+            let of = |name: &str| &found[name].parts;
+            assert!(of("terminal").process.terminal && of("terminal").spec.tty);
+            assert_eq!(of("volumes").spec.mounts.len(), 2);
+            assert_eq!(of("confined").process.uid, 1000);
+            let env = &of("running").process.env;
+            assert!(env.contains(&"NAME=wert ü".as_bytes().to_vec()));
+        }
+    }
+
+    #[test]
+    fn no_state_of_a_container_is_missing_in_the_files() {
+        for version in [1, 2] {
+            let states = golden::unmade::<v1::ContainerState>(version, "containers", "/state");
+            let reasons = golden::unmade::<v1::ExitReason>(version, "containers", "/exit/reason");
+            assert!(
+                states.is_empty() && reasons.is_empty(),
+                "version {version}: {states:?} {reasons:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn identities_of_containers_are_what_they_were() {
+        let [_, found] = golden::check::<ContainerRecord>("containers");
+        let identities = golden::files(2, "identities/containers");
+        // Of one that is being made there may be none yet.
+        let others = found.keys().filter(|name| *name != "half-made");
+        assert!(identities.keys().eq(others));
+        for (name, file) in identities {
+            let kept = Identity::decode(&file).unwrap();
+            assert_eq!(kept, found[&name].identity(&kept.id), "{name}");
+            assert_eq!(kept.encode().unwrap(), file, "{name}");
+        }
     }
 }

@@ -18,6 +18,7 @@ const IN_ROOT: &[&str] = &[
     "lock",
     "partial",
     "pods",
+    "records",
     "snapshots",
     "staging",
     "volumes",

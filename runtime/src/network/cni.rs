@@ -99,6 +99,10 @@ impl Cni {
             dirs: config.cni_bin_dirs.clone(),
             timeout: config.plugin_timeout,
         };
+        for name in record::names(&attachments).map_err(Error::file("list", &attachments))? {
+            record::renew::<Attachment>(&attachments, &name);
+        }
+        record::renew::<PodCidrs>(&dir, POD_CIDRS);
         // One that cannot be read is as good as none: the kubelet says it again.
         let pod_cidrs: Option<PodCidrs> = record::read(&dir, POD_CIDRS).ok().flatten();
         let watch = Watch::start(config.cni_conf_dir.clone(), plugins.clone())?;
@@ -515,3 +519,23 @@ fn execution_config(plugin: &Map<String, Value>, call: &Call<'_>) -> Map<String,
 
 /// A network that is shared with whoever uses it.
 type SharedNetwork = Arc<NetworkList>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::golden;
+
+    #[test]
+    fn attachments_are_read_as_each_version_wrote_them() {
+        for found in golden::check::<Attachment>("attachments") {
+            let [attachment] = &found.into_values().collect::<Vec<_>>()[..] else {
+                panic!("another number of attachments");
+            };
+            assert_eq!(attachment.network.plugins.len(), 2);
+            assert!(attachment.result.is_some() && attachment.arguments.contains("K8S_POD_NAME"));
+        }
+        for found in golden::check::<PodCidrs>("pod_cidrs") {
+            assert_eq!(found["pod_cidrs"].cidrs, ["10.1.0.0/24", "fd00:1::/64"]);
+        }
+    }
+}

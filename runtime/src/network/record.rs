@@ -26,7 +26,7 @@ macro_rules! kept {
             const KIND: &'static str = $kind;
             type Form = $crate::record::v2::$form;
 
-            fn read_previous(file: &[u8]) -> Result<Self, $crate::record::Unreadable> {
+            fn read_other(file: &[u8]) -> Result<Self, $crate::record::Unreadable> {
                 let form: $crate::record::v1::$form = $crate::record::v1::network(file)?;
                 Ok($crate::record::Form::thaw(form)?)
             }
@@ -73,6 +73,22 @@ pub(super) fn read<T: Kept>(dir: &Path, name: &str) -> io::Result<Option<T>> {
         other => other?,
     };
     Ok(Some(record::decode(&bytes)?))
+}
+
+/// Writes again what an earlier version wrote, before there is a Berth that reads it no longer. What cannot be read is
+/// left to its reader.
+pub(super) fn renew<T: Kept>(dir: &Path, name: &str) {
+    let path = dir.join(name);
+    let outdated = sys::fs::read_regular(&path, LIMIT).is_ok_and(|file| record::is_outdated(&file));
+    if !outdated {
+        return;
+    }
+    let Ok(Some(found)) = read::<T>(dir, name) else {
+        return;
+    };
+    if let Err(error) = write(dir, name, &found) {
+        tracing::warn!(record = %path.display(), %error, "a record stays as an earlier version left it until it changes");
+    }
 }
 
 /// Removes a record; one that does not exist is fine.

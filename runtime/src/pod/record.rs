@@ -120,7 +120,7 @@ impl Kept for PodRecord {
     const KIND: &'static str = "pod";
     type Form = v2::Pod;
 
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable> {
         let form: v1::Pod = v1::object(file, Self::KIND)?;
         Ok(form.thaw()?)
     }
@@ -196,5 +196,95 @@ impl Object for PodRecord {
             stage: Stage::NotReady,
             parts,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::golden;
+
+    /// Whether a record can say so: those that can stand in `wanted` below.
+    fn is_kept(stage: Stage) -> bool {
+        match stage {
+            Stage::Making | Stage::Ready | Stage::NotReady | Stage::Released => true,
+            Stage::Removed => false,
+        }
+    }
+
+    #[test]
+    fn pods_in_every_state_are_read_as_each_version_wrote_them() {
+        for found in golden::check::<PodRecord>("pods") {
+            let state = |record: &PodRecord| {
+                let parts = &record.parts;
+                // What there is of one that is being made is a matter of when it was seen.
+                let whole = record.stage != Stage::Making;
+                let has_netns = whole && parts.netns.is_some();
+                (record.stage, has_netns, whole && parts.pause.is_some())
+            };
+            let all = found.iter().map(|(name, pod)| (name.as_str(), state(pod)));
+            let wanted = [
+                ("half-made", (Stage::Making, false, false)),
+                ("host", (Stage::Ready, false, true)),
+                ("not-ready", (Stage::NotReady, true, true)),
+                ("ready", (Stage::Ready, true, true)),
+                ("stopped", (Stage::Released, true, true)),
+            ];
+            assert_eq!(all.collect::<Vec<_>>(), wanted);
+            assert!(found.values().all(|pod| is_kept(pod.stage)));
+            let of_ready = &found["ready"].parts;
+            assert_eq!(of_ready.ips.len(), 1);
+            assert_eq!(of_ready.spec.port_mappings.len(), 2);
+            assert_eq!(of_ready.spec.sysctls.len(), 1);
+            assert!(of_ready.spec.overhead.is_some() && of_ready.cni_result.is_some());
+        }
+    }
+
+    #[test]
+    fn no_state_of_a_pod_is_missing_in_the_files() {
+        for version in [1, 2] {
+            let states = golden::unmade::<v1::PodState>(version, "pods", "/state");
+            let phases = golden::unmade::<v1::Phase>(version, "pods", "/phase");
+            assert!(
+                states.is_empty() && phases.is_empty(),
+                "version {version}: {states:?} {phases:?}"
+            );
+        }
+    }
+
+    impl golden::Choice for v1::Phase {
+        const NAMES: &[&str] = &["Creating", "Made", "Released"];
+    }
+
+    /// The golden files come from a machine without systemd.
+    #[test]
+    fn a_scope_comes_back() {
+        let [_, mut found] = golden::check::<PodRecord>("pods");
+        let mut pod = found.remove("ready").unwrap();
+        pod.parts.scope = Some(Scope {
+            unit: "berth-a.scope".to_owned(),
+            slice: "kubepods.slice".to_owned(),
+        });
+        let file = record::encode(&pod).unwrap();
+        let text = String::from_utf8_lossy(&file);
+        let form = r#""scope":{"unit":"berth-a.scope","slice":"kubepods.slice"}"#;
+        assert!(text.contains(form), "{text}");
+        let again: PodRecord = record::decode(&file).unwrap();
+        assert_eq!(again.parts.scope, pod.parts.scope);
+        assert_eq!(again.identity("a").scope, "berth-a.scope");
+    }
+
+    #[test]
+    fn identities_of_pods_are_what_they_were() {
+        let [_, found] = golden::check::<PodRecord>("pods");
+        let identities = golden::files(2, "identities/pods");
+        // Of one that is being made there may be none yet.
+        let others = found.keys().filter(|name| *name != "half-made");
+        assert!(identities.keys().eq(others));
+        for (name, file) in identities {
+            let kept = Identity::decode(&file).unwrap();
+            assert_eq!(kept, found[&name].identity(&kept.id), "{name}");
+            assert_eq!(kept.encode().unwrap(), file, "{name}");
+        }
     }
 }

@@ -238,6 +238,11 @@ macro_rules! choice {
                 Ok(match self { $(Self::$variant $(($value))? => Model::$variant $(($crate::record::Form::thaw($value)?))?),* })
             }
         }
+
+        #[cfg(test)]
+        impl $crate::record::golden::Choice for $name {
+            const NAMES: &[&str] = &[$(stringify!($variant)),*];
+        }
     };
 }
 

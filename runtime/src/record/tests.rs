@@ -1,5 +1,4 @@
-//! The envelope and what it refuses. What the forms look like is frozen in `tests/records.rs`, by files that earlier
-//! versions wrote.
+//! The envelope and what it refuses. What the forms look like is frozen in `golden`, by files that versions wrote.
 
 use super::form::Bytes;
 use super::*;
@@ -21,7 +20,7 @@ impl Kept for Thing {
     const KIND: &'static str = "thing";
     type Form = ThingForm;
 
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable> {
         let form: ThingForm = v1::network(file)?;
         Ok(form.thaw()?)
     }
@@ -57,7 +56,7 @@ fn what_cannot_be_read_says_why() {
         ),
         (
             whole.replace("\"version\":2", "\"version\":3"),
-            "version 3, and this Berth reads 2 and 1",
+            "version 3, and this Berth reads 1 and 2",
         ),
         (whole.replace("\"version\":2", "\"version\":0"), "version 0"),
         (whole.replace("\"version\":2", "\"version\":1"), "damaged"),

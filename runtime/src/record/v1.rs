@@ -12,6 +12,3 @@ pub(crate) use security::*;
 
 mod container;
 pub(crate) use container::*;
-
-/// The version that these envelopes name.
-pub(super) const VERSION: u32 = 1;

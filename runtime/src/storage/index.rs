@@ -17,7 +17,7 @@ use file::{DAMAGED, REPLACED, Unusable, load, lost_at, put_aside, set_aside};
 
 use super::records::Records;
 use super::{Error, failed};
-use crate::model::{ChainId, Digest, ImageConfig, ImageId};
+use crate::model::{ChainId, Digest, ImageConfig, ImageId, chain};
 use crate::record::{self, Form as _, Kept, Unreadable, convert, v1, v2};
 
 /// Room that a change takes beside its records.
@@ -70,7 +70,7 @@ impl Kept for ImageRecord {
     const KIND: &'static str = "image";
     type Form = v2::Image;
 
-    fn read_previous(row: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(row: &[u8]) -> Result<Self, Unreadable> {
         let form: v1::Image = v1::image_row(row)?;
         Ok(form.thaw()?)
     }
@@ -134,6 +134,7 @@ impl Index {
         index.try_allocate();
         let mut rows = loaded.unreadable;
         if is_there && !is_damaged {
+            index.renew(&loaded.outdated);
             index.mend(&mut rows)?;
         } else {
             index.rebuild(is_damaged)?;
@@ -144,6 +145,15 @@ impl Index {
         };
         *index.loss() = loss;
         Ok(index)
+    }
+
+    /// Writes again what an earlier version wrote, before there is a Berth that reads it no longer.
+    fn renew(&self, outdated: &[ImageId]) {
+        let images = outdated.iter().filter_map(|id| self.get(id));
+        let images = images.map(Arc::unwrap_or_clone).collect();
+        if let Err(error) = self.change(images, &[]) {
+            tracing::warn!(index = %self.path.display(), error = %chain(&error), "records of images stay as an earlier version left them until the next start");
+        }
     }
 
     /// Takes rows that cannot be read from their copies, and makes the copies follow the index.

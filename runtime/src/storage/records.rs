@@ -41,7 +41,7 @@ impl Kept for Copy {
     const KIND: &'static str = "image copy";
     type Form = v2::ImageCopy;
 
-    fn read_previous(file: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(file: &[u8]) -> Result<Self, Unreadable> {
         let (written_at, image): (u64, v1::Image) = v1::image_copy(file)?;
         let image = Arc::new(image.thaw()?);
         Ok(Self { written_at, image })
@@ -149,5 +149,29 @@ impl Records {
         let Copy { written_at, image } = record::decode(&bytes).ok()?;
         let image = Arc::unwrap_or_clone(image);
         (OsStr::new(&name_of(&image.id)) == name).then_some((written_at, image))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::golden;
+
+    #[test]
+    fn images_and_their_copies_are_read_as_each_version_wrote_them() {
+        let rows = golden::check::<ImageRecord>("index");
+        let copies = golden::check::<Copy>("images");
+        for (rows, copies) in rows.into_iter().zip(copies) {
+            assert!(rows.keys().eq(copies.keys()));
+            for (name, row) in &rows {
+                assert_eq!(row.id.hex(), *name);
+                assert_eq!(*copies[name].image, *row);
+            }
+            let count = |holds: &dyn Fn(&ImageRecord) -> bool| {
+                rows.values().filter(|image| holds(image)).count()
+            };
+            assert_eq!(count(&|image| image.tags.len() > 1), 1, "by several names");
+            assert_eq!(count(&|image| !image.config.volumes.is_empty()), 1);
+        }
     }
 }

@@ -32,7 +32,7 @@ impl Kept for Thing {
     const KIND: &'static str = "thing";
     type Form = ThingForm;
 
-    fn read_previous(_: &[u8]) -> Result<Self, Unreadable> {
+    fn read_other(_: &[u8]) -> Result<Self, Unreadable> {
         Ok(Self("old".to_owned()))
     }
 }
@@ -53,7 +53,7 @@ impl Object for Thing {
 }
 
 fn records(dir: &Path) -> Records<Thing> {
-    Records::open(dir.join("things")).unwrap()
+    Records::open(dir, "things").unwrap()
 }
 
 fn found(records: &Records<Thing>, id: &str) -> Loaded<Thing> {
@@ -74,6 +74,23 @@ fn objects_come_back_and_can_be_removed_twice() {
     records.remove("a").unwrap();
     assert!(records.read("a").is_err());
     assert!(records.load_all().unwrap().is_empty());
+}
+
+#[test]
+fn an_identity_that_is_not_there_is_written_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = records(dir.path());
+    first.write("a", &Thing("x".to_owned())).unwrap();
+    let identity = first.path("a").join(IDENTITY);
+    let whole = std::fs::read(&identity).unwrap();
+    for torn in [None, Some(""), Some("{}")] {
+        match torn {
+            None => std::fs::remove_file(&identity).unwrap(),
+            Some(text) => std::fs::write(&identity, text).unwrap(),
+        }
+        assert!(matches!(found(&records(dir.path()), "a"), Loaded::Whole(_)));
+        assert_eq!(std::fs::read(&identity).unwrap(), whole);
+    }
 }
 
 #[test]
@@ -103,10 +120,12 @@ fn what_cannot_be_read_is_known_by_its_identity() {
     }
     std::fs::write(&record, whole.replace("\"version\":2", "\"version\":1")).unwrap();
     assert!(matches!(found(&records, "a"), Loaded::Whole(Thing(text)) if text == "old"));
+    let again = std::fs::read(&record).unwrap();
+    assert_eq!(again, record::encode(&Thing("old".to_owned())).unwrap());
 
     std::fs::remove_file(&record).unwrap();
     let named = std::fs::read_to_string(&identity).unwrap();
-    for torn in [named.replace("\"x\"", "\"y\""), String::new()] {
+    for torn in [named.replace("\"old\"", "\"new\""), String::new()] {
         std::fs::write(&identity, torn).unwrap();
         assert!(matches!(found(&records, "a"), Loaded::Lost { .. }));
     }

@@ -62,6 +62,7 @@ impl Leases {
     /// Reads all leases.
     pub(super) fn open(dir: PathBuf) -> Result<Self, Error> {
         fs::create_dir_all(&dir).map_err(Error::file("make directory", &dir))?;
+        record::renew::<LastAddress>(&dir, LAST);
         let last: Option<LastAddress> = record::read(&dir, LAST).ok().flatten();
         let mut memory = Memory {
             leases: BTreeMap::new(),
@@ -72,6 +73,7 @@ impl Leases {
             let Ok(address) = name.parse::<Ipv4Addr>() else {
                 continue;
             };
+            record::renew::<Lease>(&dir, &name);
             match record::read::<Lease>(&dir, &name) {
                 Ok(Some(lease)) => {
                     memory.taken.insert(address);
@@ -202,6 +204,7 @@ fn torn_by_power_loss(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::golden;
 
     fn subnet() -> Subnet {
         "10.1.2.0/29".parse().unwrap()
@@ -281,5 +284,40 @@ mod tests {
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert_eq!(got.iter().collect::<BTreeSet<_>>().len(), 32);
+    }
+
+    #[test]
+    fn leases_are_read_as_each_version_wrote_them() {
+        for found in golden::check::<Lease>("leases") {
+            let ports = found
+                .values()
+                .find(|lease| !lease.ports.is_empty())
+                .map(|lease| lease.ports.iter().map(|port| port.host_port).collect());
+            assert_eq!(ports, Some(vec![28_080, 28_053]));
+            for (name, lease) in &found {
+                assert_eq!(lease.address.to_string(), *name);
+            }
+        }
+        for found in golden::check::<LastAddress>("last") {
+            assert!(!found["last"].address.is_unspecified());
+        }
+    }
+
+    #[test]
+    fn leases_of_the_version_before_are_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in ["leases", "last"] {
+            for (name, file) in golden::files(1, kind) {
+                fs::write(dir.path().join(name), file).unwrap();
+            }
+        }
+        let first = Leases::open(dir.path().into()).unwrap();
+        for name in record::names(dir.path()).unwrap() {
+            let file = fs::read_to_string(dir.path().join(&name)).unwrap();
+            assert!(file.starts_with("{\"version\":2,"), "{name}: {file}");
+        }
+        let again = Leases::open(dir.path().into()).unwrap();
+        assert_eq!(again.all(), first.all());
+        assert!(!again.all().is_empty());
     }
 }

@@ -10,6 +10,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageErro
 
 use super::super::{Error, failed};
 use super::{BoxError, ImageRecord, Images, TABLE};
+use crate::model::ImageId;
 use crate::record::{self, Unreadable};
 use crate::sys::fs::open_private;
 
@@ -27,6 +28,8 @@ pub(super) struct Loaded {
     pub(super) images: Images,
     /// Keys of rows that cannot be read.
     pub(super) unreadable: Vec<String>,
+    /// Images of rows that an earlier version wrote.
+    pub(super) outdated: Vec<ImageId>,
 }
 
 /// What stands in the way of using a file.
@@ -62,16 +65,20 @@ fn load_unguarded(path: &Path) -> Result<Loaded, Unusable> {
                 database,
                 images: Images::new(),
                 unreadable: Vec::new(),
+                outdated: Vec::new(),
             });
         }
         table => table.map_err(|e| damaged(e.into()))?,
     };
     let mut images = Images::new();
-    let mut unreadable = Vec::new();
+    let (mut unreadable, mut outdated) = (Vec::new(), Vec::new());
     for item in table.iter().map_err(|e| damaged(e.into()))? {
         let (key, value) = item.map_err(|e| damaged(e.into()))?;
         match parse(key.value(), value.value()).map_err(Unusable::Other)? {
             Some(record) => {
+                if record::is_outdated(value.value()) {
+                    outdated.push(record.id);
+                }
                 images.insert(record.id, Arc::new(record));
             }
             // One bad record costs one image at most; it stays where it is.
@@ -85,6 +92,7 @@ fn load_unguarded(path: &Path) -> Result<Loaded, Unusable> {
         database,
         images,
         unreadable,
+        outdated,
     })
 }
 

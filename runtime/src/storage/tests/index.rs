@@ -240,3 +240,47 @@ fn a_disk_or_quota_without_room_is_told_apart() {
     let broken = std::io::Error::from(rustix::io::Errno::IO);
     assert_eq!(index(broken.into()).kind(), crate::model::Kind::Unknown);
 }
+
+#[test]
+fn rows_of_the_version_before_are_written_again() {
+    let (dir, storage) = new();
+    let path = storage.root().join("index.redb");
+    drop(storage);
+    fs::remove_file(&path).unwrap();
+    let table: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("images");
+    let rows = crate::record::golden::files(1, "index");
+    {
+        let database = redb::Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        for (key, row) in &rows {
+            let mut table = transaction.open_table(table).unwrap();
+            table.insert(key.as_str(), row.as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+    }
+    let storage = reopen_at(&dir);
+    let images = storage.index().all();
+    assert_eq!(images.len(), rows.len());
+    let copies = fs::read_dir(storage.root().join("images")).unwrap();
+    for copy in copies {
+        let text = fs::read_to_string(copy.unwrap().path()).unwrap();
+        assert!(text.starts_with("{\"version\":2,"), "{text}");
+    }
+    drop(storage);
+    {
+        use redb::{ReadableDatabase as _, ReadableTable as _};
+        let database = redb::Database::open(&path).unwrap();
+        let read = database.begin_read().unwrap();
+        for row in read.open_table(table).unwrap().iter().unwrap() {
+            let (key, value) = row.unwrap();
+            let text = String::from_utf8_lossy(value.value()).into_owned();
+            assert!(
+                text.starts_with("{\"version\":2,"),
+                "{}: {text}",
+                key.value()
+            );
+        }
+    }
+    let storage = reopen_at(&dir);
+    assert_eq!(storage.index().all(), images);
+}
