@@ -16,8 +16,8 @@ use shim_protocol::{EXIT_RECORD_NAME, record, worker};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    ConnectError, ContainerLaunch, Error, ExecHandle, ExecStdio, Monitor, MonitorEvent,
-    MonitorEventKind, PodWorker, Runtime,
+    ConnectError, ContainerLaunch, Error, ExecHandle, ExecStdio, Found, Made, Monitor,
+    MonitorEvent, MonitorEventKind, PodWorker, Runtime,
 };
 use crate::id::ContainerId;
 use crate::model::{Process, now_nanos};
@@ -365,10 +365,7 @@ impl Runtime for Fake {
         }
     }
 
-    fn create(
-        &self,
-        launch: ContainerLaunch,
-    ) -> BoxFuture<'_, Result<(Arc<dyn Monitor>, Process), Error>> {
+    fn create(&self, launch: ContainerLaunch) -> BoxFuture<'_, Result<Made, Error>> {
         Box::pin(async move {
             let mishap = self.meet(Call::Create, None).await?;
             let id = launch.id;
@@ -404,7 +401,7 @@ impl Runtime for Fake {
         &'a self,
         id: &'a ContainerId,
         _dir: &'a Path,
-    ) -> BoxFuture<'a, Result<(Arc<dyn Monitor>, State), ConnectError>> {
+    ) -> BoxFuture<'a, Result<Found, ConnectError>> {
         Box::pin(async move {
             match self.meet(Call::Connect, Some(id)).await {
                 Ok(_) => {}
