@@ -1,7 +1,7 @@
 //! What runs containers and the first processes of pods: the seam between the domain and everything that forks.
 //!
 //! `pod` and `container` know [`Runtime`], [`Monitor`] and [`PodWorker`], and nothing below them. Behind these is
-//! [`Launcher`], which starts monitors and workers and talks to them; in unit tests it is [`fake`], which starts nothing.
+//! [`Launcher`], which starts monitors and workers and talks to them; in unit tests it is `fake`, which starts nothing.
 //! What monitors say unasked arrives as [`MonitorEvent`]s in the channel that the implementation was made with.
 //!
 //! A process is named by its pid and start time, never held: whoever comes after a restart knows no more than that.
@@ -35,6 +35,12 @@ pub use error::{ConnectError, Error};
 pub use launcher::{Launcher, LauncherConfig, Shims};
 pub use record::{ExitRecord, RecordError, read_exit};
 
+/// A new container: its monitor and its first process.
+pub type Made = (Arc<dyn Monitor>, Process);
+
+/// One that was there: its monitor, and how far it is.
+pub type Found = (Arc<dyn Monitor>, State);
+
 /// Makes containers and the namespaces of pods, finds what an earlier daemon made, and reaches their processes.
 pub trait Runtime: fmt::Debug + Send + Sync {
     /// Makes a pod's namespaces and pins them.
@@ -55,10 +61,7 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Everything that can be wrong with a container; its monitor is gone then.
-    fn create(
-        &self,
-        launch: ContainerLaunch,
-    ) -> BoxFuture<'_, Result<(Arc<dyn Monitor>, Process), Error>>;
+    fn create(&self, launch: ContainerLaunch) -> BoxFuture<'_, Result<Made, Error>>;
 
     /// Finds the monitor of a container again, by the container's directory, and tells how far the container is.
     ///
@@ -68,7 +71,7 @@ pub trait Runtime: fmt::Debug + Send + Sync {
         &'a self,
         id: &'a ContainerId,
         dir: &'a Path,
-    ) -> BoxFuture<'a, Result<(Arc<dyn Monitor>, State), ConnectError>>;
+    ) -> BoxFuture<'a, Result<Found, ConnectError>>;
 
     /// Kills a monitor to which there is no connection. One that is gone is fine. False when it does not die: it is
     /// left behind, counted, and reaped once it does.

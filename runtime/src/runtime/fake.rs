@@ -3,24 +3,27 @@
 //! It keeps what the real one keeps: a container's exit record is written before its end is told, a monitor that dies takes its
 //! container along, and what there is outlives the daemon. Namespaces are pinned as plain files.
 
+mod monitor;
+
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use shim_protocol::monitor::{self as protocol, ExecExit, Exit, Failure, FailureKind, State};
+use shim_protocol::monitor::{ExecExit, Exit, Failure, FailureKind, State};
 use shim_protocol::{EXIT_RECORD_NAME, record, worker};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    ConnectError, ContainerLaunch, Error, ExecHandle, ExecStdio, Monitor, MonitorEvent,
+    ConnectError, ContainerLaunch, Error, ExecStdio, Found, Made, Monitor, MonitorEvent,
     MonitorEventKind, PodWorker, Runtime,
 };
 use crate::id::ContainerId;
 use crate::model::{Process, now_nanos};
+use monitor::FakeMonitor;
 
 /// No kernel has such pids: what got past the fake would find nothing.
 const FIRST_PID: i32 = 1 << 30;
@@ -243,51 +246,24 @@ impl Fake {
     /// Notes a call and what befalls it. `id` is the container whose monitor is asked.
     async fn meet(&self, call: Call, id: Option<&ContainerId>) -> Result<Option<Mishap>, Error> {
         let (name, what) = (format!("{call:?}"), "a test");
-        let (gone, silent) = (
-            || Error::Gone {
-                name: name.clone(),
-                what,
-            },
-            || Error::Silent {
-                name: name.clone(),
-                what,
-                limit: PATIENCE,
-            },
-        );
-        let mishap = {
-            let mut world = self.world();
-            world.asked.push(call);
-            let at = world.mishaps.iter().position(|(c, _)| *c == call);
-            at.map(|at| world.mishaps.remove(at).1)
+        let gone = || Error::Gone {
+            name: name.clone(),
+            what,
         };
+        let silent = || Error::Silent {
+            name: name.clone(),
+            what,
+            limit: PATIENCE,
+        };
+        let mishap = self.world().note(call);
         if let (Some(Mishap::Hangs), Some(id)) = (&mishap, id) {
             self.hang(id);
         }
-        let monitor = match id {
-            Some(id) => {
-                let world = self.world();
-                let container = world.containers.get(id).ok_or_else(gone)?;
-                Some((container.monitor.clone(), container.hangs))
-            }
-            None => None,
-        };
-        let hangs = monitor.as_ref().is_some_and(|(_, hangs)| *hangs);
-        // Whoever waits is told when there is nobody to wait for any more.
-        let dead = async {
-            match &monitor {
-                Some((monitor, _)) => drop(self.ended(monitor).await),
-                None => std::future::pending().await,
-            }
-        };
+        let (dead, hangs) = self.watch(id).ok_or_else(gone)?;
+        if hangs || matches!(mishap, Some(Mishap::Hangs)) {
+            return Err(Self::silence(dead, gone(), silent()).await);
+        }
         match mishap {
-            _ if hangs => match tokio::time::timeout(PATIENCE, dead).await {
-                Ok(()) => Err(gone()),
-                Err(_) => Err(silent()),
-            },
-            Some(Mishap::Hangs) => {
-                tokio::time::sleep(PATIENCE).await;
-                Err(silent())
-            }
             Some(Mishap::Refused(kind)) => {
                 let message = "refused by the test".to_owned();
                 let kind = kind.into();
@@ -305,6 +281,29 @@ impl Fake {
             other => Ok(other),
         }
     }
+
+    /// The end of a container's monitor, for whoever waits for an answer of it, and whether it hangs. Of what is no
+    /// monitor no end is known. `None`: there is none any more.
+    fn watch(&self, id: Option<&ContainerId>) -> Option<(BoxFuture<'static, ()>, bool)> {
+        let Some(id) = id else {
+            return Some((Box::pin(std::future::pending()), false));
+        };
+        let (monitor, hangs) = {
+            let world = self.world();
+            let container = world.containers.get(id)?;
+            (container.monitor.clone(), container.hangs)
+        };
+        let ended = self.ended(&monitor);
+        Some((Box::pin(async move { drop(ended.await) }), hangs))
+    }
+
+    /// What comes of waiting for an answer that will not be.
+    async fn silence(dead: BoxFuture<'static, ()>, gone: Error, silent: Error) -> Error {
+        match tokio::time::timeout(PATIENCE, dead).await {
+            Ok(()) => gone,
+            Err(_) => silent,
+        }
+    }
 }
 
 impl World {
@@ -317,6 +316,13 @@ impl World {
         };
         self.processes.insert(pid, life);
         Process { pid, start_time }
+    }
+
+    /// Notes a call, and gives what is to befall it.
+    fn note(&mut self, call: Call) -> Option<Mishap> {
+        self.asked.push(call);
+        let at = self.mishaps.iter().position(|(c, _)| *c == call)?;
+        Some(self.mishaps.remove(at).1)
     }
 
     /// The monitor is gone, and nothing of its container lives.
@@ -365,10 +371,7 @@ impl Runtime for Fake {
         }
     }
 
-    fn create(
-        &self,
-        launch: ContainerLaunch,
-    ) -> BoxFuture<'_, Result<(Arc<dyn Monitor>, Process), Error>> {
+    fn create(&self, launch: ContainerLaunch) -> BoxFuture<'_, Result<Made, Error>> {
         Box::pin(async move {
             let mishap = self.meet(Call::Create, None).await?;
             let id = launch.id;
@@ -404,7 +407,7 @@ impl Runtime for Fake {
         &'a self,
         id: &'a ContainerId,
         _dir: &'a Path,
-    ) -> BoxFuture<'a, Result<(Arc<dyn Monitor>, State), ConnectError>> {
+    ) -> BoxFuture<'a, Result<Found, ConnectError>> {
         Box::pin(async move {
             match self.meet(Call::Connect, Some(id)).await {
                 Ok(_) => {}
@@ -526,136 +529,6 @@ impl PodWorker for FakeWorker {
                 fake.kill(&process);
             }
             Ok(process)
-        })
-    }
-}
-
-#[derive(Debug)]
-struct FakeMonitor {
-    fake: Fake,
-    id: ContainerId,
-    process: Process,
-}
-
-impl FakeMonitor {
-    async fn meet(&self, call: Call) -> Result<Option<Mishap>, Error> {
-        self.fake.meet(call, Some(&self.id)).await
-    }
-
-    /// Works with what the monitor has, if it is still there.
-    fn with<T>(&self, work: impl FnOnce(&mut Container) -> T) -> Result<T, Error> {
-        let mut world = self.fake.world();
-        let container = world.containers.get_mut(&self.id);
-        container.map(work).ok_or_else(|| Error::Gone {
-            name: self.id.to_string(),
-            what: "a test",
-        })
-    }
-}
-
-impl Monitor for FakeMonitor {
-    fn process(&self) -> Option<Process> {
-        Some(self.process.clone())
-    }
-
-    fn start(&self) -> BoxFuture<'_, Result<i64, Error>> {
-        Box::pin(async move {
-            // One that hangs or dies has read the request as well.
-            let _ = self.with(|container| container.starting = true);
-            let mishap = match self.meet(Call::Start).await {
-                Err(error @ Error::Refused { .. }) => {
-                    self.fake.end(&self.id, 128, "refused by the test");
-                    return Err(error);
-                }
-                met => met?,
-            };
-            let started_at = self.with(|container| {
-                if container.started_at == 0 {
-                    container.started_at = now_nanos();
-                }
-                container.started_at
-            })?;
-            if let Some(Mishap::EndsFirst(code)) = mishap {
-                self.fake.exit(&self.id, code);
-            }
-            Ok(started_at)
-        })
-    }
-
-    fn exec(
-        &self,
-        exec: protocol::Exec,
-        stdio: ExecStdio,
-        _seccomp: Option<OwnedFd>,
-    ) -> BoxFuture<'_, Result<ExecHandle, Error>> {
-        Box::pin(async move {
-            let (exit, ended) = oneshot::channel();
-            let id = exec.exec_id;
-            match self.meet(Call::Exec).await? {
-                Some(Mishap::Runs) => {
-                    self.with(|container| container.execs.insert(id, (stdio, exit)))?;
-                }
-                mishap => {
-                    if let Some(out) = stdio.stdout {
-                        std::fs::File::from(out).write_all(b"done\n").unwrap();
-                    }
-                    let code = match mishap {
-                        Some(Mishap::EndsFirst(code)) => code,
-                        _ => 0,
-                    };
-                    let _ = exit.send(ExecExit {
-                        code,
-                        ..ExecExit::default()
-                    });
-                }
-            }
-            let gone = || Error::Gone {
-                name: "exec".to_owned(),
-                what: "a test",
-            };
-            Ok(ExecHandle {
-                pid: FIRST_PID,
-                console: None,
-                ended: Box::pin(async move { ended.await.map_err(|_| gone()) }),
-            })
-        })
-    }
-
-    fn kill_exec<'a>(&'a self, exec_id: &'a str) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move {
-            self.meet(Call::KillExec).await?;
-            if let Some((_, exit)) = self.with(|container| container.execs.remove(exec_id))? {
-                // Whoever waited for it may have left.
-                let _ = exit.send(ExecExit {
-                    code: 128 + libc::SIGKILL,
-                    ..ExecExit::default()
-                });
-            }
-            Ok(())
-        })
-    }
-
-    fn reopen_log(&self, _dir: Option<OwnedFd>) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move { self.meet(Call::ReopenLog).await.map(drop) })
-    }
-
-    fn destroy(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move {
-            match self.meet(Call::Destroy).await {
-                Ok(_) | Err(Error::Gone { .. } | Error::Silent { .. }) => {
-                    self.fake.lose(&self.id);
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            }
-        })
-    }
-
-    fn kill(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async move {
-            self.fake.world().asked.push(Call::Kill);
-            self.fake.lose(&self.id);
-            true
         })
     }
 }

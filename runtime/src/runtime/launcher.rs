@@ -26,7 +26,8 @@ use super::pod::Worker;
 use super::scope::Scope;
 use super::spawner::{Birth, Groups, Spawner};
 use super::{
-    ConnectError, ContainerLaunch, Error, Monitor, MonitorEvent, PodWorker, Runtime, hung,
+    ConnectError, ContainerLaunch, Error, Found, Made, Monitor, MonitorEvent, PodWorker, Runtime,
+    hung,
 };
 use crate::blocking;
 use crate::id::ContainerId;
@@ -275,10 +276,7 @@ impl Runtime for Launcher {
         sys::netns::unpin(path)
     }
 
-    fn create(
-        &self,
-        launch: ContainerLaunch,
-    ) -> BoxFuture<'_, Result<(Arc<dyn Monitor>, Process), Error>> {
+    fn create(&self, launch: ContainerLaunch) -> BoxFuture<'_, Result<Made, Error>> {
         Box::pin(async move {
             let (monitor, init) = self.create(launch).await?;
             Ok((monitor as Arc<dyn Monitor>, init))
@@ -289,7 +287,7 @@ impl Runtime for Launcher {
         &'a self,
         id: &'a ContainerId,
         dir: &'a Path,
-    ) -> BoxFuture<'a, Result<(Arc<dyn Monitor>, State), ConnectError>> {
+    ) -> BoxFuture<'a, Result<Found, ConnectError>> {
         Box::pin(async move {
             let (monitor, state) = self.connect(id, dir).await?;
             Ok((monitor as Arc<dyn Monitor>, state))
