@@ -151,8 +151,11 @@ impl<T: Object> Records<T> {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One record, as it stands in its file.
-    fn read(&self, id: &str) -> Result<(T, Vec<u8>), Error> {
+    /// One record, and its file as it stands.
+    ///
+    /// # Errors
+    /// What the file system said; [`Error::Unreadable`] when no form fits.
+    pub(crate) fn read(&self, id: &str) -> Result<(T, Vec<u8>), Error> {
         let path = self.path(id).join(RECORD);
         let bytes = sys::fs::read_regular(&path, LIMIT).map_err(io_error("read", &path))?;
         let object = record::decode(&bytes).map_err(unreadable(&path))?;

@@ -84,8 +84,8 @@ async fn what_was_half_made_is_undone() {
     bench
         .restart(|bench| {
             let records: Records<ContainerRecord> =
-                Records::open(bench.dir.path().join("root/containers")).unwrap();
-            let mut record = records.read(id.as_str()).unwrap();
+                Records::open(&bench.dir.path().join("root"), "containers").unwrap();
+            let (mut record, _) = records.read(id.as_str()).unwrap();
             record.status = Status::new();
             records.write(id.as_str(), &record).unwrap();
         })
@@ -215,8 +215,8 @@ async fn of_another_boot_nothing_is_looked_for() {
         .restart(|bench| {
             bench.runtime.lose(&id);
             let records: Records<ContainerRecord> =
-                Records::open(bench.dir.path().join("root/containers")).unwrap();
-            let mut record = records.read(id.as_str()).unwrap();
+                Records::open(&bench.dir.path().join("root"), "containers").unwrap();
+            let (mut record, _) = records.read(id.as_str()).unwrap();
             record.parts.boot_id = "another boot".to_owned();
             records.write(id.as_str(), &record).unwrap();
         })

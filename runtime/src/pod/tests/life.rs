@@ -72,7 +72,7 @@ impl Bench {
     }
 
     fn records(&self) -> Records<PodRecord> {
-        Records::open(self.dir.path().join("root/pods")).unwrap()
+        Records::open(&self.dir.path().join("root"), "pods").unwrap()
     }
 
     /// Waits until it has come that far.
@@ -506,7 +506,7 @@ async fn what_was_half_made_is_undone_and_what_is_nobody_s_is_swept() {
     bench
         .restart(|bench| {
             let records = bench.records();
-            let mut record = records.read(half.as_str()).unwrap();
+            let (mut record, _) = records.read(half.as_str()).unwrap();
             record.stage = Stage::Making;
             records.write(half.as_str(), &record).unwrap();
             records.remove(lost.as_str()).unwrap();
