@@ -1,8 +1,8 @@
 //! Ground without root: files are plain, and whoever is connected is an entry of a list.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -52,7 +52,8 @@ pub(crate) enum Step {
 #[derive(Debug, Default)]
 pub(crate) struct Flat {
     failing: Mutex<Vec<Step>>,
-    connected: Mutex<BTreeSet<PodId>>,
+    /// With their network namespaces.
+    connected: Mutex<BTreeMap<PodId, PathBuf>>,
 }
 
 impl Flat {
@@ -96,7 +97,7 @@ impl Ground for Flat {
 
     fn connect<'a>(&'a self, pod: &'a PodNetwork) -> BoxFuture<'a, Result<NetworkResult, Error>> {
         // One that fails has begun.
-        lock(&self.connected).insert(pod.id.clone());
+        lock(&self.connected).insert(pod.id.clone(), pod.netns.clone());
         let failed = self.fails(Step::Connect);
         Box::pin(async move {
             match failed {
@@ -122,12 +123,16 @@ impl Ground for Flat {
             if failed {
                 return Err(told(Step::Disconnect));
             }
-            lock(&self.connected).remove(pod);
+            let mut connected = lock(&self.connected);
+            // As plugins that leave something when they are asked without one, and say nothing of it.
+            if connected.get(pod).is_none_or(|netns| netns.exists()) {
+                connected.remove(pod);
+            }
             Ok(())
         })
     }
 
     fn connected(&self) -> Result<Vec<PodId>, Error> {
-        Ok(lock(&self.connected).iter().cloned().collect())
+        Ok(lock(&self.connected).keys().cloned().collect())
     }
 }

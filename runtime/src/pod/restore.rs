@@ -84,16 +84,18 @@ impl PodManager {
     /// Network attachments, pins and directories without a record.
     async fn sweep(&self) {
         let inner = self.0.clone();
-        let known: BTreeSet<PodId> = inner.pods.all().iter().map(|pod| pod.id.clone()).collect();
+        let mut kept: BTreeSet<PodId> = inner.pods.all().iter().map(|pod| pod.id.clone()).collect();
         let attached = inner.deps.ground.connected().unwrap_or_else(|error| {
             tracing::warn!(error = %chain(&error), "cannot tell which pods are attached to the network");
             Vec::new()
         });
         for id in attached {
-            if !known.contains(&id) {
+            if !kept.contains(&id) {
                 tracing::info!(pod.id = %id, "releasing the network of a pod that is not there any more");
                 if let Err(error) = inner.deps.ground.disconnect(&id).await {
-                    tracing::warn!(pod.id = %id, error = %chain(&error), "cannot release it");
+                    tracing::warn!(pod.id = %id, error = %chain(&error), "cannot release it: the next start tries again");
+                    // With the namespace, which the plugins need.
+                    kept.insert(id);
                 }
             }
         }
@@ -103,7 +105,7 @@ impl PodManager {
                 let Ok(id) = name.parse::<PodId>() else {
                     continue;
                 };
-                if known.contains(&id) {
+                if kept.contains(&id) {
                     continue;
                 }
                 let dir = dir.join(&name);

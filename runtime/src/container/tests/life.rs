@@ -167,7 +167,7 @@ async fn a_record_that_cannot_be_written_fails_the_create() {
     let (pod, image, spec) = (bench.ready_pod(), ground::image(), ground::spec("web"));
     let create = bench.spawn(|c| async move { c.create(pod, None, image, (), spec).await });
     bench.runtime.is_asked(Call::Create, 1).await;
-    let records = bench.dir.path().join("root/containers");
+    let records = bench.dir.path().join("root/records/containers");
     let record = std::fs::read_dir(&records)
         .unwrap()
         .next()

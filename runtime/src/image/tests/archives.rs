@@ -95,12 +95,10 @@ async fn what_docker_saves_loads() {
     );
     assert!(images[0].pinned && images[0].size > 0);
     assert_eq!(rig.files("canary-"), 2);
-    let absent = rig
-        .manager
-        .load_file(Path::new("/nonexistent"))
-        .await
-        .unwrap_err();
-    assert!(absent.to_string().contains("/nonexistent"), "{absent}");
+    let absent = rig.root.path().join("absent.tar");
+    let error = rig.manager.load_file(&absent).await.unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains(absent.to_str().unwrap()), "{told}");
 }
 
 #[tokio::test]

@@ -117,7 +117,7 @@ impl Bench {
     fn is_clean(&self) {
         self.is_released();
         assert!(self.pods.list(&Default::default()).is_empty());
-        for place in ["root/pods", "state/pods", "state/seccomp", "cgroup"] {
+        for place in ["root/records/pods", "state/pods", "state/seccomp", "cgroup"] {
             assert_eq!(self.names(place), [] as [String; 0], "{place}");
         }
     }
@@ -323,7 +323,7 @@ async fn both_are_undone_when_network_and_pause_fail_together() {
 async fn a_record_that_cannot_be_written_fails_the_run() {
     for late in [false, true] {
         let mut bench = Bench::new();
-        let records = bench.dir.path().join("root/pods");
+        let records = bench.dir.path().join("root/records/pods");
         if late {
             let go = bench.runtime.hold(Call::Pause);
             let run = {
@@ -522,12 +522,30 @@ async fn what_was_half_made_is_undone_and_what_is_nobody_s_is_swept() {
 }
 
 #[tokio::test]
+async fn the_network_of_nobody_s_pod_keeps_its_namespace_until_it_is_released() {
+    let mut bench = Bench::new();
+    let lost = bench.run().await;
+    let pause = bench.pause(&lost);
+    bench
+        .restart(|bench| {
+            bench.records().remove(lost.as_str()).unwrap();
+            bench.runtime.kill(&pause);
+            bench.ground.fail(Step::Disconnect);
+        })
+        .await;
+    assert_eq!(bench.ground.connected().unwrap(), [lost]);
+    bench.restart(|_| {}).await;
+    let _ = std::fs::remove_dir(bench.dir.path().join("cgroup/berth"));
+    bench.is_clean();
+}
+
+#[tokio::test]
 async fn one_whose_record_cannot_be_read_is_shown_stopped_and_removed() {
     let mut bench = Bench::new();
     let id = bench.run().await;
     bench
         .restart(|bench| {
-            let dir = bench.dir.path().join("root/pods").join(id.as_str());
+            let dir = bench.dir.path().join("root/records/pods").join(id.as_str());
             std::fs::write(dir.join("record.json"), "{").unwrap();
         })
         .await;
