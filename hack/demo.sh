@@ -171,6 +171,9 @@ done
 tell "Berth at rest: $at_rest KiB; it grew by $growth KiB; with monitors and pause this pod takes $((rest + growth)) KiB"
 tell "(alone: the text that all monitors share is counted once, so thirty pods take far less each)"
 
+# The bridge's name does not have the instance's in it.
+bridge=$(ip -o -4 route show "$subnet" | sed -n 's/.* dev \([^ ]*\).*/\1/p')
+
 say "Taking everything away"
 cri stopp "$pod" >/dev/null
 cri rmp "$pod" >/dev/null
@@ -186,7 +189,7 @@ note process "$(for p in /proc/[0-9]*; do grep -qs "$instance-" "$p/cgroup" && !
 note mount "$(grep -F "$work" /proc/self/mountinfo || true)"
 note "network namespace" "$(ls "$work/netns" 2>/dev/null || true)"
 note cgroup "$(find /sys/fs/cgroup -type d -name "*$instance*" 2>/dev/null || true)"
-note "network link" "$(ip -o link show | grep -F "$instance" || true)"
+note "network link" "$(ip -o link show | grep -F -e "$instance" -e "${bridge:?no route to the pods}:" || true)"
 note "nftables rule" "$(nft list ruleset 2>/dev/null | grep -F "$instance" || true)"
 [ -z "$left" ] || fail "something is left behind:$left"
 tell "Nothing is left: no process, mount, network namespace, cgroup, bridge or rule."

@@ -66,7 +66,10 @@ for log in "$out"/log/*; do
 	name=$(basename "$log")
 	[ ! -f "$out/status/$name" ] || continue
 	echo "$name failed:"
-	grep -E -A 3 '^(FAIL |FAILED |test .* FAILED$|case [0-9]+: |[Ee]rror: )' "$log" | head -40
+	{
+		grep -E '^(FAILED |test .* FAILED$|[Ee]rror: )' "$log"
+		grep -E -A 3 "^(FAIL |case [0-9]+: |thread '.* panicked at )" "$log"
+	} | head -60
 done
 # A step that broke without a count is a failure too.
 [ "$good" = 0 ] || [ "$failed" -gt 0 ] || failed=1

@@ -85,6 +85,8 @@ fn page(told: &Explanation) -> String {
     let mut text = format!("reference  {}\n", told.reference);
     let _ = match &told.hosts_file {
         Some(file) => writeln!(text, "hosts      by {}", file.display()),
+        // There may be one that cannot be read.
+        None if told.hosts.is_empty() => Ok(()),
         None => writeln!(text, "hosts      no hosts.toml: the registry itself"),
     };
     for (number, host) in told.hosts.iter().enumerate() {

@@ -232,7 +232,7 @@ async fn pull(
         false => Default::default(),
     };
     let mut all: Vec<ImageSummary> = Vec::new();
-    for reference in references {
+    for (done, reference) in references.iter().enumerate() {
         let request = PullRequest {
             reference: reference.clone(),
             username: username.clone(),
@@ -244,7 +244,10 @@ async fn pull(
         } else {
             pull.await
         };
-        let pulled = pulled.map_err(|e| chain(&e))?;
+        let pulled = pulled.map_err(|e| match &references[done + 1..] {
+            [] => format!("{reference}: {}", chain(&e)),
+            rest => format!("{reference}: {} (not tried: {})", chain(&e), rest.join(", ")),
+        })?;
         for image in &pulled {
             match output {
                 Output::Lines => print(&format!("pulled {reference}: {}\n", image.id))?,

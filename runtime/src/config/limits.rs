@@ -41,7 +41,7 @@ pub(super) fn parse(text: &str) -> Result<ResourceLimit, String> {
     let Some((_, resource)) = NAMES.iter().find(|(known, _)| *known == lower) else {
         let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
         return Err(format!(
-            "there is no limit {name:?}; there are {}",
+            "names {name:?}, which is no limit; there are {}",
             known.join(", ")
         ));
     };
@@ -102,7 +102,7 @@ mod tests {
     fn everything_else_is_told() {
         for (text, part) in [
             ("nofile", "NAME=SOFT[:HARD]"),
-            ("files=1", "there is no limit \"files\""),
+            ("files=1", "names \"files\", which is no limit"),
             ("nofile=", "neither a whole number"),
             ("nofile=1:2:3", "\"2:3\""),
             ("nofile=9:1", "above the hard one"),

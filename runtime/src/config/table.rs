@@ -164,7 +164,7 @@ pub const KEYS: &[Key] = &[
     text(
         "instance",
         "berth",
-        "names bridge, nftables table and namespaces; a second Berth takes another",
+        "names the nftables table and, by a hash, the bridge; a second Berth takes another, and its own paths and `cgroup.shims`",
     ),
     text(
         "log_level",

@@ -338,7 +338,7 @@ impl Making {
             .runtime
             .create(launch)
             .await
-            .map_err(|e| self.failed("start the monitor", e.kind(), chain(&e)))?;
+            .map_err(|e| self.failed("make the process", e.kind(), chain(&e)))?;
         drop(clock);
         crash_point!("create_container.made.after");
         container.attach(&deps.events, monitor);

@@ -213,7 +213,7 @@ impl Inner {
                 reclaimable: 0,
             },
             total: disk.f_blocks * disk.f_frsize,
-            free: disk.f_bfree * disk.f_frsize,
+            free: disk.f_bavail * disk.f_frsize,
             inodes: disk.f_files,
             inodes_free: disk.f_ffree,
         })

@@ -239,7 +239,12 @@ impl Index {
             let from = self.path.with_file_name(name);
             let mut to = self.path.as_os_str().to_owned();
             to.push(format!("{REPLACED}{time}"));
-            std::fs::rename(&from, &to).map_err(failed("rename", from))?;
+            std::fs::rename(&from, &to).map_err(failed("rename", &from))?;
+            tracing::info!(
+                from = %from.display(),
+                to = %Path::new(&to).display(),
+                "nothing more is to be had from the image index that was moved aside, and it was renamed"
+            );
         }
         Ok(())
     }

@@ -81,7 +81,11 @@ async fn main() -> Result<ExitCode> {
     if args.focus.is_some() {
         return Ok(print_focus(&specs));
     }
-    Ok(print(&critest::judge(&lists, &specs)))
+    let network = match args.net {
+        Network::Builtin => "builtin",
+        Network::Cni => "cni",
+    };
+    Ok(print(network, &critest::judge(&lists, &specs)))
 }
 
 /// Every spec of the suite, from a dry run.
@@ -169,7 +173,7 @@ fn print_focus(specs: &BTreeMap<String, Outcome>) -> ExitCode {
     }
 }
 
-fn print(verdict: &Verdict) -> ExitCode {
+fn print(network: &str, verdict: &Verdict) -> ExitCode {
     for (name, why) in &verdict.failed {
         println!("FAILED  {name}\n      {why}");
     }
@@ -177,7 +181,7 @@ fn print(verdict: &Verdict) -> ExitCode {
         println!("ripe    {name}: it waits, yet passed");
     }
     for (reason, count) in &verdict.waiting {
-        println!("waiting {count:>2} for {reason}");
+        println!("waiting {count:>2} for {reason} ({network})");
     }
     println!(
         "critest: {} passed, {} failed, {} skipped",

@@ -134,7 +134,7 @@ async fn a_create_that_fails_is_undone() {
         assert_eq!(error.kind(), kind, "{what}: {error}");
         let text = crate::model::chain(&error);
         assert!(
-            text.contains("web") && text.contains("start the monitor"),
+            text.contains("web") && text.contains("make the process"),
             "{text}"
         );
         bench.is_clean();

@@ -110,7 +110,10 @@ pub(super) enum ClientFiles {
 /// # Errors
 /// In words, with the line.
 pub(super) fn read(text: &str) -> Result<File, String> {
-    let table = DeTable::parse(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let table = DeTable::parse(text).map_err(|error| {
+        let line = line(text, error.span().map_or(0, |span| span.start));
+        format!("line {line}: not valid TOML: {}", error.message())
+    })?;
     let mut unknown = Vec::new();
     let known: Vec<_> = OF_FILE.iter().chain(&OF_HOST).copied().collect();
     let mut top = Keys::of(text, table.into_inner(), &known, "", &mut unknown)?;

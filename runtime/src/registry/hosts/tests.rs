@@ -118,7 +118,7 @@ fn errors_name_the_place() {
         ("[header]\n\"a b\" = \"x\"", "not a header name"),
         ("proxy = \"socks4://x\"", "proxy is of another kind"),
         ("proxy = \"socks5://\"", "proxy names no host"),
-        ("server = [", "TOML parse error"),
+        ("\nserver = [", "line 2: not valid TOML: "),
     ] {
         let said = refusal(text);
         assert!(said.contains(want), "{text}: {said}");
