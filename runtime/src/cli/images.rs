@@ -246,7 +246,11 @@ async fn pull(
         };
         let pulled = pulled.map_err(|e| match &references[done + 1..] {
             [] => format!("{reference}: {}", chain(&e)),
-            rest => format!("{reference}: {} (not tried: {})", chain(&e), rest.join(", ")),
+            rest => format!(
+                "{reference}: {} (not tried: {})",
+                chain(&e),
+                rest.join(", ")
+            ),
         })?;
         for image in &pulled {
             match output {

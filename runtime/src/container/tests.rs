@@ -186,7 +186,11 @@ impl Bench {
         assert_eq!(self.runtime.living(), [] as [i32; 0]);
         assert_eq!(self.storage.snapshots(), []);
         assert!(self.containers.list(&Default::default()).is_empty());
-        for place in ["root/records/containers", "state/containers", "state/seccomp"] {
+        for place in [
+            "root/records/containers",
+            "state/containers",
+            "state/seccomp",
+        ] {
             let left = std::fs::read_dir(self.dir.path().join(place));
             let left: Vec<_> = left.into_iter().flatten().flatten().collect();
             assert!(left.is_empty(), "{left:?}");

@@ -193,7 +193,11 @@ async fn one_whose_record_cannot_be_read_is_shown_stopped_and_removed() {
     let id = bench.run("web").await;
     bench
         .restart(|bench| {
-            let dir = bench.dir.path().join("root/records/containers").join(id.as_str());
+            let dir = bench
+                .dir
+                .path()
+                .join("root/records/containers")
+                .join(id.as_str());
             std::fs::write(dir.join("record.json"), "{").unwrap();
         })
         .await;
