@@ -6,7 +6,7 @@
 //! (`versions` says which).
 //!
 //! What cannot be read is told apart from what is not there, and is never a reason to destroy anything: its owner
-//! shows it, and beside it lies an [`Identity`] whose form is the same for ever, by which it can be named and ended.
+//! shows it, and beside it lies an `Identity` whose form is the same for ever, by which it can be named and ended.
 
 mod form;
 mod identity;
