@@ -12,7 +12,7 @@ use crate::model::{Kind, Kinded as _, NamespaceMode, PodSpec, PodState, Process}
 use crate::pod::fake::{Flat, Step, deps};
 use crate::pod::record::PodRecord;
 use crate::pod::state::Stage;
-use crate::pod::{Error, Pod, PodManager};
+use crate::pod::{Error, Ground as _, Pod, PodManager};
 use crate::runtime::fake::{Call, Fake, Mishap, Nature};
 use crate::store::Records;
 
@@ -101,7 +101,6 @@ impl Bench {
 
     /// Nothing is left of any pod but its record and its files.
     fn is_released(&self) {
-        use crate::pod::Ground as _;
         assert_eq!(self.runtime.living(), [] as [i32; 0]);
         assert_eq!(self.ground.connected().unwrap(), []);
         assert_eq!(self.names("netns"), [] as [String; 0]);
