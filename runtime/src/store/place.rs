@@ -8,13 +8,14 @@
 //! or after it is followed by one that goes on from there, and no older one ever finds a part of the objects only.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{Error, io_error, make_dir};
+use crate::sys;
 
 /// Below the root directory.
 const RECORDS: &str = "records";
@@ -86,8 +87,14 @@ fn bar(file: &Path, dir: &Path, kind: &str) -> Result<(), Error> {
     );
     match fs::read_to_string(file) {
         Ok(found) if found == text => Ok(()),
-        _ => fs::write(file, text).map_err(io_error("write", file)),
+        _ => write(file, &text).map_err(io_error("write", file)),
     }
+}
+
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    let mut opened = sys::fs::open_private(file)?;
+    opened.set_len(0)?;
+    opened.write_all(text.as_bytes())
 }
 
 #[cfg(test)]
