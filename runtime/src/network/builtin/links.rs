@@ -254,9 +254,23 @@ pub(super) fn ensure_bridge(
 
 const NLM_F_REPLACE: u16 = 0x100;
 
+/// The name of an interface; its index, when it has none any more.
+fn name_of(netlink: &mut Netlink, index: u32) -> String {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    let name = match netlink.get("read an interface's name", Message::GetLink(link)) {
+        Ok(Some(Message::NewLink(link))) => link.attributes.into_iter().find_map(|a| match a {
+            LinkAttribute::IfName(name) => Some(format!("{name:?}")),
+            _ => None,
+        }),
+        _ => None,
+    };
+    name.unwrap_or_else(|| index.to_string())
+}
+
 /// Reads the routing table: the MTU of the interface with the default route, and whether the
 /// subnet is free.
-fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Error> {
+pub(super) fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Error> {
     let ours = find(netlink, bridge)?.map(|link| link.header.index);
     let mut request = RouteMessage::default();
     request.header.address_family = AddressFamily::Inet;
@@ -294,8 +308,9 @@ fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Er
             && subnet.overlaps(address, prefix)
             && Some(interface) != ours
         {
+            let through = name_of(netlink, interface);
             return Err(Error::NotReady(format!(
-                "subnet {subnet} of the built-in network is in use: there is a route to {address}/{prefix} through interface {interface}; choose another [network] builtin"
+                "subnet {subnet} of the built-in network is in use: there is a route to {address}/{prefix} through interface {through}; choose another [network] builtin"
             )));
         }
     }

@@ -3,7 +3,8 @@
 //!
 //! A look is cheap while nobody changes anything: the generation of the rules, the bridge with its addresses, and
 //! a few sysctls. Rules are read only when their generation is another one, the ports of the bridge every
-//! [`WHOLE`] looks.
+//! [`WHOLE`] looks. So are the routes of the machine, until there is a bridge: a subnet that is in use is told before
+//! the first pod comes, and each look then asks whether it still is.
 //!
 //! What others put there is taken away again: a firewall that loads what it saved brings back host ports of pods that
 //! are gone, and they would keep new pods out.
@@ -33,7 +34,8 @@ pub(super) struct Seen {
 }
 
 impl Builtin {
-    /// Looks, and puts back what is missing; says what that was. Without a pod there is nothing to be there.
+    /// Looks, and puts back what is missing; says what that was. Without a pod there is nothing to be there, but
+    /// the first one must find the subnet free.
     pub(in crate::network) fn mend(&self) -> Result<Vec<String>, Error> {
         let Some(subnet) = self.subnet else {
             return Ok(Vec::new());
@@ -44,10 +46,24 @@ impl Builtin {
             seen.looks = seen.looks.wrapping_add(1);
             seen.looks % WHOLE == 1 || seen.generation.is_none()
         };
+        if whole && let Err(error) = self.check_free(&mut netlink, subnet) {
+            // The next look asks again: pods wait for it.
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.looks = 0;
+            return Err(error);
+        }
         if self.missing(&mut netlink, subnet, whole)?.is_empty() {
             return Ok(Vec::new());
         }
         self.put_right(&mut netlink, subnet)
+    }
+
+    /// Whether bridge and rules could be made, where they are not there.
+    fn check_free(&self, netlink: &mut Netlink, subnet: Subnet) -> Result<(), Error> {
+        if self.find_shared(netlink)?.is_none() {
+            links::survey(netlink, &self.rules.bridge, subnet)?;
+        }
+        Ok(())
     }
 
     /// Puts back what is missing and takes away what is left over, and says so in the log. In a moment in which no pod

@@ -296,3 +296,23 @@ fn pods_come_and_go_while_somebody_flushes_the_rules() {
     assert_eq!(builtin.pods(), std::slice::from_ref(&kept.id));
     machine.teardown(&builtin, &kept);
 }
+
+#[test]
+fn a_subnet_that_is_in_use_is_told_before_the_first_pod() {
+    let machine = Machine::new();
+    machine.on_host(|| ip("route add 10.85.7.0/24 dev up0"));
+    let builtin = machine.open();
+    for _ in 0..3 {
+        let error = machine.on_host(|| builtin.mend()).unwrap_err().to_string();
+        let told = "10.85.0.0/16 of the built-in network is in use: there is a route to 10.85.7.0/24 through";
+        assert!(error.contains(told), "{error}");
+    }
+    machine.on_host(|| ip("route del 10.85.7.0/24 dev up0"));
+    assert!(machine.on_host(|| builtin.mend()).unwrap().is_empty());
+    // It comes later, and is told within a few looks.
+    machine.on_host(|| ip("route add 10.85.7.0/24 dev up0"));
+    assert!((0..10).any(|_| machine.on_host(|| builtin.mend()).is_err()));
+    machine.on_host(|| ip("route del 10.85.7.0/24 dev up0"));
+    assert!(machine.on_host(|| builtin.mend()).is_ok());
+    assert_eq!(machine.leftovers(), "");
+}
