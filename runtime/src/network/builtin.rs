@@ -162,7 +162,9 @@ impl Builtin {
         // What cannot be undone keeps the lease, and `known` names the pod.
         let _ = self.disconnect(&pod.id);
         // Nobody of ours makes it anew while this pod is on the move.
-        let there = self.find_shared(netlink)?.map(|bridge| bridge.index);
+        let there = self
+            .find_shared(netlink, subnet)?
+            .map(|bridge| bridge.index);
         if there == Some(bridge.index) {
             return Err(error);
         }
@@ -239,7 +241,7 @@ impl Builtin {
     ) -> Result<(RwLockReadGuard<'_, ()>, Bridge), Error> {
         for _ in 0..SETTLE {
             let moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(bridge) = self.find_shared(netlink)? {
+            if let Some(bridge) = self.find_shared(netlink, subnet)? {
                 return Ok((moving, bridge));
             }
             drop(moving);
@@ -254,16 +256,19 @@ impl Builtin {
 
     /// Makes or repairs what all pods share: bridge, table, forwarding. Nothing may be on the move.
     fn ensure_shared(&self, netlink: &mut Netlink, subnet: Subnet) -> Result<Bridge, Error> {
-        if let Some(bridge) = self.find_shared(netlink)? {
+        if let Some(bridge) = self.find_shared(netlink, subnet)? {
             return Ok(bridge);
         }
         let _serial = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bridge) = self.find_shared(netlink)? {
+        if let Some(bridge) = self.find_shared(netlink, subnet)? {
             return Ok(bridge);
         }
-        let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet)?;
+        let leases = self.leases.all();
+        let earlier = mend::earlier(subnet, &leases);
+        let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet, &earlier)?;
         crash_point!("first_pod.bridge.after");
-        self.rules.rebuild(subnet, &self.leases.all())?;
+        self.renew(netlink, subnet, &leases)?;
+        self.rules.rebuild(&mend::with(subnet, &earlier), &leases)?;
         crash_point!("first_pod.rules.after");
         self.enable_forwarding()?;
         for table in self.rules.obstacles()? {
@@ -276,9 +281,15 @@ impl Builtin {
         Ok(bridge)
     }
 
-    fn find_shared(&self, netlink: &mut Netlink) -> Result<Option<Bridge>, Error> {
-        let bridge = links::find_bridge(netlink, &self.rules.bridge)?;
-        Ok(bridge.filter(|_| self.rules.exist().unwrap_or(false)))
+    /// The bridge, if it and the rules are there for this subnet.
+    fn find_shared(&self, netlink: &mut Netlink, subnet: Subnet) -> Result<Option<Bridge>, Error> {
+        let Some(bridge) = links::find_bridge(netlink, &self.rules.bridge)? else {
+            return Ok(None);
+        };
+        let gateway = (subnet.gateway(), subnet.prefix());
+        let whole = links::addresses(netlink, bridge.index)?.contains(&gateway)
+            && self.rules.exist(subnet).unwrap_or(false);
+        Ok(whole.then_some(bridge))
     }
 
     /// Routing between interfaces, for the whole machine. It is written down that we did it, and it

@@ -13,7 +13,7 @@ use super::netlink::{
 };
 
 pub(super) use read::{
-    dropping_forward, elements, find_elements, generation, rules, table_exists, table_is_dormant,
+    chain_exists, dropping_forward, elements, find_elements, generation, rules, table_is_dormant,
 };
 
 /// Address family of all our tables (`NFPROTO_IPV4`).

@@ -37,6 +37,14 @@ pub(crate) struct LastAddress {
     address: Ipv4Addr,
 }
 
+impl Lease {
+    /// The subnet that the pod was put into, which may be an earlier one than today's.
+    pub(super) fn subnet(&self) -> Option<Subnet> {
+        let text = self.result["ips"][0]["address"].as_str()?;
+        Subnet::around(text)
+    }
+}
+
 kept!(Lease: "lease" = Lease { pod, address, ports, result });
 kept!(LastAddress: "last address" = LastAddress { address });
 

@@ -192,15 +192,19 @@ fn hairpin(name: &str) -> LinkMessage {
     port
 }
 
-/// The IPv4 addresses of an interface.
-pub(super) fn addresses(netlink: &mut Netlink, index: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+/// The IPv4 addresses of an interface, each with its prefix.
+pub(super) fn addresses(
+    netlink: &mut Netlink,
+    index: u32,
+) -> Result<Vec<(Ipv4Addr, u8)>, NetlinkError> {
     let mut request = AddressMessage::default();
     request.header.family = AddressFamily::Inet;
     let all = netlink.dump("list addresses", Message::GetAddress(request))?;
     let address = |message| match message {
         Message::NewAddress(found) if found.header.index == index => {
+            let prefix = found.header.prefix_len;
             found.attributes.into_iter().find_map(|a| match a {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(address),
+                AddressAttribute::Local(IpAddr::V4(address)) => Some((address, prefix)),
                 _ => None,
             })
         }
@@ -211,15 +215,19 @@ pub(super) fn addresses(netlink: &mut Netlink, index: u32) -> Result<Vec<Ipv4Add
 
 const DEFAULT_MTU: u32 = 1500;
 
-/// Makes the bridge, with the gateway's address, unless it exists, and sets it up either way.
+/// Makes the bridge, with the gateway's address, unless it exists, and sets it up either way. `earlier`: subnets that
+/// pods still have beside the one that is to be free.
 pub(super) fn ensure_bridge(
     netlink: &mut Netlink,
     name: &str,
     subnet: Subnet,
+    earlier: &[Subnet],
 ) -> Result<Bridge, Error> {
     let uplink = survey(netlink, name, subnet)?;
     let mut link = by_name(name);
-    let hardware = hardware_address(subnet.gateway());
+    // As it was before somebody removed it: pods that live know the gateway by it.
+    let first = earlier.first().unwrap_or(&subnet);
+    let hardware = hardware_address(first.gateway());
     link.attributes.extend([
         // Set explicitly, or it would change with the ports.
         LinkAttribute::Address(hardware.into()),
@@ -236,27 +244,61 @@ pub(super) fn ensure_bridge(
     set_bridge_parameters(name)?;
     let mut state = LinkMessage::default();
     state.header.index = bridge.index;
-    netlink.run(vec![
+    let address = |subnet: &Subnet| {
         Step::new(
-            format!("give bridge {name:?} its address"),
-            new_address(bridge.index, subnet.gateway(), subnet),
+            format!("give bridge {name:?} address {}", subnet.gateway()),
+            Message::NewAddress(address_message(bridge.index, subnet.gateway(), *subnet)),
             // Without NLM_F_EXCL an address that is there is no error.
             NLM_F_CREATE | NLM_F_REPLACE,
-        ),
-        Step::new(
-            format!("bring bridge {name:?} up"),
-            Message::SetLink(up(state)),
-            0,
-        ),
-    ])?;
+        )
+    };
+    let mut steps: Vec<_> = std::iter::once(&subnet)
+        .chain(earlier)
+        .map(address)
+        .collect();
+    steps.push(Step::new(
+        format!("bring bridge {name:?} up"),
+        Message::SetLink(up(state)),
+        0,
+    ));
+    netlink.run(steps)?;
     Ok(bridge)
+}
+
+/// Takes the gateway's address of a subnet from the bridge. One that is gone is fine.
+pub(super) fn forsake(
+    netlink: &mut Netlink,
+    bridge: Bridge,
+    subnet: Subnet,
+) -> Result<(), NetlinkError> {
+    let gateway = subnet.gateway();
+    let message = Message::DelAddress(address_message(bridge.index, gateway, subnet));
+    let what = format!("take address {gateway} from the bridge");
+    match netlink.run(vec![Step::new(what, message, 0)]) {
+        Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+        other => other,
+    }
 }
 
 const NLM_F_REPLACE: u16 = 0x100;
 
+/// The name of an interface; its index, when it has none any more.
+fn name_of(netlink: &mut Netlink, index: u32) -> String {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    let name = match netlink.get("read an interface's name", Message::GetLink(link)) {
+        Ok(Some(Message::NewLink(link))) => link.attributes.into_iter().find_map(|a| match a {
+            LinkAttribute::IfName(name) => Some(format!("{name:?}")),
+            _ => None,
+        }),
+        _ => None,
+    };
+    name.unwrap_or_else(|| index.to_string())
+}
+
 /// Reads the routing table: the MTU of the interface with the default route, and whether the
 /// subnet is free.
-fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Error> {
+pub(super) fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Error> {
     let ours = find(netlink, bridge)?.map(|link| link.header.index);
     let mut request = RouteMessage::default();
     request.header.address_family = AddressFamily::Inet;
@@ -294,8 +336,9 @@ fn survey(netlink: &mut Netlink, bridge: &str, subnet: Subnet) -> Result<u32, Er
             && subnet.overlaps(address, prefix)
             && Some(interface) != ours
         {
+            let through = name_of(netlink, interface);
             return Err(Error::NotReady(format!(
-                "subnet {subnet} of the built-in network is in use: there is a route to {address}/{prefix} through interface {interface}; choose another [network] builtin"
+                "subnet {subnet} of the built-in network is in use: there is a route to {address}/{prefix} through interface {through}; choose another [network] builtin"
             )));
         }
     }
@@ -393,7 +436,7 @@ pub(super) fn connect(
         ),
         Step::new(
             format!("give the pod address {}", pair.address),
-            new_address(index, pair.address, subnet),
+            Message::NewAddress(address_message(index, pair.address, subnet)),
             NLM_F_CREATE | NLM_F_EXCL,
         ),
         Step::new(
@@ -405,7 +448,7 @@ pub(super) fn connect(
     Ok(())
 }
 
-fn new_address(index: u32, address: Ipv4Addr, subnet: Subnet) -> Message {
+fn address_message(index: u32, address: Ipv4Addr, subnet: Subnet) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = subnet.prefix();
@@ -415,7 +458,7 @@ fn new_address(index: u32, address: Ipv4Addr, subnet: Subnet) -> Message {
         AddressAttribute::Address(address.into()),
         AddressAttribute::Broadcast(subnet.broadcast()),
     ]);
-    Message::NewAddress(message)
+    message
 }
 
 fn default_route(index: u32, gateway: Ipv4Addr) -> Message {

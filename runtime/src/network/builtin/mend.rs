@@ -3,7 +3,8 @@
 //!
 //! A look is cheap while nobody changes anything: the generation of the rules, the bridge with its addresses, and
 //! a few sysctls. Rules are read only when their generation is another one, the ports of the bridge every
-//! [`WHOLE`] looks.
+//! [`WHOLE`] looks. So are the routes of the machine, until there is a bridge: a subnet that is in use is told before
+//! the first pod comes, and each look then asks whether it still is.
 //!
 //! What others put there is taken away again: a firewall that loads what it saved brings back host ports of pods that
 //! are gone, and they would keep new pods out.
@@ -30,10 +31,13 @@ pub(super) struct Seen {
     looks: u32,
     /// Generation of the rules when nothing was missing of them.
     generation: Option<u32>,
+    /// The subnets that the rules were compared with.
+    subnets: Vec<Subnet>,
 }
 
 impl Builtin {
-    /// Looks, and puts back what is missing; says what that was. Without a pod there is nothing to be there.
+    /// Looks, and puts back what is missing; says what that was. Without a pod there is nothing to be there, but
+    /// the first one must find the subnet free.
     pub(in crate::network) fn mend(&self) -> Result<Vec<String>, Error> {
         let Some(subnet) = self.subnet else {
             return Ok(Vec::new());
@@ -44,10 +48,24 @@ impl Builtin {
             seen.looks = seen.looks.wrapping_add(1);
             seen.looks % WHOLE == 1 || seen.generation.is_none()
         };
+        if whole && let Err(error) = self.check_free(&mut netlink, subnet) {
+            // The next look asks again: pods wait for it.
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.looks = 0;
+            return Err(error);
+        }
         if self.missing(&mut netlink, subnet, whole)?.is_empty() {
             return Ok(Vec::new());
         }
         self.put_right(&mut netlink, subnet)
+    }
+
+    /// Whether bridge and rules could be made, where they are not there.
+    fn check_free(&self, netlink: &mut Netlink, subnet: Subnet) -> Result<(), Error> {
+        if self.find_shared(netlink, subnet)?.is_none() {
+            links::survey(netlink, &self.rules.bridge, subnet)?;
+        }
+        Ok(())
     }
 
     /// Puts back what is missing and takes away what is left over, and says so in the log. In a moment in which no pod
@@ -76,6 +94,7 @@ impl Builtin {
         let _serial = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let leases = self.leases.all();
         let mut done = self.sweep(netlink, &leases)?;
+        self.renew(netlink, subnet, &leases)?;
         if !leases.iter().any(lives) {
             return Ok(done);
         }
@@ -106,7 +125,7 @@ impl Builtin {
         netlink: &mut Netlink,
         leases: &[Lease],
     ) -> Result<Vec<String>, Error> {
-        let stale = self.stale(netlink, self.rules.compare(leases)?.strangers)?;
+        let stale = self.stale(netlink, self.rules.strangers(leases)?)?;
         self.rules.evict(&stale)?;
         Ok(told(&stale).into_iter().collect())
     }
@@ -126,15 +145,56 @@ impl Builtin {
         Ok(strangers)
     }
 
+    /// Makes the rules anew when they were made for other subnets than pods have now, and takes the addresses of those
+    /// from the bridge that no pod has any more. The rules are what says which those are, so they go last.
+    pub(super) fn renew(
+        &self,
+        netlink: &mut Netlink,
+        subnet: Subnet,
+        leases: &[Lease],
+    ) -> Result<(), Error> {
+        let Some(before) = self.rules.subnets()? else {
+            return Ok(());
+        };
+        let earlier = earlier(subnet, leases);
+        let now = with(subnet, &earlier);
+        if same(&before, &now) || links::find_bridge(netlink, &self.rules.bridge)?.is_none() {
+            return Ok(());
+        }
+        let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet, &earlier)?;
+        for gone in before.iter().filter(|one| !now.contains(one)) {
+            links::forsake(netlink, bridge, *gone)?;
+        }
+        self.rules.rebuild(&now, leases)?;
+        let list = |some: &[Subnet]| {
+            some.iter()
+                .map(Subnet::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        if earlier.is_empty() {
+            tracing::info!(%subnet, before = list(&before), "made the rules of the built-in network anew for its subnet");
+        } else {
+            tracing::info!(
+                %subnet,
+                earlier = list(&earlier),
+                "pods of an earlier subnet of the built-in network go on: it keeps their addresses and rules until they are gone"
+            );
+        }
+        Ok(())
+    }
+
     fn put_back(
         &self,
         netlink: &mut Netlink,
         subnet: Subnet,
         leases: &[Lease],
     ) -> Result<(), Error> {
-        let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet)?;
-        if self.rules.compare(leases)?.missing.is_some() {
-            self.rules.rebuild(subnet, leases)?;
+        let earlier = earlier(subnet, leases);
+        let subnets = with(subnet, &earlier);
+        let bridge = links::ensure_bridge(netlink, &self.rules.bridge, subnet, &earlier)?;
+        if self.rules.compare(&subnets, leases)?.missing.is_some() {
+            self.rules.rebuild(&subnets, leases)?;
         }
         self.enable_forwarding()?;
         let own = forwarding_of(&self.rules.bridge);
@@ -161,22 +221,29 @@ impl Builtin {
         whole: bool,
     ) -> Result<Vec<String>, Error> {
         let leases = self.leases.all();
+        let subnets = with(subnet, &earlier(subnet, &leases));
         let mut missing = Vec::new();
         let mut bridge = None;
         if !leases.is_empty() {
             bridge = links::find_bridge(netlink, &self.rules.bridge)?;
-            missing.extend(self.missing_of_bridge(netlink, subnet, bridge)?);
+            missing.extend(self.missing_of_bridge(netlink, &subnets, bridge)?);
         }
         // Read before the rules: what changes meanwhile is another generation.
         let generation = self.rules.generation()?;
+        let whole = whole || self.seen_subnets() != subnets;
         if whole || self.seen_generation() != Some(generation) {
-            let found = self.rules.compare(&leases)?;
+            let found = self.rules.compare(&subnets, &leases)?;
             let gone = found.missing.filter(|_| !leases.is_empty());
             let stale = self.stale(netlink, found.strangers)?;
-            let right = gone.is_none() && stale.is_empty();
+            let before = self.rules.subnets()?;
+            let other = before
+                .filter(|before| !same(before, &subnets))
+                .map(|_| "the rules for the subnets that pods have".to_owned());
+            let right = gone.is_none() && stale.is_empty() && other.is_none();
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.generation = right.then_some(generation);
-            missing.extend(gone.into_iter().chain(told(&stale)));
+            seen.subnets.clone_from(&subnets);
+            missing.extend(gone.into_iter().chain(told(&stale)).chain(other));
         }
         if let Some(bridge) = bridge.filter(|_| whole) {
             let ports = links::ports(netlink)?;
@@ -192,7 +259,7 @@ impl Builtin {
     fn missing_of_bridge(
         &self,
         netlink: &mut Netlink,
-        subnet: Subnet,
+        subnets: &[Subnet],
         bridge: Option<links::Bridge>,
     ) -> Result<Vec<String>, Error> {
         let name = &self.rules.bridge;
@@ -203,9 +270,12 @@ impl Builtin {
         if !bridge.up {
             missing.push(format!("bridge {name:?} being up"));
         }
-        let gateway = subnet.gateway();
-        if !links::addresses(netlink, bridge.index)?.contains(&gateway) {
-            missing.push(format!("address {gateway} of bridge {name:?}"));
+        let there = links::addresses(netlink, bridge.index)?;
+        for subnet in subnets {
+            let gateway = subnet.gateway();
+            if !there.contains(&(gateway, subnet.prefix())) {
+                missing.push(format!("address {gateway} of bridge {name:?}"));
+            }
         }
         let localnet = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
         for sysctl in [FORWARDING, &forwarding_of(name), &localnet] {
@@ -214,6 +284,11 @@ impl Builtin {
             }
         }
         Ok(missing)
+    }
+
+    fn seen_subnets(&self) -> Vec<Subnet> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.subnets.clone()
     }
 
     fn seen_generation(&self) -> Option<u32> {
@@ -229,6 +304,30 @@ fn told(stale: &[Stranger]) -> Option<String> {
     Some(format!(
         "the end of {count} host ports of pods that are gone, {first:?} the first of them"
     ))
+}
+
+/// Subnets other than this one that pods still have: they came before the setting was changed.
+pub(super) fn earlier(subnet: Subnet, leases: &[Lease]) -> Vec<Subnet> {
+    let mut earlier = Vec::new();
+    for lease in leases {
+        let Some(of_pod) = lease.subnet() else {
+            continue;
+        };
+        if of_pod != subnet && !earlier.contains(&of_pod) && lives(lease) {
+            earlier.push(of_pod);
+        }
+    }
+    earlier
+}
+
+/// All subnets that pods have or get.
+pub(super) fn with(subnet: Subnet, earlier: &[Subnet]) -> Vec<Subnet> {
+    [&[subnet], earlier].concat()
+}
+
+/// Whether these are the same subnets, in whatever order.
+fn same(some: &[Subnet], others: &[Subnet]) -> bool {
+    some.len() == others.len() && some.iter().all(|one| others.contains(one))
 }
 
 /// Whether the pod of a lease has a network namespace: after a reboot it has none until it is removed.

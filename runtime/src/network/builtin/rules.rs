@@ -34,14 +34,28 @@ const JUMP_TARGET: &str = "hostport";
 /// How often it is begun anew when somebody else removes elements at the same time.
 const WITHDRAW_ATTEMPTS: u32 = 8;
 
+/// How the chain of a subnet begins: its name says which subnets a table was made for.
+const FROM: &str = "from-";
+
+/// The chain for what comes from the pods of a subnet.
+fn chain_of(subnet: Subnet) -> String {
+    format!("{FROM}{subnet}")
+}
+
 /// The rules that each chain has.
-const CHAINS: [(&str, usize); 5] = [
-    ("guard", 2),
-    (JUMP_TARGET, 2),
-    ("prerouting", 1),
-    ("output", 1),
-    ("postrouting", 3),
-];
+fn chains(subnets: &[Subnet]) -> Vec<(String, usize)> {
+    let mut chains: Vec<_> = [
+        ("guard", 2),
+        (JUMP_TARGET, 2),
+        ("prerouting", 1),
+        ("output", 1),
+        ("postrouting", 1 + subnets.len()),
+    ]
+    .map(|(chain, count)| (chain.to_owned(), count))
+    .into();
+    chains.extend(subnets.iter().map(|subnet| (chain_of(*subnet), 2)));
+    chains
+}
 
 // Data types as nft numbers them for its listings; a concatenation is 6 bits for each.
 const TYPE_ADDRESS: u32 = 7;
@@ -163,9 +177,9 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Makes the table anew in one transaction, with the host ports of these leases. Connections
-    /// that exist go on.
-    pub(super) fn rebuild(&self, subnet: Subnet, leases: &[Lease]) -> Result<(), Error> {
+    /// Makes the table anew in one transaction, for these subnets and with the host ports of these leases.
+    /// Connections that exist go on.
+    pub(super) fn rebuild(&self, subnets: &[Subnet], leases: &[Lease]) -> Result<(), Error> {
         let mut batch = Batch::new(&self.table);
         // Adding it first makes deleting it possible whether it was there or not.
         batch.add_table().delete_table().add_table();
@@ -178,7 +192,7 @@ impl Rules {
             .add_map(ADDRESS_PORTS, (address_key, 12), data);
         self.add_guard(&mut batch);
         add_host_ports(&mut batch);
-        self.add_source_nat(&mut batch, subnet);
+        self.add_source_nat(&mut batch, subnets);
         self.sockets.with(|netlink| batch.commit(netlink))?;
         let filled = published(leases)
             .iter()
@@ -220,36 +234,22 @@ impl Rules {
         }
     }
 
-    fn add_source_nat(&self, batch: &mut Batch, subnet: Subnet) {
+    fn add_source_nat(&self, batch: &mut Batch, subnets: &[Subnet]) {
         const PRIORITY_SOURCE_NAT: i32 = 100;
         let chain = "postrouting";
         batch.add_base_chain(chain, "nat", Hook::Postrouting, PRIORITY_SOURCE_NAT);
-        let (mask, network) = (subnet.mask().to_be_bytes(), subnet.network().octets());
-        let from_pod = [
-            E::Payload(Field::SourceAddress, R0),
-            E::Mask(R0, mask),
-            E::Equal(R0, &network),
-            E::Payload(Field::DestinationAddress, R0),
-        ];
-        let multicast = [224, 0, 0, 0];
-        // Out into the world. Multicast stays on its link, where the pod's own address is right.
-        let leaving = [
-            E::Mask(R1, [240, 0, 0, 0]),
-            E::NotEqual(R1, &multicast),
-            E::Mask(R0, mask),
-            E::NotEqual(R0, &network),
-            E::Masquerade,
-        ];
-        let load = [E::Payload(Field::DestinationAddress, R1)];
-        batch.add_rule(chain, &[&from_pod[..], &load, &leaving].concat());
-        // A pod that reaches a pod through a host port: the answer must come back this way too.
-        let around = [
-            E::Mask(R0, mask),
-            E::Equal(R0, &network),
-            E::Rewritten(R0),
-            E::Masquerade,
-        ];
-        batch.add_rule(chain, &[&from_pod[..], &around].concat());
+        for subnet in subnets {
+            let (mask, network) = (subnet.mask().to_be_bytes(), subnet.network().octets());
+            let own = chain_of(*subnet);
+            add_from_pods(batch, &own, *subnet, subnets);
+            let from_pod = [
+                E::Payload(Field::SourceAddress, R0),
+                E::Mask(R0, mask),
+                E::Equal(R0, &network),
+                E::Verdict(Verdict::Jump(&own)),
+            ];
+            batch.add_rule(chain, &from_pod);
+        }
         // The host through 127.0.0.1: a pod cannot answer that address.
         batch.add_rule(
             chain,
@@ -390,6 +390,41 @@ fn of_leases(leases: &[Lease]) -> impl Iterator<Item = (&'static str, Element)> 
         let checked = ports.filter_map(|port| HostPort::new(port).ok().flatten());
         checked.map(|port| (port.map(), port.element(&lease.pod, lease.address)))
     })
+}
+
+/// The chain for what comes from the pods of one of the subnets.
+fn add_from_pods(batch: &mut Batch, chain: &str, subnet: Subnet, subnets: &[Subnet]) {
+    batch.add_chain(chain);
+    let masks: Vec<_> = subnets
+        .iter()
+        .map(|one| (one.mask().to_be_bytes(), one.network().octets()))
+        .collect();
+    let multicast = [224, 0, 0, 0];
+    // Out into the world. Multicast stays on its link, where the pod's own address is right.
+    let mut leaving = vec![
+        E::Payload(Field::DestinationAddress, R0),
+        E::Mask(R0, [240, 0, 0, 0]),
+        E::NotEqual(R0, &multicast),
+    ];
+    for (mask, network) in &masks {
+        leaving.extend([
+            E::Payload(Field::DestinationAddress, R0),
+            E::Mask(R0, *mask),
+            E::NotEqual(R0, network),
+        ]);
+    }
+    leaving.push(E::Masquerade);
+    batch.add_rule(chain, &leaving);
+    // A pod that reaches a pod through a host port: the answer must come back this way too.
+    let network = subnet.network().octets();
+    let around = [
+        E::Payload(Field::DestinationAddress, R0),
+        E::Mask(R0, subnet.mask().to_be_bytes()),
+        E::Equal(R0, &network),
+        E::Rewritten(R0),
+        E::Masquerade,
+    ];
+    batch.add_rule(chain, &around);
 }
 
 /// Host ports, for packets to an address of this machine only: traffic to other machines that

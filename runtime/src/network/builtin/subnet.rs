@@ -56,6 +56,14 @@ impl Subnet {
         mask(self.prefix)
     }
 
+    /// The subnet of an address that is written with its prefix, such as `10.85.0.2/16`.
+    pub(super) fn around(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        let network = Ipv4Addr::from(u32::from(address) & mask(prefix));
+        format!("{network}/{prefix}").parse().ok()
+    }
+
     /// The address after `last` that a pod may have, going round at the end.
     pub(super) fn after(self, last: Ipv4Addr) -> Ipv4Addr {
         let (first, end) = (u32::from(self.gateway()) + 1, u32::from(self.broadcast()));
@@ -128,6 +136,9 @@ mod tests {
         let last = Ipv4Addr::new(10, 85, 255, 254);
         assert_eq!(subnet.after(last), Ipv4Addr::new(10, 85, 0, 2));
         assert_eq!(subnet.to_string(), "10.85.0.0/16");
+        assert_eq!(Subnet::around("10.85.3.4/16"), Some(subnet));
+        assert_eq!(Subnet::around("10.85.3.4"), None);
+        assert_eq!(Subnet::around("10.85.3.4/30"), None);
     }
 
     #[test]

@@ -351,7 +351,8 @@ fn a_subnet_that_is_in_use_is_refused() {
     // The uplink's route is wider; its own addresses are inside.
     machine.on_host(|| ip("route add 192.0.2.64/26 dev up0"));
     let error = machine.on_host(|| builtin.setup(&pod)).unwrap_err();
-    assert!(error.to_string().contains("192.0.2.64/26"), "{error}");
+    let told = "a route to 192.0.2.64/26 through interface \"up0\";";
+    assert!(error.to_string().contains(told), "{error}");
     assert!(builtin.pods().is_empty());
     // Switched off, it connects nobody, and still disconnects.
     let off = machine.open_with(None);

@@ -15,20 +15,15 @@ const GET_ELEMENTS: u16 = 13;
 const GET_GENERATION: u16 = 16;
 const NLM_F_DUMP: u16 = 0x300;
 
-/// Whether the table exists.
-pub(in crate::network) fn table_exists(
+/// Whether the table has this chain.
+pub(in crate::network) fn chain_exists(
     netlink: &mut Netlink,
     table: &str,
+    chain: &str,
 ) -> Result<bool, NetlinkError> {
-    let what = format!("look for nftables table {table:?}");
-    let asked = get(
-        netlink,
-        &what,
-        GET_TABLE,
-        NLM_F_ACK,
-        &text(1, table),
-        |_| Some(()),
-    );
+    let what = format!("look for chain {chain:?} of nftables table {table:?}");
+    let body = [text(1, table), text(3, chain)].concat();
+    let asked = get(netlink, &what, GET_CHAIN, NLM_F_ACK, &body, |_| Some(()));
     absent_is_fine(asked).map(|found| !found.is_empty())
 }
 

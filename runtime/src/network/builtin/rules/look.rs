@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{ADDRESS_PORTS, Batch, CHAINS, Element, Lease, PORTS, Rules, claimed, published};
+use super::{
+    ADDRESS_PORTS, Batch, Element, FROM, Lease, PORTS, Rules, Subnet, chain_of, chains, claimed,
+    published,
+};
 use crate::network::Error;
 use crate::network::netlink::NetlinkError;
 use crate::network::nftables::{
-    dropping_forward, elements, generation, rules, table_exists, table_is_dormant,
+    chain_exists, dropping_forward, elements, generation, rules, table_is_dormant,
 };
 
 /// What tells one element from another: its map, its key and whose it is.
@@ -36,10 +39,19 @@ pub(in crate::network::builtin) struct Difference {
 }
 
 impl Rules {
-    /// Whether the table is there: a `nft flush ruleset` by somebody else takes it away.
-    pub(in crate::network::builtin) fn exist(&self) -> Result<bool, NetlinkError> {
+    /// Whether the table is there and made for this subnet: a `nft flush ruleset` by somebody else takes it away.
+    pub(in crate::network::builtin) fn exist(&self, subnet: Subnet) -> Result<bool, NetlinkError> {
         self.sockets
-            .with(|netlink| table_exists(netlink, &self.table))
+            .with(|netlink| chain_exists(netlink, &self.table, &chain_of(subnet)))
+    }
+
+    /// The subnets that the table was made for; `None` when there are no rules. One that an earlier version made
+    /// names none.
+    pub(in crate::network::builtin) fn subnets(&self) -> Result<Option<Vec<Subnet>>, NetlinkError> {
+        let there = self.sockets.with(|netlink| rules(netlink, &self.table))?;
+        let named = there.keys().filter_map(|chain| chain.strip_prefix(FROM));
+        let subnets = named.filter_map(|text| text.parse().ok()).collect();
+        Ok(there.contains_key("postrouting").then_some(subnets))
     }
 
     /// Whether nobody's ports are in the table.
@@ -69,25 +81,42 @@ impl Rules {
         })
     }
 
-    /// Compares the table with the ports of these leases.
+    /// Host ports that none of these leases has.
+    pub(in crate::network::builtin) fn strangers(
+        &self,
+        leases: &[Lease],
+    ) -> Result<Vec<Stranger>, NetlinkError> {
+        Ok(self.sorted(&claimed(leases))?.1)
+    }
+
+    /// What is in the maps: what is claimed, and what is not.
+    fn sorted(
+        &self,
+        claims: &BTreeSet<Claim>,
+    ) -> Result<(Vec<Stranger>, Vec<Stranger>), NetlinkError> {
+        Ok(self.held()?.into_iter().partition(|one| {
+            let (key, pod) = (one.element.key.clone(), one.element.comment.clone());
+            claims.contains(&(one.map, key, pod))
+        }))
+    }
+
+    /// Compares the table with the rules for these subnets and the ports of these leases.
     pub(in crate::network::builtin) fn compare(
         &self,
+        subnets: &[Subnet],
         leases: &[Lease],
     ) -> Result<Difference, NetlinkError> {
         let claims = claimed(leases);
-        let (ours, strangers): (Vec<_>, Vec<_>) = self.held()?.into_iter().partition(|one| {
-            let (key, pod) = (one.element.key.clone(), one.element.comment.clone());
-            claims.contains(&(one.map, key, pod))
-        });
+        let (ours, strangers) = self.sorted(&claims)?;
         let held = ours.into_iter().map(|one| (one.map, one.element.key));
-        let missing = match self.missing_rules()? {
+        let missing = match self.missing_rules(subnets)? {
             Some(missing) => Some(missing),
             None => self.missing_ports(leases, &claims, &held.collect())?,
         };
         Ok(Difference { missing, strangers })
     }
 
-    fn missing_rules(&self) -> Result<Option<String>, NetlinkError> {
+    fn missing_rules(&self, subnets: &[Subnet]) -> Result<Option<String>, NetlinkError> {
         let table = &self.table;
         if self
             .sockets
@@ -98,8 +127,8 @@ impl Rules {
             )));
         }
         let there = self.sockets.with(|netlink| rules(netlink, table))?;
-        let gone = CHAINS.into_iter().find_map(|(chain, wanted)| {
-            let count = there.get(chain).copied().unwrap_or_default();
+        let gone = chains(subnets).into_iter().find_map(|(chain, wanted)| {
+            let count = there.get(&chain).copied().unwrap_or_default();
             let gone = wanted.checked_sub(count).filter(|gone| *gone > 0)?;
             Some(format!(
                 "{gone} of {wanted} rules of chain {chain:?} in nftables table {table:?}"

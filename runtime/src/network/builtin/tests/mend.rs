@@ -296,3 +296,96 @@ fn pods_come_and_go_while_somebody_flushes_the_rules() {
     assert_eq!(builtin.pods(), std::slice::from_ref(&kept.id));
     machine.teardown(&builtin, &kept);
 }
+
+#[test]
+fn a_subnet_that_is_in_use_is_told_before_the_first_pod() {
+    let machine = Machine::new();
+    machine.on_host(|| ip("route add 10.85.7.0/24 dev up0"));
+    let builtin = machine.open();
+    for _ in 0..3 {
+        let error = machine.on_host(|| builtin.mend()).unwrap_err().to_string();
+        let told = "10.85.0.0/16 of the built-in network is in use: there is a route to 10.85.7.0/24 through";
+        assert!(error.contains(told), "{error}");
+    }
+    machine.on_host(|| ip("route del 10.85.7.0/24 dev up0"));
+    assert!(machine.on_host(|| builtin.mend()).unwrap().is_empty());
+    // It comes later, and is told within a few looks.
+    machine.on_host(|| ip("route add 10.85.7.0/24 dev up0"));
+    assert!((0..10).any(|_| machine.on_host(|| builtin.mend()).is_err()));
+    machine.on_host(|| ip("route del 10.85.7.0/24 dev up0"));
+    assert!(machine.on_host(|| builtin.mend()).is_ok());
+    assert_eq!(machine.leftovers(), "");
+}
+
+#[test]
+fn pods_of_an_earlier_subnet_go_on_beside_those_of_the_new_one() {
+    let machine = Machine::new();
+    serve(&machine.world(), 7001);
+    let old = machine.pod(&[(Protocol::Tcp, "", 7100, 80)]);
+    serve(&old.netns, 80);
+    machine.setup(&machine.open(), &old);
+    let builtin = machine.open_with(Some("10.86.0.0/16".parse().unwrap()));
+    let mend = || machine.on_host(|| builtin.mend()).unwrap();
+    let addresses = || machine.on_host(|| output("ip", &["-br", "addr", "show", "berth0"]));
+    let out = |pod: &PodNetwork| ask(&pod.netns, "192.0.2.2:7001");
+    let seen = Some("192.0.2.1".to_owned());
+    assert_eq!(mend(), [""; 0], "nobody took anything away");
+    let new = machine.pod(&[]);
+    assert_eq!(machine.setup(&builtin, &new).to_string(), "10.86.0.2");
+    let all_is_well = || {
+        assert_eq!(out(&old), seen);
+        assert_eq!(out(&new), seen);
+        assert_eq!(
+            ask(&new.netns, "10.85.0.2:80").as_deref(),
+            Some("10.86.0.2")
+        );
+        assert!(ask(&new.netns, "192.0.2.1:7100").is_some());
+        assert!(reaches(&machine));
+        assert!((0..11).all(|_| mend().is_empty()));
+    };
+    all_is_well();
+    machine.on_host(|| {
+        output("nft", &["flush", "ruleset"]);
+        ip("link del berth0");
+    });
+    assert!(!mend().is_empty());
+    all_is_well();
+
+    // With the last pod of the earlier subnet all of it goes.
+    machine.teardown(&builtin, &old);
+    assert!(mend().is_empty());
+    let table = machine.on_host(|| output("nft", &["list", "table", "ip", "berth"]));
+    assert!(
+        table.contains("10.86.0.0/16") && !table.contains("10.85."),
+        "{table}"
+    );
+    assert!(!addresses().contains("10.85."), "{}", addresses());
+    assert_eq!(out(&new), seen);
+    machine.teardown(&builtin, &new);
+    assert!(machine.on_host(|| builtin.shutdown()).unwrap());
+    assert_eq!(machine.leftovers(), "");
+}
+
+#[test]
+fn a_pod_that_comes_before_anybody_looks_finds_its_own_subnet() {
+    let machine = Machine::new();
+    serve(&machine.world(), 7001);
+    let old = machine.pod(&[]);
+    machine.setup(&machine.open(), &old);
+    machine.teardown(&machine.open(), &old);
+    let builtin = machine.open_with(Some("10.86.0.0/16".parse().unwrap()));
+    let new = machine.pod(&[]);
+    machine.setup(&builtin, &new);
+    assert_eq!(
+        ask(&new.netns, "192.0.2.2:7001").as_deref(),
+        Some("192.0.2.1")
+    );
+    let addresses = machine.on_host(|| output("ip", &["-br", "addr", "show", "berth0"]));
+    assert!(
+        addresses.contains("10.86.0.1") && !addresses.contains("10.85."),
+        "{addresses}"
+    );
+    machine.teardown(&builtin, &new);
+    assert!(machine.on_host(|| builtin.shutdown()).unwrap());
+    assert_eq!(machine.leftovers(), "");
+}
