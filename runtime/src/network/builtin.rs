@@ -281,15 +281,11 @@ impl Builtin {
         Ok(bridge)
     }
 
-    /// The bridge, if it and the rules are there for this subnet.
+    /// The bridge, if it and the rules are there for this subnet. Its address came before the rules; whether somebody
+    /// has taken that away is looked at now and then, not for each pod.
     fn find_shared(&self, netlink: &mut Netlink, subnet: Subnet) -> Result<Option<Bridge>, Error> {
-        let Some(bridge) = links::find_bridge(netlink, &self.rules.bridge)? else {
-            return Ok(None);
-        };
-        let gateway = (subnet.gateway(), subnet.prefix());
-        let whole = links::addresses(netlink, bridge.index)?.contains(&gateway)
-            && self.rules.exist(subnet).unwrap_or(false);
-        Ok(whole.then_some(bridge))
+        let bridge = links::find_bridge(netlink, &self.rules.bridge)?;
+        Ok(bridge.filter(|_| self.rules.exist(subnet).unwrap_or(false)))
     }
 
     /// Routing between interfaces, for the whole machine. It is written down that we did it, and it
